@@ -1,0 +1,56 @@
+/**
+ * Bytes in and bytes out: what every reader and writer of this package works on.
+ * Implementations for folders and files are in `@lowrank/lora/fs`; memory and URLs are here.
+ *
+ * @module
+ */
+
+/** Options of every call that waits for bytes. */
+export interface ReadOptions {
+  /** Aborts the call, which then rejects with `signal.reason`. */
+  readonly signal?: AbortSignal;
+}
+
+/** One run of bytes that can be read by ranges: a file, a URL, a bucket object, an array. */
+export interface Source {
+  /** File name or URL without credentials; it stands in error messages. */
+  readonly name: string;
+  /** Length in bytes. */
+  size(options?: ReadOptions): Promise<number>;
+  /**
+   * Reads exactly `length` bytes from `offset`.
+   *
+   * @throws {IntegrityError} If fewer bytes come, or the file changed since `size()` was first asked.
+   */
+  read(offset: number, length: number, options?: ReadOptions): Promise<Uint8Array>;
+}
+
+/** Files by plain name (no directories). */
+export interface Folder {
+  /** Folder name or URL without credentials. */
+  readonly name: string;
+  /** Whether there is such a file. */
+  has(file: string, options?: ReadOptions): Promise<boolean>;
+  /** The file, opened when it is first read. */
+  open(file: string): Source;
+  /** The names of all files, sorted, where the place can list them. */
+  list?(options?: ReadOptions): Promise<string[]>;
+}
+
+/** A place that takes new files, each one whole or not at all. */
+export interface Sink {
+  /** Folder name or URL without credentials. */
+  readonly name: string;
+  /** Begins a file. Nothing has its final name before `commit()`. */
+  create(file: string): Promise<SinkFile>;
+}
+
+/** A file being written. */
+export interface SinkFile {
+  /** Appends bytes. */
+  write(bytes: Uint8Array): Promise<void>;
+  /** Makes the file durable under its final name. */
+  commit(): Promise<void>;
+  /** Forgets what was written; nothing is left behind. */
+  abort(): Promise<void>;
+}
