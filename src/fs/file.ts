@@ -1,0 +1,128 @@
+import { type FileHandle, open, realpath, stat } from "node:fs/promises";
+import { basename, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { IntegrityError } from "../errors.ts";
+import type { ReadOptions, Source } from "../formats/source.ts";
+import { fileError } from "./file_error.ts";
+
+/** Node refuses more than 2³¹ − 1 bytes at once, and an abort should not wait for gigabytes. */
+const MAX_READ = 1 << 26;
+
+/** What must stay the same for a file to be the one whose size was told. */
+interface Identity {
+  readonly size: number;
+  readonly version: string;
+}
+
+/** Turns a path or a `file:` URL into an absolute path. */
+export function toPath(path: string | URL): string {
+  if (typeof path !== "string" && !(path instanceof URL)) {
+    throw new TypeError(`Cannot use ${typeof path} as a path: a string or a file: URL is wanted`);
+  }
+  return resolve(path instanceof URL ? fileURLToPath(path) : path);
+}
+
+/** A file that `locate` finds anew for every read, so that nothing stays open between them. */
+export class FileSource implements Source {
+  readonly name: string;
+  readonly #path: string;
+  readonly #locate: () => Promise<string>;
+  #identity: Identity | undefined;
+
+  constructor(name: string, path: string, locate: () => Promise<string>) {
+    this.name = name;
+    this.#path = path;
+    this.#locate = locate;
+  }
+
+  async size(options: ReadOptions = {}): Promise<number> {
+    return await this.#open(options, (handle) => this.#check(handle));
+  }
+
+  async read(offset: number, length: number, options: ReadOptions = {}): Promise<Uint8Array> {
+    if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length < 0) {
+      throw new RangeError(
+        `Cannot read ${length} bytes from ${offset} of "${this.name}": two natural numbers are wanted`,
+      );
+    }
+    return await this.#open(options, async (handle) => {
+      const size = await this.#check(handle);
+      if (offset + length > size) this.#refuse(`${length} bytes from ${offset}`, `${size} bytes in all`);
+      const bytes = await this.#fill(handle, offset, new Uint8Array(length), options);
+      await this.#check(handle);
+      return bytes;
+    });
+  }
+
+  async #fill(
+    handle: FileHandle,
+    offset: number,
+    bytes: Uint8Array<ArrayBuffer>,
+    options: ReadOptions,
+  ): Promise<Uint8Array> {
+    for (let done = 0; done < bytes.length;) {
+      options.signal?.throwIfAborted();
+      const { bytesRead } = await handle.read(bytes, done, Math.min(bytes.length - done, MAX_READ), offset + done);
+      if (bytesRead === 0) this.#refuse(`${bytes.length} bytes from ${offset}`, `its end after ${done}`);
+      done += bytesRead;
+    }
+    return bytes;
+  }
+
+  /** Size of the open file, which must be the file of the first call. */
+  async #check(handle: FileHandle): Promise<number> {
+    const { dev, ino, mtimeNs, size } = await handle.stat({ bigint: true });
+    const found = { size: Number(size), version: `${dev}:${ino}:${mtimeNs}:${size}` };
+    const expected = this.#identity ??= found;
+    if (found.version === expected.version) return found.size;
+    throw new IntegrityError(`Cannot read "${this.#path}": the file changed since it was opened`, {
+      file: this.name,
+      found: found.version,
+      expected: expected.version,
+    });
+  }
+
+  #refuse(wanted: string, found: string): never {
+    throw new IntegrityError(`Cannot read ${wanted} of "${this.#path}": found ${found}`, {
+      file: this.name,
+      found,
+      expected: wanted,
+    });
+  }
+
+  async #open<T>({ signal }: ReadOptions, body: (handle: FileHandle) => Promise<T>): Promise<T> {
+    signal?.throwIfAborted();
+    try {
+      const path = await this.#locate();
+      // Opening a pipe would wait for its writer.
+      if (!(await stat(path)).isFile()) this.#refuse("bytes", "something that is no file");
+      const handle = await open(path, "r");
+      try {
+        return await body(handle);
+      } finally {
+        await handle.close();
+      }
+    } catch (error) {
+      throw fileError("read", this.#path, this.name, error);
+    } finally {
+      signal?.throwIfAborted();
+    }
+  }
+}
+
+/**
+ * A file on disk, read by ranges. Nothing is opened before the first read or held between reads.
+ *
+ * @param path A path, relative to the working directory, or a `file:` URL.
+ * @throws {IntegrityError} From `size()` and `read()`: if the file is missing, cannot be read, ends too early, or is not
+ * the same (place, size, time of change) as when it was first read. `code` is the system's, such as `"ENOENT"`.
+ * @example
+ * ```ts
+ * const source = file("./SmolLM2-135M-Instruct.gguf");
+ * const magic = await source.read(0, 4);
+ * ```
+ */
+export function file(path: string | URL): Source {
+  const absolute = toPath(path);
+  return new FileSource(basename(absolute), absolute, () => realpath(absolute));
+}

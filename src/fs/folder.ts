@@ -1,0 +1,82 @@
+import { readdir, realpath, stat } from "node:fs/promises";
+import { basename, join, sep } from "node:path";
+import { FormatError } from "../errors.ts";
+import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
+import { createAtomicFile } from "./atomic_file.ts";
+import { FileSource, toPath } from "./file.ts";
+import { fileError, systemCode } from "./file_error.ts";
+import { checkPlainName, isPlainName } from "./plain_name.ts";
+
+class DiskFolder implements Folder, Sink {
+  readonly name: string;
+  readonly #path: string;
+
+  constructor(path: string) {
+    this.name = basename(path) || path;
+    this.#path = path;
+  }
+
+  async has(file: string, options: ReadOptions = {}): Promise<boolean> {
+    options.signal?.throwIfAborted();
+    checkPlainName(file, this.name);
+    try {
+      return (await stat(await this.#locate(file))).isFile();
+    } catch (error) {
+      if (systemCode(error) === "ENOENT" || systemCode(error) === "ENOTDIR") return false;
+      throw fileError("look for", join(this.#path, file), file, error);
+    }
+  }
+
+  open(file: string): Source {
+    checkPlainName(file, this.name);
+    return new FileSource(file, join(this.#path, file), () => this.#locate(file));
+  }
+
+  async list(options: ReadOptions = {}): Promise<string[]> {
+    options.signal?.throwIfAborted();
+    try {
+      const entries = await readdir(this.#path, { withFileTypes: true });
+      const names = entries.filter((entry) => entry.isFile() || entry.isSymbolicLink()).map((entry) => entry.name);
+      return names.filter(isPlainName).sort();
+    } catch (error) {
+      throw fileError("list", this.#path, this.name, error);
+    }
+  }
+
+  async create(file: string): Promise<SinkFile> {
+    return await createAtomicFile(this.#path, checkPlainName(file, this.name));
+  }
+
+  /** Where a file really is; a link may rename it inside the folder, never lead out. */
+  async #locate(file: string): Promise<string> {
+    const root = await realpath(this.#path);
+    const path = await realpath(join(root, file));
+    if (path.startsWith(root.endsWith(sep) ? root : root + sep)) return path;
+    throw new FormatError(`Cannot open "${join(this.#path, file)}": it is a link that leads out of its folder`, {
+      file,
+      found: path,
+      expected: root,
+    });
+  }
+}
+
+/**
+ * A folder on disk: reads the files in it, and takes new ones, each whole or not at all. Only plain file names are taken
+ * (they may come from an untrusted index), and no link is followed out of the folder.
+ *
+ * `create()` writes to `<file>.<pid>.<random>.partial` beside the final name; `commit()` flushes it to the disk and renames
+ * it, so a process that dies leaves the old file or the new one under the name, never a torn one. What dead processes
+ * left is swept by the next `create()` after an hour. The folder is made when the first file is created.
+ *
+ * @param path A path, relative to the working directory, or a `file:` URL.
+ * @throws {FormatError} From `has()`, `open()` and `create()`: if the name is not plain or a link leads out.
+ * @throws {IntegrityError} From the calls that touch the disk: if the system refuses; `code` is its code.
+ * @example
+ * ```ts
+ * const adapter = await loadAdapter(folder("./adapters/emotion"));
+ * await saveAdapter(adapter, folder("./copy"));
+ * ```
+ */
+export function folder(path: string | URL): Folder & Sink {
+  return new DiskFolder(toPath(path));
+}

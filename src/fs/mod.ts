@@ -1,0 +1,16 @@
+/**
+ * Folders and files on disk, for every reader and writer of `@lowrank/lora`, in Deno, Node and Bun.
+ *
+ * ```ts
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ *
+ * const adapter = await loadAdapter(folder("./adapters/emotion"));
+ * ```
+ *
+ * @module
+ */
+
+export { file } from "./file.ts";
+export { folder } from "./folder.ts";
+export type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";

@@ -1,0 +1,138 @@
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { test } from "node:test";
+import { DisposedError, IntegrityError } from "../src/errors.ts";
+import { folder } from "../src/fs/mod.ts";
+
+const KILLS = 24;
+const LENGTH = 4 << 20;
+
+async function inTemporaryFolder(body: (path: string) => Promise<void>): Promise<void> {
+  const path = mkdtempSync(join(tmpdir(), "lora-fs-"));
+  try {
+    await body(path);
+  } finally {
+    rmSync(path, { recursive: true });
+  }
+}
+
+/** Replaces "target" again and again, every version filled with one byte value. */
+function writer(path: string): string {
+  return `
+    const { folder } = await import(${JSON.stringify(new URL("../src/fs/mod.ts", import.meta.url).href)});
+    const sink = folder(${JSON.stringify(path)});
+    for (let version = 1;; version++) {
+      const output = await sink.create("target");
+      const bytes = new Uint8Array(${LENGTH / 4}).fill(version);
+      for (let part = 0; part < 4; part++) await output.write(bytes);
+      if (version === 1) process.stdout.write("writing");
+      await output.commit();
+    }`;
+}
+
+async function killWhileWriting(path: string, delay: number): Promise<void> {
+  const flags = "Deno" in globalThis ? ["eval"] : "Bun" in globalThis ? ["-e"] : ["--input-type=module", "-e"];
+  const code = "import process from 'node:process';" + writer(path);
+  const child = spawn(process.execPath, [...flags, code], { stdio: ["ignore", "pipe", "inherit"] });
+  const ended = new Promise((resolve) => child.once("exit", resolve));
+  await new Promise((resolve, reject) => {
+    child.stdout.once("data", resolve);
+    child.once("exit", () => reject(new Error("the writer ended by itself")));
+  });
+  await new Promise((resolve) => setTimeout(resolve, delay));
+  child.kill("SIGKILL");
+  await ended;
+}
+
+test("commit() never leaves a torn file under its name when the process is killed", { timeout: 30_000 }, async () => {
+  await inTemporaryFolder(async (path) => {
+    writeFileSync(join(path, "target"), new Uint8Array(LENGTH));
+    const versions = new Set<number>();
+    for (let kill = 0; kill < KILLS; kill++) {
+      await killWhileWriting(path, (kill * 29) % 61);
+      const bytes = readFileSync(join(path, "target"));
+      assert.equal(bytes.length, LENGTH);
+      const version = bytes[0] ?? 0;
+      assert.ok(bytes.equals(new Uint8Array(LENGTH).fill(version)), `torn by kill ${kill}`);
+      versions.add(version);
+    }
+    assert.ok(versions.size > 1, "no version was ever committed");
+    const left = readdirSync(path).filter((name) => name !== "target");
+    for (const name of left) assert.match(name, /^target\.\d+\.[0-9a-f]{16}\.partial$/);
+    assert.ok(left.length > 0, "no kill hit a write");
+  });
+});
+
+test("create() sweeps its own leftovers after an hour, and nothing else", async () => {
+  await inTemporaryFolder(async (path) => {
+    const old = Date.now() / 1000 - 3700;
+    const names = ["a.12.0123456789abcdef.partial", "b.12.0123456789abcdef.partial", "c.partial", "d.12.xyz.partial"];
+    for (const name of names) writeFileSync(join(path, name), "");
+    for (const name of names.slice(1)) utimesSync(join(path, name), old, old);
+    const output = await folder(path).create("target");
+    await output.abort();
+    assert.deepEqual(readdirSync(path).sort(), ["a.12.0123456789abcdef.partial", "c.partial", "d.12.xyz.partial"]);
+  });
+});
+
+test("create() makes the folder, and nothing has the final name before commit()", async () => {
+  await inTemporaryFolder(async (path) => {
+    const out = join(path, "deep", "out");
+    const output = await folder(out).create("target");
+    await output.write(new Uint8Array([1, 2]));
+    await output.write(new Uint8Array(0));
+    await output.write(new Uint8Array([3]).subarray(0, 1));
+    assert.equal(readdirSync(out).includes("target"), false);
+    await output.commit();
+    assert.deepEqual(readdirSync(out), ["target"]);
+    assert.deepEqual([...readFileSync(join(out, "target"))], [1, 2, 3]);
+  });
+});
+
+test("abort() leaves the old file and no other, and may come twice or after commit()", async () => {
+  await inTemporaryFolder(async (path) => {
+    writeFileSync(join(path, "target"), "old");
+    const output = await folder(path).create("target");
+    await output.write(new Uint8Array(1000));
+    await output.abort();
+    await output.abort();
+    assert.deepEqual(readdirSync(path), ["target"]);
+    assert.equal(readFileSync(join(path, "target"), "utf8"), "old");
+    await assert.rejects(output.write(new Uint8Array(1)), DisposedError);
+    await assert.rejects(output.commit(), DisposedError);
+    const second = await folder(path).create("target");
+    await second.commit();
+    await second.abort();
+    assert.equal(readFileSync(join(path, "target"), "utf8"), "");
+  });
+});
+
+test("two writers of one name do not mix: the last commit() wins whole", async () => {
+  await inTemporaryFolder(async (path) => {
+    const outputs = [await folder(path).create("target"), await folder(path).create("target")];
+    for (const output of outputs) await output.write(new Uint8Array(10).fill(outputs.indexOf(output)));
+    for (const output of outputs) await output.write(new Uint8Array(10).fill(outputs.indexOf(output)));
+    for (const output of outputs) await output.commit();
+    assert.deepEqual([...readFileSync(join(path, "target"))], new Array(20).fill(1));
+    assert.deepEqual(readdirSync(path), ["target"]);
+  });
+});
+
+test("a refusal of the system is typed, keeps its cause and removes the temporary file", async () => {
+  await inTemporaryFolder(async (path) => {
+    mkdirSync(join(path, "target", "full"), { recursive: true });
+    const output = await folder(path).create("target");
+    const error = await output.commit().catch((error: unknown) => error);
+    assert.ok(error instanceof IntegrityError);
+    assert.match(String(error.code), /^(EISDIR|ENOTEMPTY|EEXIST|EPERM)$/);
+    assert.equal(error.file, "target");
+    assert.ok(error.cause instanceof Error);
+    assert.deepEqual(readdirSync(path), ["target"]);
+    writeFileSync(join(path, "no-folder"), "");
+    await assert.rejects(folder(join(path, "no-folder")).create("x"), { name: "IntegrityError", file: "x" });
+  });
+});
