@@ -1,0 +1,68 @@
+/**
+ * Any PEFT adapter, in any JavaScript runtime, at the speed of the silicon, with no Python step.
+ *
+ * LoRA (Hu et al. 2021) adds a low-rank update to a frozen weight: h = W x + (alpha / r) B A x. This entry loads and
+ * saves such adapters as Hugging Face PEFT writes them, runs them over a base weight (one, mixed, or another one per
+ * row), merges and unmerges them, and merges whole checkpoints. `./models` runs language models, `./fs` reads folders.
+ *
+ * @example
+ * ```ts
+ * import { LoraLinear, openBackend } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const matrix = (rows: number, columns: number, ...values: number[]) => ({
+ *   shape: [rows, columns] as const,
+ *   dtype: "f32" as const,
+ *   bytes: new Uint8Array(Float32Array.from(values).buffer),
+ * });
+ * const backend = await openBackend();
+ * const layer = new LoraLinear(backend, {
+ *   weight: backend.weight(matrix(1, 2, 1, 1)),
+ *   adapters: { twice: { loraA: matrix(1, 2, 1, 1), loraB: matrix(1, 1, 1), scaling: 1 } },
+ * });
+ * const x = backend.tensor([1, 2], Float32Array.of(3, 4));
+ * assert.deepEqual([...await backend.read(layer.forward(x, { adapter: { twice: 0.5 } }))], [10.5]);
+ * await layer.merge("twice");
+ * assert.deepEqual([...await backend.read(layer.forward(x))], [14]);
+ * layer.unmerge();
+ * backend.dispose();
+ * ```
+ *
+ * @module
+ */
+
+export type {
+  AttentionOptions,
+  Backend,
+  BackendInfo,
+  LinearBackwardOptions,
+  LinearOptions,
+  LoraBranch,
+  LoraGradientBranch,
+  MatrixValues,
+  RowBranches,
+  Tensor,
+  Weight,
+  WeightDtype,
+  WeightOptions,
+} from "./src/backend.ts";
+export * from "./src/errors.ts";
+export type { Folder, ReadOptions, Sink, SinkFile, Source } from "./src/formats/source.ts";
+export {
+  type LoraBackwardOptions,
+  type LoraFactors,
+  type LoraForwardOptions,
+  type LoraGradients,
+  LoraLinear,
+  type LoraLinearOptions,
+} from "./src/lora/lora_linear.ts";
+export {
+  type AdapterChoice,
+  type AdapterSelection,
+  type Mix,
+  resolveChoice,
+  resolveSelection,
+  type RowMix,
+  type SelectionOptions,
+} from "./src/lora/selection.ts";
+export { openBackend, type OpenBackendOptions } from "./src/open.ts";

@@ -1,0 +1,139 @@
+/**
+ * The Rust kernels as WebAssembly: choosing a build, compiling it, and the type of its exports.
+ * Sources and meanings of the parameters: `rust-kernels/src/<operation>.rs`.
+ *
+ * @module
+ */
+
+import { BackendUnavailableError } from "../errors.ts";
+
+/** The two builds: relaxed SIMD (fused multiply-add), and plain SIMD128. */
+export type KernelVariant = "relaxed" | "simd";
+
+type Kernel = (...parameters: number[]) => void;
+type Measure = (...parameters: number[]) => number;
+
+/** What a kernel module exports. Addresses and sizes are numbers; a dtype is 0 (f32), 1 (bf16) or 2 (f16). */
+export interface Kernels {
+  /** Linear memory, grown by the heap alone. */
+  readonly memory: WebAssembly.Memory;
+  /** First address that the kernels' own data and stack leave free. */
+  readonly __heap_base: WebAssembly.Global;
+  /** (dst, src, n, k, srcDtype, dstDtype, transposed): row-major matrix to panels. */
+  readonly pack: Kernel;
+  /** (dst, src, n, k, dtype): panels to a row-major f32 matrix. */
+  readonly unpack: Kernel;
+  /** (y, x, w, dtype, bias, h, b, m, n, k, r, accumulate, scratch). */
+  readonly linear: Kernel;
+  /** (m, n, k, dtype): scratch bytes of `linear`. */
+  readonly linear_scratch: Measure;
+  /** (y, factor, count). */
+  readonly scale: Kernel;
+  /** (dx, dy, w, dtype, m, n, k, scratch): dx += dy W. */
+  readonly linear_backward_input: Kernel;
+  /** (m, n, k, dtype). */
+  readonly linear_backward_input_scratch: Measure;
+  /** (dw, dy, x, m, n, k, scratch): dw += dyᵀ x. */
+  readonly linear_backward_weight: Kernel;
+  /** (m, n, k). */
+  readonly linear_backward_weight_scratch: Measure;
+  /** (out, dy, m, n): out += column sums. */
+  readonly sum_rows: Kernel;
+  /** (out, a, b, scaling, n, k, r, scratch). */
+  readonly delta_weight: Kernel;
+  /** (n, k, r). */
+  readonly delta_weight_scratch: Measure;
+  /** (dst, w, dtype, branches, count, n, k, scratch): 1 when all results are finite. */
+  readonly merge: Measure;
+  /** (n, k, totalRank). */
+  readonly merge_scratch: Measure;
+  /** (y, ids, w, dtype, count, n, k). */
+  readonly embedding: Kernel;
+  /** (y, x, rows, count, dim). */
+  readonly take_rows: Kernel;
+  /** (y, x, gain, rows, dim, eps). */
+  readonly rms_norm: Kernel;
+  /** (y, x, cos, sin, rows, heads, half). */
+  readonly rope: Kernel;
+  /** (cache, x, batch, length, capacity, dim, past). */
+  readonly append: Kernel;
+  /** (y, q, keys, values, batch, length, capacity, heads, kvHeads, dim, past, window, scratch). */
+  readonly attention: Kernel;
+  /** (length, past, heads, kvHeads, dim). */
+  readonly attention_scratch: Measure;
+  /** (y, gate, up, count). */
+  readonly silu_mul: Kernel;
+  /** (y, a, b, count). */
+  readonly add: Kernel;
+  /** (loss, logits, targets, rows, classes). */
+  readonly cross_entropy: Kernel;
+  /** (iterations): runs independent multiply-add chains, for `lora bench`. */
+  readonly peak_fma: Measure;
+  /** FLOP of one iteration of `peak_fma`. */
+  readonly peak_fma_flops: Measure;
+  /** (address, bytes): sums a buffer, for `lora bench`. */
+  readonly peak_read: Measure;
+}
+
+/** Which kernels to load. */
+export interface KernelOptions {
+  /** A compiled module or its bytes, where the runtime cannot compile (workerd) or should cache it (browsers). */
+  readonly wasm?: WebAssembly.Module | BufferSource;
+  /** The build to use; the default is the best one that this runtime accepts. */
+  readonly variant?: KernelVariant;
+}
+
+/** Compiled and instantiated kernels. */
+export interface LoadedKernels {
+  /** Which build; of a module that the caller passed, what its code needs is not known: `"given"`. */
+  readonly variant: KernelVariant | "given";
+  /** The exports. */
+  readonly kernels: Kernels;
+}
+
+/** `(module (func (result v128) i32.const 0 i8x16.splat i32.const 0 i8x16.splat i8x16.relaxed_swizzle))`. */
+const RELAXED_PROBE = "0061736d010000000105016000017b030201000a0f010d004100fd0f4100fd0ffd80020b";
+
+/** Whether this runtime accepts relaxed SIMD. One unknown opcode refuses a whole module, hence the probe. */
+export function hasRelaxedSimd(): boolean {
+  const bytes = RELAXED_PROBE.match(/../g)!.map((pair) => parseInt(pair, 16));
+  return WebAssembly.validate(Uint8Array.from(bytes));
+}
+
+/**
+ * Compiles the kernels, on first use, and instantiates them in a memory of their own.
+ *
+ * @throws {BackendUnavailableError} If this runtime cannot compile or run them.
+ */
+export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKernels> {
+  const variant = options.variant ?? (hasRelaxedSimd() ? "relaxed" : "simd");
+  const module = options.wasm instanceof WebAssembly.Module ? options.wasm : await compile(options.wasm, variant);
+  try {
+    const instance = await WebAssembly.instantiate(module);
+    return { variant: options.wasm ? "given" : variant, kernels: instance.exports as unknown as Kernels };
+  } catch (cause) {
+    throw new BackendUnavailableError(`Cannot instantiate the "${variant}" kernels: ${messageOf(cause)}`, { cause });
+  }
+}
+
+async function compile(bytes: BufferSource | undefined, variant: KernelVariant): Promise<WebAssembly.Module> {
+  try {
+    return await WebAssembly.compile(bytes ?? await embedded(variant));
+  } catch (cause) {
+    throw new BackendUnavailableError(
+      "Cannot compile WebAssembly in this runtime: pass the module as `wasm`, imported from " +
+        `"@lowrank/lora/kernels.wasm" (${messageOf(cause)})`,
+      { cause },
+    );
+  }
+}
+
+async function embedded(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
+  const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
+  // Uint8Array.fromBase64 is missing before Node 26
+  return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));
+}
+
+function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}
