@@ -5,6 +5,9 @@
  * @module
  */
 
+import { IntegrityError } from "../errors.ts";
+import { quote } from "./quote.ts";
+
 /** Options of every call that waits for bytes. */
 export interface ReadOptions {
   /** Aborts the call, which then rejects with `signal.reason`. */
@@ -53,4 +56,31 @@ export interface SinkFile {
   commit(): Promise<void>;
   /** Forgets what was written; nothing is left behind. */
   abort(): Promise<void>;
+}
+
+/**
+ * Reads exactly `length` bytes, whatever the source does.
+ *
+ * @param source Where to read.
+ * @param offset First byte.
+ * @param length Number of bytes; the caller has checked that they lie in the file.
+ * @param options A signal.
+ * @returns The bytes.
+ * @throws {IntegrityError} If the source gives another number of bytes.
+ */
+export async function readExactly(
+  source: Source,
+  offset: number,
+  length: number,
+  options: ReadOptions = {},
+): Promise<Uint8Array> {
+  options.signal?.throwIfAborted();
+  const bytes = await source.read(offset, length, options);
+  if (bytes.length !== length) {
+    throw new IntegrityError(
+      `Cannot read ${quote(source.name)} with ${bytes.length} bytes at offset ${offset}: expected ${length} bytes`,
+      { file: source.name, found: bytes.length, expected: length },
+    );
+  }
+  return bytes;
 }
