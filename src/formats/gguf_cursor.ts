@@ -1,0 +1,159 @@
+import { FormatError, LimitError } from "../errors.ts";
+import { decodeUtf8 } from "./json.ts";
+import { quote } from "./quote.ts";
+
+/** A metadata value; integers of 64 bits are bigints only where a number cannot hold them. */
+export type GgufValue = number | bigint | boolean | string | readonly GgufValue[];
+
+/** Thrown where the header goes on behind the bytes read so far; `needed` bytes are wanted. */
+export class EndOfWindow {
+  /** Length that the window must have at least. */
+  readonly needed: number;
+  /** Asks for `needed` bytes. */
+  constructor(needed: number) {
+    this.needed = needed;
+  }
+}
+
+const MAX_STRING = 10_000_000;
+const MAX_ELEMENTS = 10_000_000;
+const MAX_ARRAY_DEPTH = 4;
+const STRING_TYPE = 8;
+const ARRAY_TYPE = 9;
+/** Bytes that one element of a type takes at least, by the type's number. */
+const MIN_BYTES: readonly number[] = [1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8];
+
+/** Reads a GGUF header from its first bytes; every length is held against the file before anything is made of it. */
+export class GgufCursor {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+  readonly #file: string;
+  readonly #size: number;
+  #at = 0;
+  #elements = 0;
+
+  /** Reads from `bytes`, the start of a file of `size` bytes. */
+  constructor(bytes: Uint8Array, file: string, size: number) {
+    this.#bytes = bytes;
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    this.#file = file;
+    this.#size = size;
+  }
+
+  /** Where the next byte is read. */
+  get position(): number {
+    return this.#at;
+  }
+
+  /** Reads an unsigned 32-bit integer. */
+  u32(field: string): number {
+    return this.#view.getUint32(this.#take(4, field), true);
+  }
+
+  /** Reads an unsigned 64-bit integer that a number can hold. */
+  u64(field: string): number {
+    const value = this.#view.getBigUint64(this.#take(8, field), true);
+    if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw this.refuse(field, String(value), "at most 2^53 - 1");
+    return Number(value);
+  }
+
+  /** Reads a count of things that take at least `minBytes` each. */
+  count(field: string, minBytes: number, limit: number): number {
+    const count = this.u64(field);
+    const room = Math.floor((this.#size - this.#at) / minBytes);
+    if (count > room) throw this.refuse(field, String(count), `at most ${room}, which fill the file`);
+    if (count > limit) throw this.#exceed(field, count, limit);
+    return count;
+  }
+
+  /** Reads a string. */
+  string(field: string): string {
+    const length = this.count(field, 1, MAX_STRING);
+    const start = this.#take(length, field);
+    return decodeUtf8(this.#bytes.subarray(start, start + length), this.#file);
+  }
+
+  /** Reads a metadata value of a numbered type. */
+  value(type: number, field: string, depth = 0): GgufValue {
+    if (type === ARRAY_TYPE) return this.#array(field, depth + 1);
+    if (type === STRING_TYPE) return this.string(field);
+    const width = MIN_BYTES[type];
+    if (width === undefined) throw this.refuse(field, `type ${type}`, "a metadata type from 0 to 12");
+    return this.#scalar(type, this.#take(width, field), field);
+  }
+
+  /** Makes the error for a field that is not as it must be. */
+  refuse(field: string, found: string, expected: string): FormatError {
+    return new FormatError(`Cannot read ${quote(this.#file)} with ${quote(field)} ${found}: expected ${expected}`, {
+      file: this.#file,
+      field,
+      found,
+      expected,
+    });
+  }
+
+  #array(field: string, depth: number): GgufValue[] {
+    if (depth > MAX_ARRAY_DEPTH) throw this.#exceed(field, depth, MAX_ARRAY_DEPTH);
+    const type = this.u32(field);
+    const width = MIN_BYTES[type];
+    if (width === undefined) throw this.refuse(field, `type ${type}`, "a metadata type from 0 to 12");
+    const count = this.count(field, width, MAX_ELEMENTS);
+    this.#elements += count;
+    if (this.#elements > MAX_ELEMENTS) throw this.#exceed(field, this.#elements, MAX_ELEMENTS);
+    const values: GgufValue[] = [];
+    for (let i = 0; i < count; i++) values.push(this.value(type, field, depth));
+    return values;
+  }
+
+  #scalar(type: number, at: number, field: string): GgufValue {
+    const view = this.#view;
+    switch (type) {
+      case 0:
+        return view.getUint8(at);
+      case 1:
+        return view.getInt8(at);
+      case 2:
+        return view.getUint16(at, true);
+      case 3:
+        return view.getInt16(at, true);
+      case 4:
+        return view.getUint32(at, true);
+      case 5:
+        return view.getInt32(at, true);
+      case 6:
+        return view.getFloat32(at, true);
+      case 7:
+        if (view.getUint8(at) > 1) throw this.refuse(field, String(view.getUint8(at)), "0 or 1 for a boolean");
+        return view.getUint8(at) === 1;
+      case 10:
+        return narrow(view.getBigUint64(at, true));
+      case 11:
+        return narrow(view.getBigInt64(at, true));
+      default:
+        return view.getFloat64(at, true);
+    }
+  }
+
+  #take(length: number, field: string): number {
+    const start = this.#at;
+    const end = start + length;
+    if (end > this.#size) throw this.refuse(field, `beyond the file's ${this.#size} bytes`, `${end} bytes`);
+    if (end > this.#bytes.length) throw new EndOfWindow(end);
+    this.#at = end;
+    return start;
+  }
+
+  #exceed(field: string, value: number, limit: number): LimitError {
+    return new LimitError(`Cannot read ${quote(this.#file)} with ${quote(field)} ${value}: expected at most ${limit}`, {
+      file: this.#file,
+      field,
+      limit,
+      value,
+    });
+  }
+}
+
+function narrow(value: bigint): number | bigint {
+  const number = Number(value);
+  return Number.isSafeInteger(number) ? number : value;
+}
