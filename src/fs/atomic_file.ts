@@ -2,6 +2,7 @@ import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from "nod
 import { join } from "node:path";
 import process from "node:process";
 import { DisposedError, IntegrityError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import type { SinkFile } from "../formats/source.ts";
 import { fileError, systemCode } from "./file_error.ts";
 
@@ -69,11 +70,14 @@ class AtomicFile implements SinkFile {
       await syncDirectory(this.#directory);
       const { size } = await stat(target);
       if (size === this.#written) return;
-      throw new IntegrityError(`Cannot trust "${target}": it has ${size} bytes after ${this.#written} were written`, {
-        file: this.#file,
-        found: size,
-        expected: this.#written,
-      });
+      throw new IntegrityError(
+        `Cannot trust ${quote(target)}: it has ${size} bytes after ${this.#written} were written`,
+        {
+          file: this.#file,
+          found: size,
+          expected: this.#written,
+        },
+      );
     });
   }
 
@@ -83,7 +87,7 @@ class AtomicFile implements SinkFile {
 
   async #attempt(body: () => Promise<void>): Promise<void> {
     if (!this.#open) {
-      throw new DisposedError(`Cannot write "${this.#file}": it was committed or aborted`, { file: this.#file });
+      throw new DisposedError(`Cannot write ${quote(this.#file)}: it was committed or aborted`, { file: this.#file });
     }
     try {
       await body();

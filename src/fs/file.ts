@@ -2,6 +2,7 @@ import { type FileHandle, open, realpath, stat } from "node:fs/promises";
 import { basename, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { IntegrityError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import type { ReadOptions, Source } from "../formats/source.ts";
 import { fileError } from "./file_error.ts";
 
@@ -42,7 +43,7 @@ export class FileSource implements Source {
   async read(offset: number, length: number, options: ReadOptions = {}): Promise<Uint8Array> {
     if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length < 0) {
       throw new RangeError(
-        `Cannot read ${length} bytes from ${offset} of "${this.name}": two natural numbers are wanted`,
+        `Cannot read ${length} bytes from ${offset} of ${quote(this.name)}: two natural numbers are wanted`,
       );
     }
     return await this.#open(options, async (handle) => {
@@ -75,7 +76,7 @@ export class FileSource implements Source {
     const found = { size: Number(size), version: `${dev}:${ino}:${mtimeNs}:${size}` };
     const expected = this.#identity ??= found;
     if (found.version === expected.version) return found.size;
-    throw new IntegrityError(`Cannot read "${this.#path}": the file changed since it was opened`, {
+    throw new IntegrityError(`Cannot read ${quote(this.#path)}: the file changed since it was opened`, {
       file: this.name,
       found: found.version,
       expected: expected.version,
@@ -83,7 +84,7 @@ export class FileSource implements Source {
   }
 
   #refuse(wanted: string, found: string): never {
-    throw new IntegrityError(`Cannot read ${wanted} of "${this.#path}": found ${found}`, {
+    throw new IntegrityError(`Cannot read ${wanted} of ${quote(this.#path)}: found ${found}`, {
       file: this.name,
       found,
       expected: wanted,
@@ -114,8 +115,9 @@ export class FileSource implements Source {
  * A file on disk, read by ranges. Nothing is opened before the first read or held between reads.
  *
  * @param path A path, relative to the working directory, or a `file:` URL.
- * @throws {IntegrityError} From `size()` and `read()`: if the file is missing, cannot be read, ends too early, or is not
- * the same (place, size, time of change) as when it was first read. `code` is the system's, such as `"ENOENT"`.
+ * @throws {MismatchError} From `size()` and `read()`: if there is no such file.
+ * @throws {IntegrityError} From `size()` and `read()`: if the file cannot be read, ends too early, or is not the same
+ * (place, size, time of change) as when it was first read.
  * @example
  * ```ts
  * const source = file("./SmolLM2-135M-Instruct.gguf");

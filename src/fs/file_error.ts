@@ -1,14 +1,17 @@
-import { IntegrityError } from "../errors.ts";
+import { IntegrityError, MismatchError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 
 const REASONS: ReadonlyMap<string, string> = new Map([
   ["EACCES", "permission denied"],
   ["EDQUOT", "the disk quota is used up"],
+  ["EEXIST", "something else has its name or its folder's"],
   ["EISDIR", "it is a folder"],
   ["ELOOP", "its links form a circle"],
   ["EMFILE", "too many files are open"],
-  ["ENOENT", "no such file"],
+  ["ENOENT", "there is no such file"],
   ["ENOSPC", "no space is left on the device"],
   ["ENOTDIR", "a part of its path is not a folder"],
+  ["ENOTEMPTY", "there is a folder of that name"],
   ["EPERM", "the operation is not permitted"],
   ["EROFS", "the file system is read-only"],
 ]);
@@ -16,18 +19,21 @@ const REASONS: ReadonlyMap<string, string> = new Map([
 /** The `code` that the operating system gave an error, such as `"ENOENT"`. */
 export function systemCode(error: unknown): string | undefined {
   const code = error instanceof Error && "code" in error ? error.code : undefined;
-  return typeof code === "string" ? code : undefined;
+  return typeof code === "string" && /^E[A-Z0-9]+$/.test(code) ? code : undefined;
 }
 
 /**
- * The typed form of an operating system's refusal: an `IntegrityError` with its `code` and the error as `cause`.
- * An error that is already one of ours, or no refusal of the system, comes back as it is.
+ * The typed form of the operating system's refusal, which stays its `cause`: a `MismatchError` for a file that is not
+ * there, as every folder gives it, else an `IntegrityError` with the system's `code`. Other errors come back as they are.
  *
  * @param action What could not be done, as in `Cannot <action> "<path>"`.
  */
-export function fileError(action: string, path: string, name: string, error: unknown): unknown {
+export function fileError(action: string, path: string, file: string, error: unknown): unknown {
   const code = systemCode(error);
-  if (code === undefined || !/^E[A-Z0-9]+$/.test(code)) return error;
-  const reason = REASONS.get(code) ?? `the system answered ${code}`;
-  return new IntegrityError(`Cannot ${action} "${path}": ${reason}`, { code, file: name, cause: error });
+  if (code === undefined) return error;
+  const message = `Cannot ${action} ${quote(path)}: ${REASONS.get(code) ?? `the system answered ${code}`}`;
+  if (code === "ENOENT" || code === "ENOTDIR") {
+    return new MismatchError(message, { code: "missing-file", file, missing: [file], cause: error });
+  }
+  return new IntegrityError(message, { code, file, cause: error });
 }

@@ -1,10 +1,11 @@
 import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
-import { FormatError } from "../errors.ts";
+import { FormatError, MismatchError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
 import { createAtomicFile } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
-import { fileError, systemCode } from "./file_error.ts";
+import { fileError } from "./file_error.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
 
 class DiskFolder implements Folder, Sink {
@@ -22,8 +23,9 @@ class DiskFolder implements Folder, Sink {
     try {
       return (await stat(await this.#locate(file))).isFile();
     } catch (error) {
-      if (systemCode(error) === "ENOENT" || systemCode(error) === "ENOTDIR") return false;
-      throw fileError("look for", join(this.#path, file), file, error);
+      const refusal = fileError("look for", join(this.#path, file), file, error);
+      if (refusal instanceof MismatchError) return false;
+      throw refusal;
     }
   }
 
@@ -52,7 +54,7 @@ class DiskFolder implements Folder, Sink {
     const root = await realpath(this.#path);
     const path = await realpath(join(root, file));
     if (path.startsWith(root.endsWith(sep) ? root : root + sep)) return path;
-    throw new FormatError(`Cannot open "${join(this.#path, file)}": it is a link that leads out of its folder`, {
+    throw new FormatError(`Cannot open ${quote(join(this.#path, file))}: it is a link that leads out of its folder`, {
       file,
       found: path,
       expected: root,
@@ -70,6 +72,7 @@ class DiskFolder implements Folder, Sink {
  *
  * @param path A path, relative to the working directory, or a `file:` URL.
  * @throws {FormatError} From `has()`, `open()` and `create()`: if the name is not plain or a link leads out.
+ * @throws {MismatchError} From the calls that read: if there is no such file.
  * @throws {IntegrityError} From the calls that touch the disk: if the system refuses; `code` is its code.
  * @example
  * ```ts

@@ -1,23 +1,29 @@
 import { FormatError } from "../errors.ts";
+import { plainFileName } from "../formats/file_name.ts";
+import { quote } from "../formats/quote.ts";
 
-const PLAIN = /^[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}$/;
 /** Windows opens a device for these, whatever the extension. */
 const DEVICE = /^(con|prn|aux|nul|com\d|lpt\d)(\.|$)/i;
 
-/** Whether a name is one path segment, without links to parents, escapes or devices on any platform. */
-export function isPlainName(name: string): boolean {
-  return PLAIN.test(name) && !DEVICE.test(name) && !name.endsWith(".");
-}
-
 /**
- * Returns the name, which may come from an untrusted index or config.
+ * Returns a name that may come from an untrusted index or config, when it is a plain file name on every platform.
  *
- * @throws {FormatError} If it is anything but a plain name.
+ * @throws {FormatError} If it is not.
  */
 export function checkPlainName(name: string, folder: string): string {
-  if (isPlainName(name)) return name;
-  throw new FormatError(
-    `Cannot open ${JSON.stringify(name)} in folder "${folder}": a plain file name without folders is wanted`,
-    { file: folder, found: name },
-  );
+  if (!DEVICE.test(plainFileName(name, folder))) return name;
+  throw new FormatError(`Cannot open ${quote(name)} in ${quote(folder)}: expected a file name, not a device's`, {
+    file: folder,
+    field: "file name",
+    found: name,
+  });
+}
+
+/** Whether a name in a listing can be opened. */
+export function isPlainName(name: string): boolean {
+  try {
+    return checkPlainName(name, "") === name;
+  } catch {
+    return false;
+  }
 }
