@@ -1,0 +1,103 @@
+import assert from "node:assert/strict";
+import type { AttentionOptions, Backend } from "../src/backend.ts";
+import { forEachBackend } from "./backends.ts";
+import { assertClose, assertSameBits, runGuarded } from "./compare.ts";
+import * as reference from "./reference.ts";
+import { absolute, type Matrix, matrix, scaled } from "./reference.ts";
+import { random, randomMatrix, tensorOf } from "./values.ts";
+
+interface Case extends AttentionOptions {
+  readonly length: number;
+  readonly capacity: number;
+  /** Width of a head. */
+  readonly d: number;
+  /** Magnitude of the queries. */
+  readonly magnitude: number;
+}
+
+const BASE: Case = { heads: 4, kvHeads: 2, batch: 1, length: 5, past: 0, capacity: 5, d: 8, magnitude: 1 };
+
+const CASES: readonly Case[] = [
+  BASE,
+  { ...BASE, heads: 1, kvHeads: 1, length: 1, capacity: 1, d: 1 },
+  { ...BASE, length: 0, past: 3 },
+  { ...BASE, length: 1, past: 4 },
+  { ...BASE, length: 1, past: 0, capacity: 9 },
+  { ...BASE, length: 3, past: 2, capacity: 11 },
+  { ...BASE, batch: 2, length: 3, past: 2, capacity: 7 },
+  { ...BASE, batch: 3, length: 1, past: 6, capacity: 8, d: 5 },
+  { ...BASE, heads: 3, kvHeads: 3, d: 2 },
+  { ...BASE, heads: 3, kvHeads: 1, d: 3 },
+  { ...BASE, heads: 9, kvHeads: 3, d: 64, length: 7, past: 6, capacity: 16 },
+  { ...BASE, heads: 2, kvHeads: 1, d: 7, length: 25, capacity: 25 },
+  { ...BASE, heads: 2, kvHeads: 2, d: 9, length: 24, past: 1, capacity: 26 },
+  { ...BASE, heads: 1, kvHeads: 1, d: 16, length: 1, past: 258, capacity: 260 },
+  { ...BASE, heads: 2, kvHeads: 1, d: 33, length: 6, past: 65, capacity: 80 },
+  { ...BASE, window: 1 },
+  { ...BASE, window: 2, length: 7, past: 4, capacity: 12 },
+  { ...BASE, window: 4, length: 1, past: 9, capacity: 10, batch: 2 },
+  { ...BASE, window: 100 },
+  { ...BASE, magnitude: 30 },
+  { ...BASE, magnitude: 3000, length: 13, capacity: 13 },
+  { ...BASE, magnitude: 0 },
+];
+
+/** Rows of the cache that hold no position yet become NaN: whoever reads one shows it. */
+function unfilled(m: Matrix, { capacity, past, length }: Case): Matrix {
+  return matrix(...m.shape, (row, j) => row % capacity < past + length ? reference.at(m, row, j) : NaN);
+}
+
+function runOn(backend: Backend, c: Case, [q, keys, values]: readonly [Matrix, Matrix, Matrix]): Promise<Float32Array> {
+  const cache = (m: Matrix) => tensorOf(backend, unfilled(m, c), [c.batch, c.capacity, c.kvHeads * c.d]);
+  const inputs = [tensorOf(backend, q), cache(keys), cache(values)] as const;
+  return runGuarded(backend, { shape: q.shape, inputs }, () => backend.attention(...inputs, c));
+}
+
+function randomOperands(next: () => number, c: Case): [q: Matrix, keys: Matrix, values: Matrix] {
+  const cache = () => randomMatrix(next, c.batch * c.capacity, c.kvHeads * c.d);
+  return [randomMatrix(next, c.batch * c.length, c.heads * c.d, { scale: c.magnitude }), cache(), cache()];
+}
+
+forEachBackend("attention() is the causal softmax(q kᵀ / sqrt d) v of every head", async (backend) => {
+  const next = random(1);
+  for (const c of CASES) {
+    const [q, keys, values] = randomOperands(next, c);
+    const largestScore = c.magnitude * Math.sqrt(c.d);
+    const scale = scaled(reference.attention(q, keys, absolute(values), c), 1 + 2 * largestScore);
+    const k = c.d + c.past + c.length;
+    const want = reference.attention(q, keys, values, c);
+    assertClose(await runOn(backend, c, [q, keys, values]), want, { k, scale, label: JSON.stringify(c) });
+  }
+});
+
+forEachBackend("attention() never looks ahead", async (backend) => {
+  const next = random(2);
+  const c = { ...BASE, length: 7, past: 2, capacity: 9 };
+  const [q, keys, values] = randomOperands(next, c);
+  const before = await runOn(backend, c, [q, keys, values]);
+  const changed = (m: Matrix) => matrix(...m.shape, (row, j) => row >= 6 ? 100 - row : reference.at(m, row, j));
+  const after = await runOn(backend, c, [q, changed(keys), changed(values)]);
+  const seen = 4 * q.shape[1];
+  assertSameBits(after.subarray(0, seen), before.subarray(0, seen), "queries before the change");
+  assert.notDeepEqual(after.subarray(seen), before.subarray(seen), "queries that see the change");
+});
+
+forEachBackend("attention() of a chunked prompt equals attention() of the whole prompt", async (backend) => {
+  const next = random(3);
+  const c = { ...BASE, length: 11, capacity: 11 };
+  const [q, keys, values] = randomOperands(next, c);
+  const whole = await runOn(backend, c, [q, keys, values]);
+  let past = 0;
+  for (const length of [1, 5, 4, 1]) {
+    const part = await runOn(backend, { ...c, past, length }, [
+      reference.rowRange(q, past, past + length),
+      keys,
+      values,
+    ]);
+    part.forEach((value, i) => {
+      const want = whole[past * q.shape[1] + i]!;
+      assert.ok(Math.abs(value - want) <= 1e-5, `got ${value}, want ${want} at ${i} of ${length} after ${past}`);
+    });
+    past += length;
+  }
+});

@@ -1,0 +1,35 @@
+import { forEachBackend } from "./backends.ts";
+import { assertClose, runGuarded } from "./compare.ts";
+import * as reference from "./reference.ts";
+import { matrix } from "./reference.ts";
+import { random, randomMatrix, tensorOf } from "./values.ts";
+
+/** [rows, classes, magnitude of the logits]. */
+const CASES = [
+  [0, 5, 1],
+  [1, 1, 10],
+  [2, 2, 10],
+  [3, 3, 0],
+  [5, 7, 10],
+  [6, 8, 10],
+  [7, 9, 20],
+  [3, 17, 100],
+  [13, 64, 10],
+  [4, 31, 30000],
+  [2, 259, 1e30],
+  [2, 4099, 15],
+] as const;
+
+forEachBackend("crossEntropy() is log Σ e^logits − logits[target] per row", async (backend) => {
+  const next = random(1);
+  for (const [rows, classes, magnitude] of CASES) {
+    const logits = randomMatrix(next, rows, classes, { scale: magnitude });
+    const targets = Uint32Array.from({ length: rows }, (_, i) => [0, classes - 1, classes >> 1][i % 3]!);
+    const input = tensorOf(backend, logits);
+    const operation = () => backend.crossEntropy(input, targets);
+    const got = await runGuarded(backend, { shape: [rows], inputs: [input] }, operation);
+    const want = reference.crossEntropy(logits, targets);
+    const scale = matrix(1, rows, () => 1 + 2 * magnitude);
+    assertClose(got, want, { k: classes, scale, label: `logits [${rows}, ${classes}] of size ${magnitude}` });
+  }
+});

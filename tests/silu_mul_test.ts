@@ -1,0 +1,58 @@
+import { forEachBackend } from "./backends.ts";
+import { assertClose, runGuarded } from "./compare.ts";
+import * as reference from "./reference.ts";
+import { matrix } from "./reference.ts";
+import { random, randomMatrix, tensorOf } from "./values.ts";
+
+const SHAPES: readonly (readonly [number, number])[] = [
+  [0, 3],
+  [1, 1],
+  [1, 3],
+  [2, 2],
+  [1, 5],
+  [1, 7],
+  [2, 4],
+  [3, 3],
+  [1, 17],
+  [31, 1],
+  [7, 147],
+];
+
+/** Where e⁻ˣ is 1, tiny, subnormal, zero and infinite. */
+const EDGES = [
+  0,
+  -0,
+  1e-30,
+  -1e-30,
+  1,
+  -1,
+  20,
+  -20,
+  80,
+  -80,
+  87.5,
+  -87.5,
+  88.8,
+  -88.8,
+  103,
+  -103,
+  110,
+  -110,
+  1e4,
+  -1e4,
+];
+
+forEachBackend("siluMul() is gate / (1 + e⁻ᵍᵃᵗᵉ) ∘ up", async (backend) => {
+  const next = random(1);
+  const gates = SHAPES.map((shape) => randomMatrix(next, ...shape, { scale: 8 }));
+  for (const gate of [...gates, matrix(1, EDGES.length, (_, i) => Math.fround(EDGES[i]!))]) {
+    const up = randomMatrix(next, ...gate.shape, { scale: 3 });
+    const inputs = [tensorOf(backend, gate), tensorOf(backend, up)] as const;
+    const got = await runGuarded(backend, { shape: gate.shape, inputs }, () => backend.siluMul(...inputs));
+    const want = reference.siluMul(gate, up);
+    const scale = matrix(...gate.shape, (i, j) => {
+      return Math.abs(reference.at(want, i, j)) * (1 + Math.abs(reference.at(gate, i, j)));
+    });
+    assertClose(got, want, { k: 0, scale, label: `gate [${gate.shape}]` });
+  }
+});
