@@ -1,6 +1,6 @@
 import { FormatError, LimitError } from "../errors.ts";
-import { decodeUtf8 } from "./json.ts";
 import { quote } from "./quote.ts";
+import { decodeUtf8 } from "./utf8.ts";
 
 /** A metadata value; integers of 64 bits are bigints only where a number cannot hold them. */
 export type GgufValue = number | bigint | boolean | string | readonly GgufValue[];

@@ -1,7 +1,8 @@
 import { LimitError } from "../errors.ts";
-import { decodeUtf8, type JsonOptions, type JsonValue, parseJson } from "./json.ts";
+import { type JsonOptions, type JsonValue, parseJson } from "./json.ts";
 import { quote } from "./quote.ts";
 import { readExactly, type ReadOptions, type Source } from "./source.ts";
+import { decodeUtf8 } from "./utf8.ts";
 
 /**
  * Reads a whole UTF-8 text file, no larger than a cap.

@@ -1,4 +1,5 @@
 import { IntegrityError, MismatchError } from "../errors.ts";
+import { concat } from "./concat.ts";
 import { plainFileName } from "./file_name.ts";
 import { quote } from "./quote.ts";
 import type { Folder, ReadOptions, Sink, SinkFile, Source } from "./source.ts";
@@ -145,19 +146,9 @@ class MemorySink implements Sink {
       // deno-lint-ignore require-await
       write: async (bytes) => void parts.push(bytes.slice()),
       // deno-lint-ignore require-await
-      commit: async () => void this.files.set(file, join(parts)),
+      commit: async () => void this.files.set(file, concat(parts)),
       // deno-lint-ignore require-await
       abort: async () => void parts.splice(0),
     };
   }
-}
-
-function join(parts: readonly Uint8Array[]): Uint8Array {
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }

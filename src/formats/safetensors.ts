@@ -7,9 +7,10 @@
 
 import { FormatError, LimitError } from "../errors.ts";
 import { bitsPerElement, type Dtype, isDtype, type StoredTensor } from "./dtype.ts";
-import { decodeUtf8, JsonNumber, type JsonValue, parseJson } from "./json.ts";
+import { JsonNumber, type JsonValue, parseJson } from "./json.ts";
 import { quote } from "./quote.ts";
 import { readExactly, type ReadOptions, type Source } from "./source.ts";
+import { decodeUtf8 } from "./utf8.ts";
 
 /** Where one tensor lies in its file. */
 export interface TensorInfo {

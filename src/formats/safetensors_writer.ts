@@ -5,6 +5,7 @@
  */
 
 import { LimitError, ShapeError } from "../errors.ts";
+import { concat } from "./concat.ts";
 import { bitsPerElement, type Dtype, DTYPES, type StoredTensor } from "./dtype.ts";
 import { compareCodePoints } from "./json_writer.ts";
 import { quote } from "./quote.ts";
@@ -94,15 +95,7 @@ export function encodeSafetensors(
     return { name, dtype, shape };
   });
   const { header, order } = layoutSafetensors(specs, metadata);
-  const parts = order.map((name) => tensors.get(name)!.bytes);
-  const file = new Uint8Array(parts.reduce((sum, part) => sum + part.length, header.length));
-  file.set(header);
-  let at = header.length;
-  for (const part of parts) {
-    file.set(part, at);
-    at += part.length;
-  }
-  return file;
+  return concat([header, ...order.map((name) => tensors.get(name)!.bytes)]);
 }
 
 function frameHeader(json: string): Uint8Array {

@@ -1,4 +1,5 @@
 import { IntegrityError, LimitError, MismatchError } from "../errors.ts";
+import { concat } from "./concat.ts";
 import { plainFileName } from "./file_name.ts";
 import { quote } from "./quote.ts";
 import type { Folder, ReadOptions, Source } from "./source.ts";
@@ -207,13 +208,7 @@ class UrlSource implements Source {
     if (promised !== null && !isEncoded && Number(promised) !== length) {
       throw this.#refuse(`${length} bytes`, `${promised}`);
     }
-    const bytes = new Uint8Array(length);
-    let at = 0;
-    for (const chunk of chunks) {
-      bytes.set(chunk, at);
-      at += chunk.length;
-    }
-    return bytes;
+    return concat(chunks);
   }
 
   async *#chunks(response: Response, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {

@@ -1,0 +1,15 @@
+/**
+ * Joins runs of bytes.
+ *
+ * @param parts The runs.
+ * @returns All of them in one.
+ */
+export function concat(parts: readonly Uint8Array[]): Uint8Array {
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}

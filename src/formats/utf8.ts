@@ -1,0 +1,18 @@
+import { FormatError } from "../errors.ts";
+import { quote } from "./quote.ts";
+
+/**
+ * Decodes UTF-8 strictly: no replacement characters, and a byte order mark is kept (and then refused by the parser).
+ *
+ * @param bytes The bytes.
+ * @param file Name of the file, for error messages.
+ * @returns The text.
+ * @throws {FormatError} If the bytes are not UTF-8.
+ */
+export function decodeUtf8(bytes: Uint8Array, file: string): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw new FormatError(`Cannot read ${quote(file)} as text: expected UTF-8`, { file, expected: "UTF-8", cause });
+  }
+}
