@@ -86,16 +86,25 @@ function requireWhole(operation: string, field: string, value: number, least: nu
   }
 }
 
-/** Checks that the bytes of a matrix are as many as its shape says, and returns `[rows, columns]`. */
-export function checkMatrixValues(values: MatrixValues): readonly [number, number] {
-  const size = sizeOf(values.shape);
-  if (values.shape.length !== 2) throw refuse("create a weight", "values", values.shape, "two dimensions");
-  const wanted = size * (values.dtype === "f32" ? 4 : 2);
-  if (values.bytes.byteLength !== wanted) {
-    const shape = formatShape(values.shape);
-    throw refuseValue("create a weight", "bytes", values.bytes.byteLength, `${wanted} for ${values.dtype} ${shape}`);
+const VALUE_BYTES: Readonly<Record<string, number>> = { f32: 4, f16: 2, bf16: 2 };
+const WEIGHT_DTYPES: readonly string[] = ["f32", "bf16"];
+
+/** Checks a matrix for `weight`: known types, and as many bytes as its shape says. */
+export function checkMatrixValues({ shape, dtype, bytes }: MatrixValues, wanted: string): void {
+  const elementBytes = VALUE_BYTES[dtype];
+  if (elementBytes === undefined || !WEIGHT_DTYPES.includes(wanted)) {
+    throw new TypeError(
+      `Cannot create a "${wanted}" weight from "${dtype}": expected f32 or bf16 from f32, f16 or bf16`,
+    );
   }
-  return values.shape;
+  if (!(bytes instanceof Uint8Array)) {
+    throw new TypeError(`Cannot create a weight from bytes of type ${typeof bytes}: expected a Uint8Array`);
+  }
+  if (shape.length !== 2) throw refuse("create a weight", "values", shape, "two dimensions");
+  const length = sizeOf(shape) * elementBytes;
+  if (bytes.byteLength !== length) {
+    throw refuseValue("create a weight", "bytes", bytes.byteLength, `${length} for ${dtype} ${formatShape(shape)}`);
+  }
 }
 
 /** Checks that as many values are given as the tensor holds. */

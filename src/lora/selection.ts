@@ -40,12 +40,19 @@ export interface SelectionOptions {
  *
  * @throws {MismatchError} If a name is unknown; the message lists the known ones.
  * @throws {NumericError} If a weight is not finite.
+ * @throws {TypeError} If the choice is of another type.
  */
 export function resolveChoice(choice: AdapterChoice, known: SelectionOptions["known"]): Mix {
   if (choice === null) return [];
+  if (typeof choice !== "string" && (typeof choice !== "object" || Array.isArray(choice))) {
+    throw new TypeError(`Cannot select adapters with a ${typeof choice}: expected a name, { name: weight } or null`);
+  }
   const mix: Mix = typeof choice === "string" ? [[choice, 1]] : Object.entries(choice);
   for (const [name, weight] of mix) {
     if (!known.has(name)) throw unknownAdapter(name, [...known.keys()]);
+    if (typeof weight !== "number") {
+      throw new TypeError(`Cannot apply adapter "${name}" with a ${typeof weight} as weight: expected a number`);
+    }
     if (!Number.isFinite(weight)) {
       const message = `Cannot apply adapter "${name}" with weight ${weight}: expected a finite number`;
       throw new NumericError(message, { field: name, found: weight });

@@ -91,8 +91,9 @@ export class WasmBackend implements Backend {
 
   /** See {@linkcode Backend.weight}. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    check.checkMatrixValues(values);
-    return this.#memory.pack(values, options.dtype ?? "f32", options.transposed ?? false);
+    const { dtype = "f32", transposed = false } = options;
+    check.checkMatrixValues(values, dtype);
+    return this.#memory.pack(values, dtype, transposed);
   }
 
   /** See {@linkcode Backend.readWeight}. */
