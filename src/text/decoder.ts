@@ -1,0 +1,130 @@
+import type { TextStream } from "./tokenizer.ts";
+
+/** How tokens become text. */
+export type DecoderPlan =
+  /** Every character of a token stands for one byte (GPT-2). */
+  | { readonly kind: "bytes" }
+  /** Tokens are text after replacements (SentencePiece). */
+  | {
+    readonly kind: "pieces";
+    /** In each token, one after the other. */
+    readonly replace: readonly (readonly [from: string, to: string])[];
+    /** "<0x0A>" stands for a byte. */
+    readonly byteFallback: boolean;
+    /** Up to `count` characters `char` are taken off the start of the text. */
+    readonly strip: { readonly char: string; readonly count: number } | null;
+    /** This character is taken out of the first token. */
+    readonly dropInFirst: string | null;
+  };
+
+const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
+
+/** The 256 characters that stand for bytes in byte-level vocabularies, by byte. */
+export function byteCharacters(): string[] {
+  const printable = (byte: number) => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+  let next = 256;
+  return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));
+}
+
+/**
+ * Makes the function that turns a token into its bytes by a table of characters.
+ * A token with another character (an added token) is its own text, as in the Rust tokenizers.
+ */
+function byteLevel(): (token: string) => Uint8Array {
+  const bytes = new Map(byteCharacters().map((character, byte) => [character, byte]));
+  const encoder = new TextEncoder();
+  return (token) => {
+    const found = Array.from(token, (character) => bytes.get(character) ?? -1);
+    return found.includes(-1) ? encoder.encode(token) : Uint8Array.from(found);
+  };
+}
+
+/**
+ * Makes a stream over tokens; ids that are not to be shown have already been left out.
+ *
+ * @param plan How tokens become text.
+ * @returns `push` takes one token's text.
+ */
+export function tokenStream(plan: DecoderPlan): { push(token: string): string; end(): string } {
+  return plan.kind === "bytes" ? new ByteStream(byteLevel()) : new PieceStream(plan);
+}
+
+class ByteStream {
+  readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  readonly #bytesOf: (token: string) => Uint8Array;
+
+  constructor(bytesOf: (token: string) => Uint8Array) {
+    this.#bytesOf = bytesOf;
+  }
+
+  push(token: string): string {
+    return this.#utf8.decode(this.#bytesOf(token), { stream: true });
+  }
+
+  end(): string {
+    return this.#utf8.decode();
+  }
+}
+
+class PieceStream {
+  readonly #plan: DecoderPlan & { kind: "pieces" };
+  readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  #first = true;
+  #toStrip: number;
+
+  constructor(plan: DecoderPlan & { kind: "pieces" }) {
+    this.#plan = plan;
+    this.#toStrip = plan.strip?.count ?? 0;
+  }
+
+  push(token: string): string {
+    const byte = this.#plan.byteFallback ? BYTE_TOKEN.exec(token) : null;
+    if (byte) {
+      this.#first = false;
+      return this.#strip(this.#utf8.decode(Uint8Array.of(parseInt(byte[1]!, 16)), { stream: true }));
+    }
+    let text = token;
+    const { dropInFirst, replace } = this.#plan;
+    if (this.#first && dropInFirst !== null) text = text.replaceAll(dropInFirst, "");
+    for (const [from, to] of replace) text = text.split(from).join(to);
+    this.#first = false;
+    return this.#strip(this.#utf8.decode() + text);
+  }
+
+  end(): string {
+    const rest = this.#strip(this.#utf8.decode());
+    this.#first = true;
+    this.#toStrip = this.#plan.strip?.count ?? 0;
+    return rest;
+  }
+
+  #strip(text: string): string {
+    if (this.#toStrip === 0 || text === "") return text;
+    const char = this.#plan.strip!.char;
+    let start = 0;
+    while (this.#toStrip > 0 && text.startsWith(char, start)) {
+      start += char.length;
+      this.#toStrip--;
+    }
+    if (start < text.length) this.#toStrip = 0;
+    return text.slice(start);
+  }
+}
+
+/**
+ * Makes a stream over ids.
+ *
+ * @param plan How tokens become text.
+ * @param tokenOf The token of an id; null leaves it out. Throws for ids outside the vocabulary.
+ * @returns The stream.
+ */
+export function idStream(plan: DecoderPlan, tokenOf: (id: number) => string | null): TextStream {
+  const tokens = tokenStream(plan);
+  return {
+    push(id: number): string {
+      const token = tokenOf(id);
+      return token === null ? "" : tokens.push(token);
+    },
+    end: () => tokens.end(),
+  };
+}

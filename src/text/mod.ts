@@ -1,0 +1,20 @@
+/**
+ * Tokenizers and chat templates: text to token ids and back, conversations to token ids. Loads what a model folder or a
+ * GGUF file holds and gives the ids that transformers gives. This is the only part of the package with dependencies:
+ * `@huggingface/tokenizers` and `@huggingface/jinja`.
+ *
+ * @example
+ * ```ts
+ * import { folder } from "@lowrank/lora/fs";
+ * import { loadTokenizer } from "@lowrank/lora/text";
+ *
+ * const tokenizer = await loadTokenizer(folder("./SmolLM2-135M-Instruct"));
+ * const ids = tokenizer.chat([{ role: "user", content: "What is the capital of France?" }]);
+ * ```
+ *
+ * @module
+ */
+
+export type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, TextStream, Tokenizer } from "./tokenizer.ts";
+export { loadTokenizer } from "./load.ts";
+export { ggufTokenizer } from "./gguf.ts";

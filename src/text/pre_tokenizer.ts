@@ -1,0 +1,167 @@
+/**
+ * Checks the normaliser and the pre-tokeniser of a tokenizer.json and builds them from `@huggingface/tokenizers`.
+ * What that package does otherwise than the Rust tokenizers is rewritten to what it does alike, or refused by name.
+ *
+ * @module
+ */
+
+import { type Normalizer, type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
+import { type Fields, plainJson } from "./fields.ts";
+
+type NormalizerConfig = ConstructorParameters<typeof SequenceNormalizer>[0]["normalizers"][number];
+type PreTokenizerConfig = ConstructorParameters<typeof SequencePreTokenizer>[0]["pretokenizers"][number];
+
+/** GPT-2's words, numbers, signs and spaces. */
+export const GPT2_WORDS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+
+/** A pre-tokeniser that makes each match of a pattern a piece of its own. */
+export function splitAt(pattern: string): PreTokenizerConfig {
+  return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+}
+
+/** GPT-2's bytes written as characters, without a split of its own. */
+export function bytesStep(): PreTokenizerConfig {
+  return { type: "ByteLevel", add_prefix_space: false, use_regex: false };
+}
+
+/** Builds a normaliser; null where there is nothing to do. */
+export function buildNormalizer(config: Fields | null): Normalizer | null {
+  const normalizers = normalizerSteps(config);
+  if (normalizers.length === 0) return null;
+  return guarded(config, () => new SequenceNormalizer({ type: "Sequence", normalizers }));
+}
+
+/** Builds a pre-tokeniser; null where there is nothing to do. */
+export function buildPreTokenizer(config: Fields | null): PreTokenizer | null {
+  const pretokenizers = preTokenizerSteps(config);
+  if (pretokenizers.length === 0) return null;
+  return guarded(config, () => new SequencePreTokenizer({ type: "Sequence", pretokenizers }));
+}
+
+/** Makes a pre-tokeniser of checked steps. */
+export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenizer {
+  return new SequencePreTokenizer({ type: "Sequence", pretokenizers });
+}
+
+/** Makes a normaliser of checked steps. */
+export function normalizerOf(normalizers: NormalizerConfig[]): Normalizer | null {
+  return normalizers.length === 0 ? null : new SequenceNormalizer({ type: "Sequence", normalizers });
+}
+
+function normalizerSteps(config: Fields | null): NormalizerConfig[] {
+  if (config === null) return [];
+  const type = config.text("type") ?? "";
+  switch (type) {
+    case "Sequence":
+      return config.objects("normalizers").flatMap(normalizerSteps);
+    case "NFC":
+    case "NFD":
+    case "NFKC":
+    case "NFKD":
+      return [{ type }];
+    case "Prepend":
+      return [{ type, prepend: config.text("prepend") ?? "" }];
+    case "Replace":
+      checkPattern(config);
+      // The package takes the replacement for a JavaScript pattern, in which "$" means more than itself.
+      return [{ type, pattern: pattern(config), content: (config.text("content") ?? "").replaceAll("$", "$$$$") }];
+    default:
+      throw config.refusal("type", type, "NFC, NFD, NFKC, NFKD, Prepend, Replace or Sequence");
+  }
+}
+
+function preTokenizerSteps(config: Fields | null): PreTokenizerConfig[] {
+  if (config === null) return [];
+  const type = config.text("type") ?? "";
+  switch (type) {
+    case "Sequence":
+      return sequenceSteps(config);
+    case "ByteLevel":
+      return byteLevelSteps(config);
+    case "Digits":
+      // The package's own knows ASCII digits only.
+      return [splitAt(config.flag("individual_digits", false) ? "\\p{N}" : "\\p{N}+")];
+    case "Split":
+      return [splitStep(config)];
+    case "Metaspace":
+      return metaspaceSteps(config);
+    default:
+      throw config.refusal("type", type, "ByteLevel, Digits, Metaspace, Sequence or Split");
+  }
+}
+
+function sequenceSteps(config: Fields): PreTokenizerConfig[] {
+  const parts = config.objects("pretokenizers");
+  const metaspace = parts.findIndex((part) => part.get("type") === "Metaspace");
+  if (metaspace > 0) {
+    // Its prefix would go by the piece, not by the text.
+    throw config.refusal(`pretokenizers[${metaspace}].type`, "Metaspace", "it to stand first");
+  }
+  return parts.flatMap(preTokenizerSteps);
+}
+
+function byteLevelSteps(config: Fields): PreTokenizerConfig[] {
+  const steps: PreTokenizerConfig[] = [];
+  if (config.flag("add_prefix_space", true)) {
+    steps.push({ type: "Replace", pattern: { Regex: "\\A(?! )" }, content: " " });
+  }
+  // The package's own splits by JavaScript's white space, which has U+FEFF and lacks U+0085.
+  if (config.flag("use_regex", true)) steps.push(splitAt(GPT2_WORDS));
+  return [...steps, bytesStep()];
+}
+
+function splitStep(config: Fields): PreTokenizerConfig {
+  checkPattern(config);
+  const behavior = config.text("behavior") ?? "";
+  const invert = config.flag("invert", false);
+  if (invert && behavior === "Removed") return { type: "Split", pattern: pattern(config), behavior, invert };
+  if (invert || (behavior !== "Isolated" && behavior !== "Removed")) {
+    throw config.refusal(
+      "behavior",
+      invert ? `${behavior} inverted` : behavior,
+      "Isolated, Removed or Removed inverted",
+    );
+  }
+  return { type: "Split", pattern: pattern(config), behavior, invert };
+}
+
+function metaspaceSteps(config: Fields): PreTokenizerConfig[] {
+  const replacement = config.text("replacement") ?? "▁";
+  const scheme = config.text("prepend_scheme") ?? (config.flag("add_prefix_space", true) ? "always" : "never");
+  if (scheme !== "always" && scheme !== "first" && scheme !== "never") {
+    throw config.refusal("prepend_scheme", scheme, "always, first or never");
+  }
+  if (Array.from(replacement).length !== 1 || /[\\\]^-]/.test(replacement)) {
+    throw config.refusal("replacement", replacement, "one character");
+  }
+  const steps: PreTokenizerConfig[] = [{ type: "Metaspace", replacement, prepend_scheme: scheme }];
+  if (config.flag("split", true)) steps.push(splitAt(`${replacement}[^${replacement}]*|[^${replacement}]+`));
+  return steps;
+}
+
+function pattern(config: Fields): { String: string } | { Regex: string } {
+  return plainJson(config.get("pattern")) as { String: string } | { Regex: string };
+}
+
+function checkPattern(config: Fields): void {
+  const pattern = config.object("pattern");
+  const regex = pattern?.text("Regex") ?? null;
+  if (pattern === null || (regex === null && pattern.text("String") === null)) {
+    throw config.refusal("pattern", null, '"String" or "Regex"');
+  }
+  if (regex === null) return;
+  const bare = regex.replace(/\\[^G]/gs, "\\").replace(/\[[^\]]*\]/g, "[]");
+  const unsupported = /\\G|\(\?>|[*+?]\+/.exec(bare);
+  if (unsupported) {
+    throw pattern.refusal("Regex", unsupported[0], "no \\G, atomic group or possessive quantifier");
+  }
+}
+
+function guarded<T>(config: Fields | null, build: () => T): T {
+  try {
+    return build();
+  } catch (cause) {
+    const refusal = config!.refusal("", (cause as Error).message, "patterns that JavaScript can express");
+    throw Object.assign(refusal, { cause });
+  }
+}
