@@ -1,0 +1,99 @@
+import { FormatError, LimitError } from "../errors.ts";
+import { JsonNumber, type JsonValue } from "../formats/json.ts";
+import { stringifyJson } from "../formats/json_writer.ts";
+import { quote } from "../formats/quote.ts";
+
+/** Typed access to the fields of an adapter config; every refusal names file and field. An absent field is null. */
+export class ConfigFields {
+  /** Name of the file. */
+  readonly file: string;
+  readonly #raw: ReadonlyMap<string, JsonValue>;
+  readonly #maxEntries: number;
+
+  /** Wraps parsed keys; lists and maps may hold `maxEntries` entries. */
+  constructor(raw: ReadonlyMap<string, JsonValue>, file: string, maxEntries: number) {
+    this.#raw = raw;
+    this.file = file;
+    this.#maxEntries = maxEntries;
+  }
+
+  /** Names field and file as messages do. */
+  describe(field: string): string {
+    return `${quote(field)} of ${quote(this.file)}`;
+  }
+
+  /** Makes the error for a field that is not as expected. */
+  refuse(field: string, expected: string, found: JsonValue = this.#get(field)): FormatError {
+    const message = `Cannot read ${this.describe(field)} with value ${show(found)}: expected ${expected}`;
+    return new FormatError(message, { file: this.file, field, found, expected });
+  }
+
+  /** A truth value; false if absent. */
+  boolean(field: string): boolean {
+    const value = this.#get(field) ?? false;
+    if (typeof value !== "boolean") throw this.refuse(field, "true or false");
+    return value;
+  }
+
+  /** A text or null. */
+  string(field: string): string | null {
+    const value = this.#get(field);
+    if (value !== null && typeof value !== "string") throw this.refuse(field, "a string or null");
+    return value;
+  }
+
+  /** A number from 0 to 1; 0 if absent. */
+  probability(field: string): number {
+    const value = this.#get(field) ?? 0;
+    const number = value instanceof JsonNumber ? value.value : value;
+    if (typeof number !== "number" || !(number >= 0 && number <= 1)) throw this.refuse(field, "a number from 0 to 1");
+    return number;
+  }
+
+  /** A list of names, one name or pattern, or null. */
+  names(field: string): readonly string[] | string | null {
+    const value = this.#get(field);
+    if (value === null || typeof value === "string") return value;
+    if (!Array.isArray(value)) throw this.refuse(field, "a list of names, a pattern or null");
+    this.#checkEntries(field, value.length);
+    return value.map((item) => {
+      if (typeof item !== "string") throw this.refuse(field, "names only", item);
+      return item;
+    });
+  }
+
+  /** A list of whole numbers from 0, one of them, or null. */
+  indices(field: string): readonly number[] | null {
+    const value = this.#get(field);
+    if (value === null) return null;
+    const items = Array.isArray(value) ? value : [value];
+    this.#checkEntries(field, items.length);
+    return items.map((item) => {
+      if (typeof item === "number" && Number.isSafeInteger(item) && item >= 0) return item;
+      throw this.refuse(field, "whole numbers from 0", item);
+    });
+  }
+
+  /** A map of numbers, each read by `read`; empty if absent. */
+  map(field: string, read: (value: JsonValue) => number): ReadonlyMap<string, number> {
+    const value = this.#get(field) ?? new Map<string, JsonValue>();
+    if (!(value instanceof Map)) throw this.refuse(field, "an object");
+    this.#checkEntries(field, value.size);
+    return new Map([...value].map(([key, item]) => [key, read(item)]));
+  }
+
+  #get(field: string): JsonValue {
+    return this.#raw.get(field) ?? null;
+  }
+
+  #checkEntries(field: string, value: number): void {
+    if (value <= this.#maxEntries) return;
+    const message = `Cannot read ${this.describe(field)} with ${value} entries: expected at most ${this.#maxEntries}`;
+    throw new LimitError(message, { file: this.file, field, limit: this.#maxEntries, value });
+  }
+}
+
+function show(value: JsonValue): string {
+  const text = typeof value === "number" ? String(value) : stringifyJson(value);
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text;
+}

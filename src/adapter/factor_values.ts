@@ -1,0 +1,37 @@
+import { alignedView } from "../formats/aligned.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
+
+/** Element types that factors and base weights may have. */
+export type FloatDtype = "F32" | "F16" | "BF16";
+
+const EXPONENT_MASKS: Readonly<Record<FloatDtype, number>> = { F32: 0x7f800000, F16: 0x7c00, BF16: 0x7f80 };
+
+/** Tells whether a stored tensor holds floats that can be computed with. */
+export function isFloatTensor(tensor: { readonly dtype: string }): tensor is { readonly dtype: FloatDtype } {
+  return Object.hasOwn(EXPONENT_MASKS, tensor.dtype);
+}
+
+/**
+ * Finds NaN and infinity by their bits: all ones in the exponent.
+ *
+ * @param tensor Its dtype and bytes.
+ * @returns Whether all elements are finite.
+ */
+export function isFiniteTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
+  const mask = EXPONENT_MASKS[tensor.dtype];
+  const words = bits(tensor);
+  for (let i = 0; i < words.length; i++) {
+    if ((words[i]! & mask) === mask) return false;
+  }
+  return true;
+}
+
+/** Tells whether every element is 0 or -0. */
+export function isZeroTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
+  const magnitude = tensor.dtype === "F32" ? 0x7fffffff : 0x7fff;
+  return bits(tensor).every((word) => (word & magnitude) === 0);
+}
+
+function bits({ dtype, bytes }: StoredTensor): Uint32Array | Uint16Array {
+  return dtype === "F32" ? alignedView(bytes, Uint32Array) : alignedView(bytes, Uint16Array);
+}
