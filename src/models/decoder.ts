@@ -1,0 +1,54 @@
+/**
+ * One sequence that grows: the model sees each token once and keeps what it saw.
+ *
+ * @module
+ */
+
+import type { Backend } from "../backend.ts";
+import { KvCache, type KvCacheOptions } from "./kv_cache.ts";
+import type { Llama, LlamaPass } from "./llama.ts";
+
+/** What a {@linkcode Decoder} works with. */
+export interface DecoderOptions {
+  /** Where it computes. */
+  readonly backend: Backend;
+  /** The network. */
+  readonly llama: Llama;
+  /** Adapters and pauses of every step. */
+  readonly pass: Omit<LlamaPass, "cache">;
+  /** Size of the cache, which is made at the first step. */
+  readonly cache: KvCacheOptions;
+  /** Holds every decoder that has a cache, so that a model's end frees them. */
+  readonly live: Set<Decoder>;
+}
+
+/** Computes logits step by step. */
+export class Decoder {
+  readonly #options: DecoderOptions;
+  #cache: KvCache | null = null;
+
+  /** Allocates nothing yet. */
+  constructor(options: DecoderOptions) {
+    this.#options = options;
+  }
+
+  /** Logits (vocabSize) after the last of `ids`, which follow those of earlier steps. */
+  async step(ids: readonly number[]): Promise<Float32Array> {
+    const { backend, llama, pass, live } = this.#options;
+    this.#cache ??= new KvCache(backend, this.#options.cache);
+    live.add(this);
+    const logits = await llama.nextLogits(Uint32Array.from(ids), { ...pass, cache: this.#cache });
+    try {
+      return await backend.read(logits);
+    } finally {
+      logits.dispose();
+    }
+  }
+
+  /** Frees the cache. */
+  dispose(): void {
+    this.#cache?.dispose();
+    this.#cache = null;
+    this.#options.live.delete(this);
+  }
+}

@@ -1,0 +1,73 @@
+/**
+ * Text from a model, token by token.
+ *
+ * @module
+ */
+
+import type { Decoder } from "./decoder.ts";
+import type { Sampler } from "./sampler.ts";
+
+/** What {@linkcode Generation} asks of a model. */
+export interface GenerationOptions {
+  /** Ids of the prompt. */
+  readonly prompt: readonly number[];
+  /** Most new tokens. */
+  readonly maxNewTokens: number;
+  /** Ids that end the text; the one that does is among the tokens, not in the text. */
+  readonly eosIds: ReadonlySet<number>;
+  /** Chooses tokens. */
+  readonly sampler: Sampler;
+  /** Turns ids into pieces of text; null where the model has no tokenizer. */
+  readonly stream: { push(id: number): string; end(): string } | null;
+  /** Called with every new id. */
+  readonly onToken?: ((id: number) => void) | undefined;
+  /** Gives logits after all ids given so far; it ends with the generation. */
+  readonly decoder: Decoder;
+}
+
+/** Pieces of new text, computed as they are asked for. It can be iterated once. */
+export class Generation implements AsyncIterable<string> {
+  /** Number of tokens in the prompt. */
+  readonly promptTokens: number;
+  /** Ids of the new tokens so far, the end token included. */
+  readonly tokens: number[] = [];
+  #options: GenerationOptions | null;
+
+  /** Prepares the generation; nothing is computed before it is iterated. */
+  constructor(options: GenerationOptions) {
+    this.promptTokens = options.prompt.length;
+    this.#options = options;
+  }
+
+  /**
+   * Begins to generate. Leaving the loop early frees what it used.
+   *
+   * @throws {RangeError} If it was iterated before.
+   */
+  [Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
+    if (!this.#options) throw new RangeError("Cannot iterate a generation twice: generate again");
+    const options = this.#options;
+    this.#options = null;
+    return run(options, this.tokens);
+  }
+}
+
+async function* run(options: GenerationOptions, tokens: number[]): AsyncGenerator<string, void, void> {
+  const { decoder, stream, sampler, eosIds, maxNewTokens, onToken } = options;
+  try {
+    let ids = options.prompt;
+    while (tokens.length < maxNewTokens) {
+      const id = sampler.next(await decoder.step(ids));
+      tokens.push(id);
+      onToken?.(id);
+      if (eosIds.has(id)) break;
+      const piece = stream?.push(id);
+      if (piece) yield piece;
+      ids = [id];
+    }
+    const tail = stream?.end();
+    if (tail) yield tail;
+  } finally {
+    decoder.dispose();
+  }
+}

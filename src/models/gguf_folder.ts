@@ -1,0 +1,173 @@
+/**
+ * A GGUF file as the Hugging Face folder it was made from: tensors are dequantised when they are read.
+ *
+ * @module
+ */
+
+import { FormatError, MismatchError } from "../errors.ts";
+import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { type Gguf, type GgufTensorInfo, readGguf, readGgufTensor } from "../formats/gguf.ts";
+import { memorySource } from "../formats/memory.ts";
+import { layoutSafetensors } from "../formats/safetensors_writer.ts";
+import type { Folder, ReadOptions, Source } from "../formats/source.ts";
+import { readJson } from "../formats/json_file.ts";
+import { ggufConfig } from "./gguf_config.ts";
+import { huggingFaceName } from "./gguf_names.ts";
+import { readLlamaConfig } from "./llama_config.ts";
+
+/** A GGUF file seen as a folder. */
+export interface GgufFolder extends Folder {
+  /** The file's header. */
+  readonly gguf: Gguf;
+}
+
+/** Divisors of the rotary frequencies: a constant of the config, not a parameter. */
+const ROPE_FACTORS = "rope_freqs.weight";
+const STORED_DTYPES: ReadonlySet<string> = new Set<Dtype>(["F32", "F16", "BF16", "F64"]);
+
+/**
+ * Opens a GGUF file of the Llama architecture as a folder with `model.safetensors` (Hugging Face names; quantised
+ * tensors as F32, the rows of q and k in Hugging Face's order), `config.json`, `generation_config.json` and the
+ * tokenizer's files. Only the header is read now.
+ *
+ * @param source The file.
+ * @param options Abort.
+ * @throws {FormatError} If it is no GGUF file, or of an architecture or with features that are not covered.
+ */
+export async function ggufFolder(source: Source, options: ReadOptions = {}): Promise<GgufFolder> {
+  const gguf = await readGguf(source, options);
+  const ropeFactors = await readRopeFactors(source, gguf, options);
+  const { json, eosIds, permuted } = ggufConfig(gguf, source.name, ropeFactors);
+  const configSource = jsonSource(`${source.name}/config.json`, json);
+  const config = readLlamaConfig(await readJson(configSource, { maxBytes: Infinity }), source.name);
+  const heads = permuted ? { q: config.heads, k: config.kvHeads } : null;
+  const files = new Map<string, Source>([
+    ["model.safetensors", new DequantizedSource(source, gguf, heads)],
+    ["config.json", configSource],
+    ["generation_config.json", jsonSource(`${source.name}/generation_config.json`, generationConfig(json, eosIds))],
+  ]);
+  return {
+    name: source.name,
+    gguf,
+    has: (file) => Promise.resolve(files.has(file)),
+    open: (file) => {
+      const found = files.get(file);
+      if (!found) {
+        throw new FormatError(`Cannot open "${file}" in "${source.name}": a GGUF file has no such part`, { file });
+      }
+      return found;
+    },
+    list: () => Promise.resolve([...files.keys()].sort()),
+  };
+}
+
+function jsonSource(name: string, json: unknown): Source {
+  return memorySource(name, new TextEncoder().encode(JSON.stringify(json, null, 2) + "\n"));
+}
+
+function generationConfig(json: Readonly<Record<string, unknown>>, eosIds: readonly number[]): unknown {
+  return { bos_token_id: json.bos_token_id, eos_token_id: eosIds.length === 1 ? eosIds[0] : eosIds };
+}
+
+async function readRopeFactors(source: Source, gguf: Gguf, options: ReadOptions): Promise<Float32Array | null> {
+  const info = gguf.tensors.get(ROPE_FACTORS);
+  if (!info) return null;
+  if (info.shape.length !== 1 || info.shape[0]! > 4096) {
+    const message =
+      `Cannot read "${source.name}" with "${ROPE_FACTORS}" of shape [${info.shape}]: expected half a head`;
+    throw new FormatError(message, { file: source.name, tensor: ROPE_FACTORS, found: info.shape });
+  }
+  return toFloat32(await readGgufTensor(source, info, options));
+}
+
+interface Part {
+  readonly info: GgufTensorInfo;
+  /** First byte in the safetensors file. */
+  readonly start: number;
+  /** One past the last byte. */
+  readonly end: number;
+  /** Heads whose rows are interleaved; 0 where the rows are in order. */
+  readonly heads: number;
+}
+
+/** The `model.safetensors` that a GGUF file stands for, computed by ranges. */
+class DequantizedSource implements Source {
+  readonly name: string;
+  readonly #source: Source;
+  readonly #header: Uint8Array;
+  readonly #parts: readonly Part[];
+  /** The part last read, for readers that come back for its next bytes. */
+  #last: { readonly part: Part; readonly bytes: Uint8Array } | null = null;
+
+  constructor(source: Source, gguf: Gguf, heads: { readonly q: number; readonly k: number } | null) {
+    this.name = source.name;
+    this.#source = source;
+    const infos = new Map<string, GgufTensorInfo>();
+    for (const info of gguf.tensors.values()) {
+      if (info.name !== ROPE_FACTORS) infos.set(huggingFaceName(info.name), info);
+    }
+    const specs = [...infos].map(([name, info]) => ({ name, dtype: storedDtype(info), shape: info.shape }));
+    const { header, order } = layoutSafetensors(specs, new Map([["format", "pt"]]));
+    this.#header = header;
+    const parts: Part[] = [];
+    let start = header.length;
+    for (const name of order) {
+      const info = infos.get(name)!;
+      const end = start + byteLength(info);
+      const projection = /\.self_attn\.([qk])_proj\./.exec(name)?.[1];
+      parts.push({ info, start, end, heads: heads && projection ? heads[projection as "q" | "k"] : 0 });
+      start = end;
+    }
+    this.#parts = parts;
+  }
+
+  size(): Promise<number> {
+    return Promise.resolve(this.#parts.at(-1)?.end ?? this.#header.length);
+  }
+
+  async read(offset: number, length: number, options: ReadOptions = {}): Promise<Uint8Array> {
+    const end = offset + length;
+    const whole = this.#parts.find((part) => part.start === offset && part.end === end);
+    if (whole) return await this.#compute(whole, options);
+    const bytes = new Uint8Array(length);
+    if (offset < this.#header.length) bytes.set(this.#header.subarray(offset, end));
+    for (const part of this.#parts) {
+      if (part.end <= offset || part.start >= end) continue;
+      if (this.#last?.part !== part) this.#last = { part, bytes: await this.#compute(part, options) };
+      const piece = this.#last.bytes.subarray(Math.max(0, offset - part.start), end - part.start);
+      bytes.set(piece, Math.max(0, part.start - offset));
+    }
+    return bytes;
+  }
+
+  async #compute({ info, heads }: Part, options: ReadOptions): Promise<Uint8Array> {
+    const tensor = await readGgufTensor(this.#source, info, options);
+    if (heads === 0) return tensor.bytes;
+    if (info.shape[0]! % (2 * heads) === 0) return splitHalves(tensor, heads);
+    const message = `Cannot read "${this.name}" with "${info.name}" of shape [${info.shape}]: expected ${heads} heads`;
+    throw new MismatchError(message, { file: this.name, tensor: info.name, found: info.shape, expected: heads });
+  }
+}
+
+function storedDtype({ type }: GgufTensorInfo): Dtype {
+  return STORED_DTYPES.has(type) ? type as Dtype : "F32";
+}
+
+function byteLength(info: GgufTensorInfo): number {
+  return info.shape.reduce((size, length) => size * length, 1) * bitsPerElement(storedDtype(info)) / 8;
+}
+
+/** Rows of every head from (d/2, 2), as Llama's own code pairs them, to (2, d/2), the halves of Hugging Face. */
+function splitHalves({ shape, bytes }: StoredTensor, heads: number): Uint8Array {
+  const rows = shape[0] ?? 0;
+  const width = bytes.length / rows;
+  const half = rows / heads / 2;
+  const split = new Uint8Array(bytes.length);
+  for (let head = 0; head < heads; head++) {
+    for (let row = 0; row < 2 * half; row++) {
+      const from = (head * 2 * half + 2 * (row % half) + Math.floor(row / half)) * width;
+      split.set(bytes.subarray(from, from + width), (head * 2 * half + row) * width);
+    }
+  }
+  return split;
+}

@@ -1,0 +1,164 @@
+/**
+ * The adapters of a model: in all layers, or in none.
+ *
+ * @module
+ */
+
+import type { Adapter } from "../adapter/adapter.ts";
+import { checkAgainst } from "../adapter/match.ts";
+import { MismatchError } from "../errors.ts";
+import type { LoraLinear } from "../lora/lora_linear.ts";
+import { type AdapterChoice, type AdapterSelection, resolveChoice, resolveSelection } from "../lora/selection.ts";
+import type { Mix, RowMix } from "../lora/selection.ts";
+
+/** Loads, chooses and merges adapters over the linear layers of a model. */
+export class ModelAdapters {
+  readonly #modules: ReadonlyMap<string, LoraLinear>;
+  readonly #shapes: ReadonlyMap<string, readonly [number, number]>;
+  readonly #loaded: Map<string, Adapter> = new Map();
+  #merged: AdapterChoice = null;
+  #merging = false;
+  /** Grows with every merge and unmerge: what was begun before must not go on. */
+  #epoch = 0;
+
+  /** Works on these layers, by their path in the base model. */
+  constructor(modules: ReadonlyMap<string, LoraLinear>) {
+    this.#modules = modules;
+    this.#shapes = new Map([...modules].map(([path, { weight }]) => [path, weight.shape]));
+  }
+
+  /** The loaded adapters by name. */
+  get loaded(): ReadonlyMap<string, Adapter> {
+    return this.#loaded;
+  }
+
+  /** What is merged into the weights; null is nothing. */
+  get merged(): AdapterChoice {
+    return this.#merged;
+  }
+
+  /**
+   * Refuses a name that is taken.
+   *
+   * @throws {RangeError} If it is.
+   */
+  requireFree(name: string): void {
+    if (typeof name !== "string") throw new TypeError(`Cannot load an adapter as ${typeof name}: its name is a string`);
+    if (this.#loaded.has(name)) {
+      throw new RangeError(`Cannot load adapter "${name}" twice: unload it first, or give another name`);
+    }
+  }
+
+  /** Packs the factors of every module. */
+  add(name: string, adapter: Adapter): void {
+    this.requireFree(name);
+    checkAgainst(adapter, this.#shapes);
+    try {
+      for (const [path, module] of adapter.modules) this.#modules.get(path)!.addAdapter(name, module);
+    } catch (error) {
+      this.#free(name);
+      throw error;
+    }
+    this.#loaded.set(name, adapter);
+  }
+
+  /**
+   * Frees the adapter of this name; false when there is none.
+   *
+   * @throws {RangeError} If it is merged.
+   */
+  remove(name: string): boolean {
+    if (!this.#loaded.has(name)) return false;
+    if (resolveChoice(this.#merged, this.#loaded).some(([merged]) => merged === name)) {
+      throw new RangeError(`Cannot unload adapter "${name}": it is merged, unmerge it first`);
+    }
+    this.#free(name);
+    return this.#loaded.delete(name);
+  }
+
+  #free(name: string): void {
+    for (const module of this.#modules.values()) module.removeAdapter(name);
+  }
+
+  /**
+   * Resolves a selection for `rows` sequences.
+   *
+   * @throws {MismatchError} If a name is unknown.
+   * @throws {RangeError} If an adapter is chosen while adapters are merged.
+   */
+  resolve(selection: AdapterSelection | undefined, rows: number): RowMix[] {
+    const mixes = resolveSelection(selection, { rows, known: this.#loaded });
+    if (this.#merging) throw new RangeError("Cannot compute while adapters are being merged: await merge() first");
+    if (this.#merged !== null && mixes.some(({ mix }) => mix.length > 0)) {
+      throw new RangeError("Cannot apply an adapter while adapters are merged: unmerge them first, or choose null");
+    }
+    return mixes;
+  }
+
+  /** A check that what `resolve` gave still holds, for computations that let others run in between. */
+  watch(mixes: readonly RowMix[]): () => void {
+    const epoch = this.#epoch;
+    const used = new Map(mixes.flatMap(({ mix }) => mix.map(([name]) => [name, this.#loaded.get(name)])));
+    return () => {
+      if (this.#epoch !== epoch) throw new RangeError("Cannot go on: adapters were merged or unmerged meanwhile");
+      for (const [name, adapter] of used) {
+        if (this.#loaded.get(name) === adapter) continue;
+        throw new MismatchError(`Cannot go on: adapter "${name}" was unloaded meanwhile`, { found: name });
+      }
+    };
+  }
+
+  /**
+   * Folds adapters into the weights of every layer that they adapt.
+   *
+   * @throws {NumericError} If a weight would not be finite; every layer is as it was.
+   * @throws {RangeError} If adapters are merged already, or none is chosen.
+   */
+  async merge(choice: AdapterChoice): Promise<void> {
+    const mix = resolveChoice(choice, this.#loaded);
+    if (this.#merging || this.#merged !== null) throw new RangeError("Cannot merge twice: unmerge the adapters first");
+    if (mix.length === 0) throw new RangeError("Cannot merge nothing: choose an adapter or a mix of them");
+    this.#epoch++;
+    this.#merging = true;
+    this.#merged = choice;
+    const done: LoraLinear[] = [];
+    try {
+      for (const module of this.#modules.values()) {
+        if (await mergeInto(module, mix)) done.push(module);
+      }
+    } catch (error) {
+      for (const module of done) module.unmerge();
+      this.#merged = null;
+      throw error;
+    } finally {
+      this.#merging = false;
+    }
+  }
+
+  /**
+   * Puts all weights back, bit for bit.
+   *
+   * @throws {RangeError} If nothing is merged.
+   */
+  unmerge(): void {
+    if (this.#merging || this.#merged === null) throw new RangeError("Cannot unmerge: no adapter is merged");
+    this.#epoch++;
+    for (const module of this.#modules.values()) if (module.merged) module.unmerge();
+    this.#merged = null;
+  }
+
+  /** Frees all factors. */
+  dispose(): void {
+    for (const module of this.#modules.values()) module.dispose();
+    this.#loaded.clear();
+  }
+}
+
+/** Merges those adapters of a mix that the layer has; false when it has none of them. */
+async function mergeInto(module: LoraLinear, mix: Mix): Promise<boolean> {
+  const names = new Set(module.adapters);
+  const own = mix.filter(([name]) => names.has(name));
+  if (own.length === 0) return false;
+  await module.merge(Object.fromEntries(own));
+  return true;
+}

@@ -1,0 +1,137 @@
+/**
+ * Parameters from a checkpoint into a backend, one tensor at a time.
+ *
+ * @module
+ */
+
+import type { Backend, MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import { FormatError, MismatchError } from "../errors.ts";
+import type { Checkpoint } from "../formats/checkpoint.ts";
+import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import type { ReadOptions } from "../formats/source.ts";
+import { formatShape } from "../shape.ts";
+
+/** How far a load is. */
+export interface LoadProgress {
+  /** Bytes of the checkpoint read so far. */
+  readonly loaded: number;
+  /** Bytes to read. */
+  readonly total: number;
+  /** The tensor just read. */
+  readonly name: string;
+}
+
+/** Options of {@linkcode loadParameters}. */
+export interface ParameterOptions extends ReadOptions {
+  /** Storage of the matrices. */
+  readonly dtype: WeightDtype;
+  /** Called after each tensor. */
+  readonly onProgress?: (progress: LoadProgress) => void;
+}
+
+/** The parameters of a model, held by a backend. */
+export class Parameters {
+  /** Matrices by name. */
+  readonly weights: Map<string, Weight> = new Map();
+  /** Vectors by name. */
+  readonly vectors: Map<string, Tensor> = new Map();
+
+  /** Frees them. */
+  dispose(): void {
+    for (const each of [...this.weights.values(), ...this.vectors.values()]) each.dispose();
+    this.weights.clear();
+    this.vectors.clear();
+  }
+}
+
+/** Names and shapes that a model wants of a checkpoint. */
+export interface WantedParameters {
+  /** Shape by name. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** Whether a tensor that is not wanted may be passed over. */
+  readonly isSpare: (name: string) => boolean;
+}
+
+/**
+ * Compares a checkpoint with what a model wants, before anything is read.
+ *
+ * @throws {MismatchError} If tensors are missing, unexpected or of another shape; it carries the lists.
+ * @throws {FormatError} If one is stored as something else than floats of 16, 32 or 64 bits.
+ */
+export function checkParameters(checkpoint: Checkpoint, wanted: WantedParameters): void {
+  const { shapes, isSpare } = wanted;
+  const file = checkpoint.name;
+  const missing = [...shapes.keys()].filter((name) => !checkpoint.tensors.has(name));
+  const unexpected = [...checkpoint.tensors.keys()].filter((name) => !shapes.has(name) && !isSpare(name));
+  const applied = [...shapes.keys()].filter((name) => checkpoint.tensors.has(name));
+  if (missing.length > 0 || unexpected.length > 0) {
+    const lists = [...listNames("missing", missing), ...listNames("unexpected", unexpected)].join(", ");
+    const message = `Cannot load "${file}": its tensors are not those of the config, ${lists}`;
+    throw new MismatchError(message, { file, applied, missing, unexpected });
+  }
+  for (const [name, shape] of shapes) {
+    const info = checkpoint.tensors.get(name)!;
+    if (formatShape(info.shape) !== formatShape(shape)) {
+      const message = `Cannot load "${file}" with "${name}" of shape ${formatShape(info.shape)}: ` +
+        `expected ${formatShape(shape)} by the config`;
+      throw new MismatchError(message, { file: info.file, tensor: name, found: info.shape, expected: shape });
+    }
+    if (!FLOATS.has(info.dtype)) {
+      const message = `Cannot load "${file}" with "${name}" as ${info.dtype}: expected F32, F16, BF16 or F64`;
+      throw new FormatError(message, { file: info.file, tensor: name, found: info.dtype, expected: [...FLOATS] });
+    }
+  }
+}
+
+const FLOATS: ReadonlySet<string> = new Set(["F32", "F16", "BF16", "F64"]);
+
+function listNames(what: string, names: readonly string[]): string[] {
+  return names.length === 0 ? [] : [`${names.length} ${what} (first "${names[0]}")`];
+}
+
+/**
+ * Reads and packs every wanted tensor; the bytes read are dropped one by one. Call {@linkcode checkParameters} first.
+ *
+ * @param backend Where they go.
+ * @param checkpoint Where they are.
+ * @param names Which ones.
+ * @param options Storage, progress and abort.
+ */
+export async function loadParameters(
+  backend: Backend,
+  checkpoint: Checkpoint,
+  names: Iterable<string>,
+  options: ParameterOptions,
+): Promise<Parameters> {
+  const infos = [...names].map((name) => checkpoint.tensors.get(name)!);
+  const total = infos.reduce((sum, info) => sum + info.length, 0);
+  const parameters = new Parameters();
+  let loaded = 0;
+  try {
+    for (const { name, length } of infos) {
+      options.signal?.throwIfAborted();
+      const stored = await checkpoint.read(name, options);
+      if (stored.shape.length === 1) parameters.vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
+      else parameters.weights.set(name, backend.weight(matrixValues(stored), { dtype: options.dtype }));
+      loaded += length;
+      options.onProgress?.({ loaded, total, name });
+    }
+    return parameters;
+  } catch (error) {
+    parameters.dispose();
+    throw error;
+  }
+}
+
+function matrixValues({ dtype, shape, bytes }: StoredTensor): MatrixValues {
+  const [rows = 0, columns = 0] = shape;
+  if (dtype === "F16") return { shape: [rows, columns], dtype: "f16", bytes };
+  if (dtype === "BF16") return { shape: [rows, columns], dtype: "bf16", bytes };
+  if (dtype === "F32") return { shape: [rows, columns], dtype: "f32", bytes };
+  const values = toFloat32({ dtype, shape, bytes });
+  return {
+    shape: [rows, columns],
+    dtype: "f32",
+    bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+  };
+}
