@@ -77,11 +77,11 @@ for (const dtype of DTYPES) {
   forEachBackend(`linear() is x Wᵀ + bias for every number of rows and size, with W in ${dtype}`, async (backend) => {
     const next = random(1);
     for (const rows of ROWS) {
-      for (const [i, size] of SIZES.entries()) {
+      await Promise.all(SIZES.map((size, i) => {
         const plain = randomCase(next, rows, size, dtype);
         const bias = randomMatrix(next, 1, size[1]);
-        await check(backend, i % 2 === 0 ? plain : { ...plain, bias, label: `${plain.label}, bias` });
-      }
+        return check(backend, i % 2 === 0 ? plain : { ...plain, bias, label: `${plain.label}, bias` });
+      }));
     }
   });
 }
@@ -101,13 +101,14 @@ forEachBackend("linear() adds one scaled branch of any rank to all rows", async 
   const next = random(3);
   for (const rows of [1, 2, 5, 6, 7, 13, 24, 25]) {
     for (const [k, n] of [[1, 1], [7, 9], [16, 8], [37, 17], [257, 11]] as const) {
-      for (const rank of new Set([1, 2, 7, 8, 9, 16, 17, Math.min(k, n), k])) {
+      const ranks = [...new Set([1, 2, 7, 8, 9, 16, 17, Math.min(k, n), k])];
+      await Promise.all(ranks.map((rank) => {
         const plain = randomCase(next, rows, [k, n], rank % 2 === 0 ? "bf16" : "f32");
         const branch = randomBranch(next, { inFeatures: k, outFeatures: n, rank, scaling: -0.75 });
         const adapters = [{ start: 0, end: rows, branches: [branch] }];
         const bias = randomMatrix(next, 1, n);
-        await check(backend, { ...plain, bias, adapters, label: `${plain.label}, r = ${rank}` });
-      }
+        return check(backend, { ...plain, bias, adapters, label: `${plain.label}, r = ${rank}` });
+      }));
     }
   }
 });

@@ -126,6 +126,8 @@ forEachBackend("addAdapter() replaces one of that name, and removeAdapter() free
   layer.addAdapter("emotion", factorsOf(branches["qa"]!));
   assertSameBits(await backend.read(layer.forward(input, { adapter: "emotion" })), want, "the replaced adapter");
   const held = backend.bytes;
+  layer.addAdapter("emotion", factorsOf(branches["qa"]!));
+  assert.equal(backend.bytes, held);
   layer.addAdapter("other", factorsOf(branches["full"]!));
   assert.deepEqual([layer.removeAdapter("other"), layer.removeAdapter("other"), backend.bytes], [true, false, held]);
   assert.throws(() => layer.forward(input, { adapter: "other" }), MismatchError);
@@ -133,11 +135,11 @@ forEachBackend("addAdapter() replaces one of that name, and removeAdapter() free
 
 forEachBackend("addAdapter() refuses factors of another shape and keeps the adapter it had", async (backend) => {
   const { layer, branches, x } = setUp(backend);
-  const { a, b } = branches["qa"]!;
+  const { a, b } = branches["full"]!;
   const input = tensorOf(backend, x);
   const want = await backend.read(layer.forward(input, { adapter: "qa" }));
   const held = backend.bytes;
-  const [narrow, wide] = [reference.matrix(9, IN - 1, () => 1), reference.matrix(OUT, 8, () => 1)];
+  const [narrow, wide] = [reference.matrix(IN, IN - 1, () => 1), reference.matrix(OUT, 8, () => 1)];
   assert.throws(() => layer.addAdapter("qa", factorsOf({ a: narrow, b, scaling: 1 })), ShapeError);
   assert.throws(() => layer.addAdapter("qa", factorsOf({ a, b: wide, scaling: 1 })), ShapeError);
   assert.throws(() => layer.addAdapter("qa", factorsOf({ a, b: reference.transpose(b), scaling: 1 })), ShapeError);

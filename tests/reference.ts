@@ -49,9 +49,10 @@ export function at(m: Matrix, row: number, column: number): number {
 
 /** a (m, k) times b (k, n). */
 export function product(a: Matrix, b: Matrix): Matrix {
-  return matrix(a.shape[0], b.shape[1], (i, j) => {
+  const [depth, columns] = b.shape;
+  return matrix(a.shape[0], columns, (i, j) => {
     let sum = 0;
-    for (let k = 0; k < a.shape[1]; k++) sum += at(a, i, k) * at(b, k, j);
+    for (let k = 0; k < depth; k++) sum += a.values[i * depth + k]! * b.values[k * columns + j]!;
     return sum;
   });
 }

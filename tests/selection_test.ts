@@ -89,8 +89,9 @@ test("resolveSelection() refuses a weight that is not finite", () => {
   }
 });
 
-test("resolveSelection() refuses a choice of another type", () => {
-  for (const selection of [1, true, [undefined], [["qa"]], { qa: "1" }]) {
-    assert.throws(() => resolveSelection(selection as unknown as AdapterSelection, { rows: 1, known }), TypeError);
+test("resolveSelection() never takes a choice of another type for the base", () => {
+  for (const selection of [1, true, false, 0, [undefined], [["qa"]], [7], { qa: "1" }, { qa: undefined }]) {
+    const resolve = () => resolveSelection(selection as unknown as AdapterSelection, { rows: 1, known });
+    assert.throws(resolve, JSON.stringify(selection));
   }
 });
