@@ -171,7 +171,8 @@ function printSkipped(runs: readonly FileRun[]): number {
 
 /** Names the files that ran another number of tests in one engine than in another, and counts them. */
 function printUneven(runs: readonly FileRun[]): number {
-  const uneven = [...Map.groupBy(runs, ({ file }) => file)].filter(([, same]) =>
+  const whole = runs.filter(({ crash }) => crash === null);
+  const uneven = [...Map.groupBy(whole, ({ file }) => file)].filter(([, same]) =>
     new Set(same.map(({ results }) => results.length)).size > 1
   );
   for (const [file, same] of uneven) {
