@@ -39,7 +39,7 @@ function patternsOf(bytes: Uint8Array): Uint16Array {
 const ALL = Array.from({ length: 65536 }, (_, i) => i);
 
 for (const codec of CODECS) {
-  test(`decoding ${codec.name} gives the exact value of all 65,536 patterns`, async () => {
+  test(`decoding ${codec.name} gives the exact value of all 65,536 patterns`, () => {
     const values = codec.decode(bytesOf(ALL));
     for (const pattern of ALL) {
       if (!Object.is(values[pattern], valueOf(pattern, codec))) {
@@ -48,7 +48,7 @@ for (const codec of CODECS) {
     }
   });
 
-  test(`encoding ${codec.name} gives back every pattern, and a quiet NaN for every NaN`, async () => {
+  test(`encoding ${codec.name} gives back every pattern, and a quiet NaN for every NaN`, () => {
     const patterns = patternsOf(codec.encode(codec.decode(bytesOf(ALL))));
     const quiet = 2 ** (codec.mantissaBits - 1);
     for (const pattern of ALL) {
@@ -57,7 +57,7 @@ for (const codec of CODECS) {
     }
   });
 
-  test(`encoding ${codec.name} rounds to nearest, ties to even, between all neighbours`, async () => {
+  test(`encoding ${codec.name} rounds to nearest, ties to even, between all neighbours`, () => {
     const largest = 0x7fff - 2 ** codec.mantissaBits;
     const inputs: number[] = [];
     const wanted: number[] = [];
@@ -76,7 +76,7 @@ for (const codec of CODECS) {
     assert.equal(wanted.findIndex((pattern, i) => pattern !== patterns[i]), -1);
   });
 
-  test(`encoding ${codec.name} of the extremes`, async () => {
+  test(`encoding ${codec.name} of the extremes`, () => {
     const infinity = 0x7fff + 1 - 2 ** codec.mantissaBits;
     const values = new Float32Array([3.4028234663852886e38, Infinity, -Infinity, 0, -0, 1.401298464324817e-45]);
     assert.deepEqual(
@@ -87,7 +87,7 @@ for (const codec of CODECS) {
     assert.ok(codec.decode(codec.encode(signalling)).every(Number.isNaN));
   });
 
-  test(`decoding ${codec.name} takes bytes at an odd offset, and none`, async () => {
+  test(`decoding ${codec.name} takes bytes at an odd offset, and none`, () => {
     const shifted = new Uint8Array(5);
     shifted.set(bytesOf([1, 0x8001]), 1);
     assert.deepEqual(codec.decode(shifted.subarray(1)), codec.decode(bytesOf([1, 0x8001])));
@@ -96,13 +96,13 @@ for (const codec of CODECS) {
   });
 }
 
-test("encoding takes a view into a longer array", async () => {
+test("encoding takes a view into a longer array", () => {
   const values = new Float32Array([9, 1, 2, 9]).subarray(1, 3);
   assert.deepEqual(decodeF16(encodeF16(values)), values.slice());
   assert.deepEqual(decodeBf16(encodeBf16(values)), values.slice());
 });
 
-test("toFloat32() converts F32 at any offset and rounds F64", async () => {
+test("toFloat32() converts F32 at any offset and rounds F64", () => {
   const bytes = new Uint8Array(9);
   bytes.set(new Uint8Array(new Float32Array([1.5, -2]).buffer), 1);
   assert.deepEqual(
@@ -113,7 +113,7 @@ test("toFloat32() converts F32 at any offset and rounds F64", async () => {
   assert.deepEqual(toFloat32({ dtype: "F64", shape: [1], bytes: doubles }), new Float32Array([0.1]));
 });
 
-test("toFloat32() refuses other dtypes by name", async () => {
+test("toFloat32() refuses other dtypes by name", () => {
   assert.throws(() => toFloat32({ dtype: "I8", shape: [1], bytes: new Uint8Array(1) }), {
     name: "FormatError",
     message: /dtype I8 /,
