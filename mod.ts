@@ -46,8 +46,21 @@ export type {
   WeightDtype,
   WeightOptions,
 } from "./src/backend.ts";
+export { Adapter, type AdapterParts, type LoraModule, type ReportLine } from "./src/adapter/adapter.ts";
+export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
+export type { AdapterLimits } from "./src/adapter/limits.ts";
+export { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "./src/adapter/load.ts";
+export type { LoraConfig } from "./src/adapter/lora_config.ts";
+export { saveAdapter } from "./src/adapter/save.ts";
+export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
+export type { MergeDtype, MergeProgress } from "./src/checkpoint/merge_writer.ts";
+export type { MergeAdapter } from "./src/checkpoint/plan.ts";
 export * from "./src/errors.ts";
+export { type Dtype, type StoredTensor, toFloat32 } from "./src/formats/dtype.ts";
+export type { JsonNumber, JsonValue } from "./src/formats/json.ts";
+export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts";
 export type { Folder, ReadOptions, Sink, SinkFile, Source } from "./src/formats/source.ts";
+export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
 export {
   type LoraBackwardOptions,
   type LoraFactors,
