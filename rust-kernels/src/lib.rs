@@ -1,0 +1,60 @@
+//! Compute kernels of `@lowrank/lora` for WebAssembly SIMD: one file per operation, named after it.
+//!
+//! The C ABI takes byte addresses in the module's own memory and counts. Nothing here allocates, checks or panics:
+//! the TypeScript side checks shapes once and passes scratch of the size that `<operation>_scratch` returns.
+//!
+//! Weights are panels of 8 rows, rows padded to 8 with zeros: element (row, k) of the matrix (n, k) is in panel
+//! `row / 8`, at `[k][row % 8]` for f32; for bf16 the 8 halves of one k are in the order 0 4 1 5 2 6 3 7, so that one
+//! vector holds columns 0 to 3 in its low halves and columns 4 to 7 in its high halves.
+#![no_std]
+#![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
+
+#[cfg(not(target_arch = "wasm32"))]
+compile_error!("build for wasm32-unknown-unknown (scripts/build_kernels.sh)");
+
+mod halves;
+mod math;
+mod product;
+mod simd;
+mod strips;
+mod tile;
+
+mod append;
+mod attention;
+mod attention_stream;
+mod cross_entropy;
+mod delta_weight;
+mod elementwise;
+mod embedding;
+mod linear;
+mod linear_backward_input;
+mod linear_backward_weight;
+mod merge;
+mod pack;
+mod peak;
+mod rms_norm;
+mod rope;
+mod sum_rows;
+mod take_rows;
+mod unpack;
+
+/// Element types of the ABI.
+pub const F32: u32 = 0;
+/// The upper half of an f32.
+pub const BF16: u32 = 1;
+/// IEEE half precision; only `pack` reads it.
+pub const F16: u32 = 2;
+
+/// Rows of a panel, and columns of a tile.
+pub const PANEL: usize = 8;
+
+/// `count` rounded up to a multiple of `to`.
+#[inline(always)]
+pub const fn round_up(count: usize, to: usize) -> usize {
+    count.div_ceil(to) * to
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    core::arch::wasm32::unreachable()
+}

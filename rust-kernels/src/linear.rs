@@ -1,0 +1,106 @@
+//! y (m, n) = [y] + x (m, k) Wᵀ + bias (n) + h (m, r) Bᵀ, with W (n, k) and B (n, r) as panels.
+//!
+//! B's r columns extend k in the same sums, so that LoRA's second factor never reads y again.
+
+use crate::halves::{load_panel, panel_bytes, store_panel};
+use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, NONE};
+use crate::tile::{Out, Term};
+use crate::{round_up, BF16, PANEL};
+
+/// Columns of a block: BLOCK_K · 512 floats of W (512 KiB) stay in the second-level cache for all rows.
+const BLOCK_N: usize = 512;
+/// Columns of a block of bf16 that is widened first.
+const WIDE_N: usize = 64;
+/// From this many rows on bf16 is widened once per block; below, in the loop of a smaller tile.
+const WIDE_M: usize = 24;
+
+/// Bytes of scratch that `linear` wants.
+#[no_mangle]
+pub extern "C" fn linear_scratch(m: usize, n: usize, k: usize, w_dtype: u32) -> usize {
+    if w_dtype != BF16 || m < WIDE_M {
+        return 0;
+    }
+    round_up(n, PANEL).min(WIDE_N) * block_depth(m, k) * 4
+}
+
+/// Computes the formula above. `bias`, `h` may be null; `y` is read only if `accumulate` is not 0.
+///
+/// # Safety
+/// All arrays have the sizes above, `scratch` that of `linear_scratch`; y overlaps none of them.
+#[no_mangle]
+pub unsafe extern "C" fn linear(
+    y: *mut f32,
+    x: *const f32,
+    w: *const u8,
+    w_dtype: u32,
+    bias: *const f32,
+    h: *const f32,
+    b: *const u8,
+    m: usize,
+    n: usize,
+    k: usize,
+    r: usize,
+    accumulate: u32,
+    scratch: *mut u8,
+) {
+    let half = w_dtype == BF16;
+    let main = Term { a: x, stride: k, b: w, k };
+    let tail = if h.is_null() { NONE } else { Term { a: h, stride: r, b, k: r } };
+    let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
+    let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
+    let wide = half && m >= WIDE_M;
+    let block = if wide { WIDE_N } else { BLOCK_N };
+    let mut from = 0;
+    while from < n {
+        let part = slice_n(&whole, from, block.min(n - from));
+        match (half, wide) {
+            (false, _) => product_in_blocks::<false>(&part),
+            (true, false) => product_in_blocks::<true>(&part),
+            (true, true) => widened(&part, scratch),
+        }
+        from += block;
+    }
+}
+
+/// The part of a product with columns `from` to `from + columns`; `from` is a multiple of 8.
+unsafe fn slice_n(p: &Product, from: usize, columns: usize) -> Product {
+    let mut part = *p;
+    part.n = columns;
+    part.main.b = p.main.b.add(from / PANEL * p.panel);
+    part.tail.b = p.tail.b.wrapping_add(from * p.tail.k * 4);
+    part.out.c = p.out.c.add(from);
+    if !p.out.bias.is_null() {
+        part.out.bias = p.out.bias.add(from);
+    }
+    part
+}
+
+/// Runs a bf16 product on f32 copies of its blocks: the widening is paid once for all rows.
+unsafe fn widened(p: &Product, scratch: *mut u8) {
+    let block = block_depth(p.m, p.main.k);
+    let mut from = 0;
+    loop {
+        let depth = block.min(p.main.k - from);
+        let mut part = slice_k::<true>(p, from, depth);
+        let mut j = 0;
+        while j < p.n.div_ceil(PANEL) {
+            widen(scratch.add(j * depth * 32), part.main.b.add(j * p.panel), depth);
+            j += 1;
+        }
+        part.main.b = scratch;
+        part.panel = depth * panel_bytes(false);
+        product::<false, false>(&part);
+        from += depth;
+        if from >= p.main.k {
+            return;
+        }
+    }
+}
+
+/// Copies `depth` rows of a bf16 panel into an f32 panel.
+unsafe fn widen(dst: *mut u8, src: *const u8, depth: usize) {
+    for k in 0..depth {
+        let (low, high) = load_panel::<true>(src.add(k * panel_bytes(true)));
+        store_panel::<false>(dst.add(k * panel_bytes(false)), low, high);
+    }
+}

@@ -1,0 +1,128 @@
+//! dx (m, k) += dy (m, n) W, with W (n, k) as the panels of the forward pass: no second copy of the weight.
+//!
+//! Many rows: 8x8 pieces of 64 columns are transposed into scratch panels, then the ordinary tile runs over all rows.
+//! Few rows: one pass over W, each vector of 8 rows of W times the matching 8 of dy, summed across lanes.
+
+use crate::halves::{load_panel, panel_bytes};
+use crate::product::{product, Product, NONE};
+use crate::simd::*;
+use crate::tile::{Out, Term};
+use crate::{round_up, BF16, PANEL};
+
+/// Columns of dx per block: whole cache lines of W, 64 KiB of scratch with BLOCK_N.
+const BLOCK_K: usize = 64;
+/// Rows of W per block.
+const BLOCK_N: usize = 256;
+/// From this many rows on the transposition pays.
+const MANY: usize = 6;
+/// Columns of a panel that stay in the first-level cache for the few rows.
+const CHUNK: usize = 512;
+
+/// Bytes of scratch that `linear_backward_input` wants.
+#[no_mangle]
+pub extern "C" fn linear_backward_input_scratch(m: usize, n: usize, k: usize, _w_dtype: u32) -> usize {
+    if m < MANY {
+        return 0;
+    }
+    round_up(k, PANEL).min(BLOCK_K) * round_up(n, PANEL).min(BLOCK_N) * 4
+}
+
+/// Computes the formula above.
+///
+/// # Safety
+/// All arrays have the sizes above, `scratch` that of `linear_backward_input_scratch`; dx overlaps none of them.
+#[no_mangle]
+pub unsafe extern "C" fn linear_backward_input(
+    dx: *mut f32,
+    dy: *const f32,
+    w: *const u8,
+    w_dtype: u32,
+    m: usize,
+    n: usize,
+    k: usize,
+    scratch: *mut f32,
+) {
+    match (w_dtype == BF16, m < MANY) {
+        (false, true) => few::<false>(dx, dy, w, m, n, k),
+        (true, true) => few::<true>(dx, dy, w, m, n, k),
+        (false, false) => many::<false>(dx, dy, w, m, n, k, scratch),
+        (true, false) => many::<true>(dx, dy, w, m, n, k, scratch),
+    }
+}
+
+unsafe fn many<const HALF: bool>(
+    dx: *mut f32,
+    dy: *const f32,
+    w: *const u8,
+    m: usize,
+    n: usize,
+    k: usize,
+    scratch: *mut f32,
+) {
+    let mut column = 0;
+    while column < k {
+        let columns = BLOCK_K.min(k - column);
+        let mut row = 0;
+        while row < n {
+            let depth = BLOCK_N.min(n - row);
+            let stored = round_up(depth, PANEL);
+            for p in 0..stored / PANEL {
+                let from = w.add(((row / PANEL + p) * k + column) * panel_bytes(HALF));
+                turn::<HALF>(scratch.add(p * PANEL * PANEL), from, columns, stored);
+            }
+            let main = Term { a: dy.add(row), stride: n, b: scratch as *const u8, k: depth };
+            let out = Out { c: dx.add(column), stride: k, bias: core::ptr::null(), load: true };
+            product::<false, false>(&Product { m, n: columns, main, panel: stored * 32, tail: NONE, out });
+            row += depth;
+        }
+        column += columns;
+    }
+}
+
+/// Transposes `columns` columns of 8 rows of W into 8 rows of the scratch panels, which are `stored` deep.
+unsafe fn turn<const HALF: bool>(scratch: *mut f32, from: *const u8, columns: usize, stored: usize) {
+    by_four(columns, |t, lanes| {
+        let (mut low, mut high) = ([zero(); 4], [zero(); 4]);
+        for i in 0..lanes {
+            (low[i], high[i]) = load_panel::<HALF>(from.add((t + i) * panel_bytes(HALF)));
+        }
+        let (low, high) = (transpose(low), transpose(high));
+        let panel = scratch.add(t / PANEL * stored * PANEL + t % PANEL);
+        for i in 0..4 {
+            store(panel.add(i * PANEL), low[i]);
+            store(panel.add((i + 4) * PANEL), high[i]);
+        }
+    });
+}
+
+unsafe fn few<const HALF: bool>(dx: *mut f32, dy: *const f32, w: *const u8, m: usize, n: usize, k: usize) {
+    let mut row = 0;
+    while row < n {
+        let mut from = 0;
+        while from < k {
+            let columns = CHUNK.min(k - from);
+            let panel = w.add((row / PANEL * k + from) * panel_bytes(HALF));
+            for i in 0..m {
+                let at = dy.add(i * n + row);
+                let d = [load_lanes(at, n - row), load_lanes(at.wrapping_add(4), (n - row).saturating_sub(4))];
+                add_panel::<HALF>(dx.add(i * k + from), d, panel, columns);
+            }
+            from += columns;
+        }
+        row += PANEL;
+    }
+}
+
+/// dx (columns) += the columns of one panel times the 8 values d.
+#[inline(always)]
+unsafe fn add_panel<const HALF: bool>(dx: *mut f32, d: [v128; 2], panel: *const u8, columns: usize) {
+    by_four(columns, |t, lanes| {
+        let mut sums = [zero(); 4];
+        for i in 0..lanes {
+            let (low, high) = load_panel::<HALF>(panel.add((t + i) * panel_bytes(HALF)));
+            sums[i] = madd(high, d[1], f32x4_mul(low, d[0]));
+        }
+        let at = dx.add(t);
+        store_lanes(at, f32x4_add(load_lanes(at, lanes), sum_each(sums)), lanes);
+    });
+}
