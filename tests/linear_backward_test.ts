@@ -116,17 +116,32 @@ async function check(backend: Backend, c: Case): Promise<void> {
 }
 
 const ROWS = [0, 1, 2, 3, 5, 6, 7, 13, 24, 25];
+/** For sizes whose reference takes long. */
+const FEW_ROWS = [1, 5, 6, 25];
 /** [in, out]. */
-const SIZES = [[1, 1], [1, 9], [7, 8], [8, 7], [9, 1], [16, 16], [37, 17], [255, 3], [5, 257], [1025, 9]] as const;
+const SIZES = [[1, 1], [1, 9], [7, 8], [8, 7], [9, 1], [16, 16], [37, 17], [255, 3], [5, 257], [70, 300], [130, 521], [
+  1025,
+  9,
+]] as const;
 
 for (const dtype of ["f32", "bf16"] as const) {
   forEachBackend(`linearBackward() adds all gradients for every size, with W in ${dtype}`, async (backend) => {
-    for (const rows of ROWS) {
-      const cases = SIZES.map((size, i) => randomCase(rows, size, i % 2 ? [[0, rows, 1 + (i % 9)]] : [], dtype));
-      await Promise.all(cases.map((c) => check(backend, c)));
+    for (const [i, size] of SIZES.entries()) {
+      const rowCounts = size[0] * size[1] < 3000 ? ROWS : FEW_ROWS;
+      await Promise.all(rowCounts.map((rows) => {
+        return check(backend, randomCase(rows, size, i % 2 ? [[0, rows, 1 + (i % 9)]] : [], dtype));
+      }));
     }
   });
 }
+
+forEachBackend("linearBackward() sums over more rows than a block of them", async (backend) => {
+  for (const rows of [255, 257, 513]) {
+    for (const size of [[9, 11], [70, 17], [1, 1]] as const) {
+      await check(backend, randomCase(rows, size, [[0, rows, 5]], "bf16"));
+    }
+  }
+});
 
 /** Over 13 rows. */
 const RANGES: readonly Ranges[] = [

@@ -9,7 +9,7 @@ import { random, randomBranch, randomMatrix, rowsOf, storedF32, tensorOf, vector
 const DTYPES: readonly WeightDtype[] = ["f32", "bf16"];
 /** Below, at and above the tiles of 4, 5 and 6 rows, and the least rows of the GEMM path. */
 const ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 23, 24, 25];
-/** [in, out]: around the panels of 8 columns and the K blocks of 256 and 1024. */
+/** [in, out]: around the panels of 8 columns, column blocks of 64 and 512, and K blocks of 256 and 1024. */
 const SIZES = [
   [1, 1],
   [1, 9],
@@ -20,6 +20,8 @@ const SIZES = [
   [7, 1],
   [8, 8],
   [13, 23],
+  [9, 65],
+  [5, 521],
   [31, 5],
   [64, 40],
   [255, 3],
@@ -29,8 +31,11 @@ const SIZES = [
   [1024, 7],
   [1025, 9],
   [1283, 1],
+  [1030, 72],
   [2049, 8],
 ] as const;
+/** For sizes whose reference takes long. */
+const FEW_ROWS = [1, 5, 6, 7, 24, 25];
 
 interface Case {
   readonly x: Matrix;
@@ -76,8 +81,9 @@ function randomCase(next: () => number, rows: number, [k, n]: readonly [number, 
 for (const dtype of DTYPES) {
   forEachBackend(`linear() is x Wᵀ + bias for every number of rows and size, with W in ${dtype}`, async (backend) => {
     const next = random(1);
-    for (const rows of ROWS) {
-      await Promise.all(SIZES.map((size, i) => {
+    for (const [i, size] of SIZES.entries()) {
+      const rowCounts = size[0] * size[1] < 3000 ? ROWS : FEW_ROWS;
+      await Promise.all(rowCounts.map((rows) => {
         const plain = randomCase(next, rows, size, dtype);
         const bias = randomMatrix(next, 1, size[1]);
         return check(backend, i % 2 === 0 ? plain : { ...plain, bias, label: `${plain.label}, bias` });
@@ -99,9 +105,10 @@ forEachBackend("linear() of no input features is the bias, and of no output feat
 
 forEachBackend("linear() adds one scaled branch of any rank to all rows", async (backend) => {
   const next = random(3);
-  for (const rows of [1, 2, 5, 6, 7, 13, 24, 25]) {
-    for (const [k, n] of [[1, 1], [7, 9], [16, 8], [37, 17], [257, 11]] as const) {
-      const ranks = [...new Set([1, 2, 7, 8, 9, 16, 17, Math.min(k, n), k])];
+  for (const [k, n] of [[1, 1], [7, 9], [16, 8], [37, 17], [257, 11], [40, 70], [6, 521], [1029, 9]] as const) {
+    const small = k * n < 700;
+    const ranks = [...new Set(small ? [1, 2, 7, 8, 9, 16, 17, Math.min(k, n), k] : [1, 8, 17])];
+    for (const rows of small ? [1, 2, 5, 6, 7, 13, 24, 25] : FEW_ROWS) {
       await Promise.all(ranks.map((rank) => {
         const plain = randomCase(next, rows, [k, n], rank % 2 === 0 ? "bf16" : "f32");
         const branch = randomBranch(next, { inFeatures: k, outFeatures: n, rank, scaling: -0.75 });

@@ -167,6 +167,10 @@ forEachBackend("growing memory keeps what tensors and weights hold", async (back
   assertSameBits(await backend.read(tensor), values, "the tensor");
   assertSameBits(await backend.readWeight(weight), values, "the weight");
   for (const [i, big] of many.entries()) assert.equal((await backend.read(big)).length, 1 << (16 + i));
+  const one = backend.tensor([1 << 16], new Float32Array(1 << 16).fill(1));
+  let count = one;
+  for (let i = 0; i < 30; i++) count = backend.add(count, one);
+  assert.ok((await backend.read(count)).every((value) => value === 31), "sums in new memory");
 });
 
 forEachBackend("bytes counts tensors and weights, and dispose() of the backend all of them", (backend) => {

@@ -17,14 +17,15 @@ export function random(seed: number): () => number {
   };
 }
 
+const scratch = new DataView(new ArrayBuffer(4));
+
 /** Rounds to bfloat16, to nearest even. */
 export function roundToBf16(value: number): number {
-  const bits = new Uint32Array(1);
-  const float = new Float32Array(bits.buffer);
-  float[0] = value;
-  const kept = bits[0]! + 0x7fff + ((bits[0]! >>> 16) & 1);
-  if (Number.isFinite(value)) bits[0] = kept & 0xffff0000;
-  return float[0]!;
+  if (!Number.isFinite(value)) return value;
+  scratch.setFloat32(0, value);
+  const bits = scratch.getUint32(0);
+  scratch.setUint32(0, (bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000);
+  return scratch.getFloat32(0);
 }
 
 /** A matrix of elements in [-scale, scale) that `dtype` holds exactly. */

@@ -54,6 +54,8 @@ for (const dtype of ["f16", "bf16"] as const) {
     const stored = allPatterns(dtype);
     const exact = matrix(256, 257, (i, j) => i * 257 + j < 65_536 ? decode(i * 257 + j, dtype) : 0);
     assertSameBits(await backend.readWeight(backend.weight(stored)), exact, "in f32");
+    const turned = backend.weight(stored, { transposed: true });
+    assertSameBits(await backend.readWeight(turned), transpose(exact), "transposed");
     const rounded = matrix(256, 257, (i, j) => roundToBf16(exact.values[i * 257 + j]!));
     assertSameBits(await backend.readWeight(backend.weight(stored, { dtype: "bf16" })), rounded, "in bf16");
   });
