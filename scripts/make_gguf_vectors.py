@@ -68,7 +68,7 @@ def write_tiny(rng: np.random.Generator) -> None:
     # 64-bit integers beyond 2^53 are text: JSON readers would round them.
     metadata = {f"test.{n}": str(v) if isinstance(v, int) and abs(v) > 2**53 else v for n, (v, _) in scalars.items()}
     metadata |= {"test.strings": ["a", "", "ü"], "test.numbers": [3, 1, 2]}
-    (FOLDER / "tiny.json").write_text(json.dumps({"metadata": metadata, "tensors": tensors}, indent=1) + "\n")
+    (FOLDER / "tiny.json").write_text(json.dumps({"metadata": metadata, "tensors": tensors}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ HEADERS: list[tuple[str, str | bytes, int]] = [
     ("a dimension 1.5", one(shape="[1.5]"), 4),
     ("a dimension -0", one(shape="[-0]", offsets="[0,0]"), 0),
     ("a dimension -1", one(shape="[-1]"), 4),
+    ("dimensions -1, -1", one(shape="[-1,-1]"), 4),
     ("a dimension 01", one(shape="[01]"), 4),
     ("a dimension +1", one(shape="[+1]"), 4),
     ('a dimension "1"', one(shape='["1"]'), 4),
@@ -153,9 +154,9 @@ def write_headers() -> None:
     rows = []
     for name, text, data in HEADERS:
         header = text if isinstance(text, bytes) else text.encode()
-        row = {"name": name, "header": base64.b64encode(header).decode(), "data": data, "accepted": verdict(header, data)}
-        rows.append(json.dumps(row))
-    (FOLDER / "headers.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
+        text = base64.b64encode(header).decode()
+        rows.append({"name": name, "header": text, "data": data, "accepted": verdict(header, data)})
+    (FOLDER / "headers.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def write_files() -> None:
@@ -169,9 +170,10 @@ def write_files() -> None:
         tensors = {}
         for i, name in enumerate(names):
             shape = tuple(rng.integers(0, 4, rng.integers(0, 4)))
-            tensors[name] = rng.integers(0, 2, shape).astype(dtypes[(5 * i) % 13])
-        files.append(json.dumps({"metadata": metadata, "file": bytes(save(tensors, metadata)).hex()}))
-    (FOLDER / "written.json").write_text("[\n" + ",\n".join(files) + "\n]\n")
+            dtype = "uint8" if count == 5 else dtypes[(5 * i) % 13]
+            tensors[name] = rng.integers(0, 2, shape).astype(dtype)
+        files.append({"metadata": metadata, "file": bytes(save(tensors, metadata)).hex()})
+    (FOLDER / "written.json").write_text(json.dumps(files, indent=2) + "\n")
 
 
 if __name__ == "__main__":

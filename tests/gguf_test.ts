@@ -209,6 +209,7 @@ test("readGguf() caps counts that a large file could hold", async () => {
     [new Header().start(0, 100_001), 100_000],
     [new Header().start(0, 1).u64(10_000_001), 10_000_000],
     [array().u32(0).u64(10_000_001), 10_000_000],
+    [array().u32(9).u64(5).u32(0).u64(9_999_996), 10_000_000],
     [nested, 4],
   ];
   for (const [header, limit] of cases) {
