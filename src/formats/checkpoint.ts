@@ -63,6 +63,8 @@ const PICKLE_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
  * @example
  * ```ts
  * import assert from "node:assert/strict";
+ * import { memoryFolder } from "./memory.ts";
+ * import { encodeSafetensors } from "./safetensors_writer.ts";
  * const file = encodeSafetensors(new Map([["w", { dtype: "U8", shape: [1], bytes: new Uint8Array([7]) }]]));
  * const checkpoint = await openCheckpoint(memoryFolder(new Map([["model.safetensors", file]])));
  * assert.deepEqual((await checkpoint.read("w")).bytes, new Uint8Array([7]));

@@ -99,6 +99,7 @@ export function bitsPerElement(dtype: Dtype): number {
  * @example
  * ```ts
  * import assert from "node:assert/strict";
+ * import { toFloat32 } from "@lowrank/lora";
  * const tensor = { dtype: "BF16", shape: [1], bytes: new Uint8Array([0x80, 0x3f]) } as const;
  * assert.deepEqual(toFloat32(tensor), new Float32Array([1]));
  * ```

@@ -16,6 +16,7 @@ const DEFAULT_NAME = "files held in memory";
  * @example
  * ```ts
  * import assert from "node:assert/strict";
+ * import { memorySource } from "@lowrank/lora";
  * const source = memorySource("a.bin", new Uint8Array([1, 2, 3]));
  * assert.deepEqual(await source.read(1, 2), new Uint8Array([2, 3]));
  * ```

@@ -59,6 +59,8 @@ const METADATA_KEY = "__metadata__";
  * @example
  * ```ts
  * import assert from "node:assert/strict";
+ * import { memorySource } from "./memory.ts";
+ * import { encodeSafetensors } from "./safetensors_writer.ts";
  * const bytes = encodeSafetensors(new Map([["w", { dtype: "U8", shape: [2], bytes: new Uint8Array([1, 2]) }]]));
  * const { tensors } = await readSafetensorsHeader(memorySource("a.safetensors", bytes));
  * assert.deepEqual(tensors.get("w")?.shape, [2]);

@@ -25,6 +25,7 @@ const DEFAULT_MAX_WHOLE = 64_000_000;
  * @example
  * ```ts
  * import assert from "node:assert/strict";
+ * import { urlSource } from "@lowrank/lora";
  * const source = urlSource("https://example.com/a.safetensors?token=secret");
  * assert.equal(source.name, "https://example.com/a.safetensors");
  * ```
