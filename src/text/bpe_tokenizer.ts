@@ -2,7 +2,7 @@ import { BPE, type Normalizer, type PreTokenizer } from "@huggingface/tokenizers
 import { LimitError } from "../errors.ts";
 import { type AddedToken, AddedTokens, type Stretch } from "./added_tokens.ts";
 import { ChatTemplate } from "./chat_template.ts";
-import { type DecoderPlan, idStream } from "./decoder.ts";
+import { decoderOf, type DecoderPlan, type TokenStream } from "./decoder.ts";
 import type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, TextStream, Tokenizer } from "./tokenizer.ts";
 
 /** Longest text that is encoded, in UTF-16 units. */
@@ -46,6 +46,7 @@ export class BpeTokenizer implements Tokenizer {
   readonly #added: AddedTokens;
   readonly #special: ReadonlySet<number>;
   readonly #tokens: readonly (string | undefined)[];
+  readonly #newStream: () => TokenStream;
   #template: ChatTemplate | null = null;
 
   constructor(parts: TokenizerParts) {
@@ -65,6 +66,7 @@ export class BpeTokenizer implements Tokenizer {
     for (const [token, id] of parts.vocab) tokens[id] = token;
     for (const token of parts.added) tokens[token.id] = token.content;
     this.#tokens = tokens;
+    this.#newStream = decoderOf(parts.decoder);
     this.vocabSize = tokens.length;
     this.bosId = parts.bosId;
     this.eosIds = [...new Set(parts.eosIds)].sort((a, b) => a - b);
@@ -87,12 +89,14 @@ export class BpeTokenizer implements Tokenizer {
 
   stream(options: DecodeOptions = {}): TextStream {
     const skip = options.skipSpecial ?? false;
-    return idStream(this.#parts.decoder, (id) => {
-      if (!Number.isInteger(id) || id < 0 || id >= this.vocabSize) {
-        throw new RangeError(`Cannot decode token ${id}: the vocabulary has ${this.vocabSize} tokens`);
-      }
-      return skip && this.#special.has(id) ? null : this.#tokens[id] ?? null;
-    });
+    const tokens = this.#newStream();
+    return {
+      push: (id) => {
+        const token = this.#token(id);
+        return skip && this.#special.has(id) ? "" : tokens.push(token);
+      },
+      end: () => tokens.end(),
+    };
   }
 
   chat(messages: readonly ChatMessage[], options: ChatOptions = {}): number[] {
@@ -102,6 +106,12 @@ export class BpeTokenizer implements Tokenizer {
       specials: (text) => this.#specials(text),
     });
     return this.#encode(text, true, mark);
+  }
+
+  /** The token of an id; empty for a gap in the vocabulary. */
+  #token(id: number): string {
+    if (Number.isInteger(id) && id >= 0 && id < this.vocabSize) return this.#tokens[id] ?? "";
+    throw new RangeError(`Cannot decode token ${id}: the vocabulary has ${this.vocabSize} tokens`);
   }
 
   /** The special tokens recognised in `text`. */

@@ -1,5 +1,3 @@
-import type { TextStream } from "./tokenizer.ts";
-
 /** How tokens become text. */
 export type DecoderPlan =
   /** Every character of a token stands for one byte (GPT-2). */
@@ -39,17 +37,25 @@ function byteLevel(): (token: string) => Uint8Array {
   };
 }
 
-/**
- * Makes a stream over tokens; ids that are not to be shown have already been left out.
- *
- * @param plan How tokens become text.
- * @returns `push` takes one token's text.
- */
-export function tokenStream(plan: DecoderPlan): { push(token: string): string; end(): string } {
-  return plan.kind === "bytes" ? new ByteStream(byteLevel()) : new PieceStream(plan);
+/** Takes one token's text after the other. */
+export interface TokenStream {
+  push(token: string): string;
+  end(): string;
 }
 
-class ByteStream {
+/**
+ * Makes what makes streams over tokens; ids that are not to be shown have already been left out.
+ *
+ * @param plan How tokens become text.
+ * @returns Begins a stream.
+ */
+export function decoderOf(plan: DecoderPlan): () => TokenStream {
+  if (plan.kind === "pieces") return () => new PieceStream(plan);
+  const bytesOf = byteLevel();
+  return () => new ByteStream(bytesOf);
+}
+
+class ByteStream implements TokenStream {
   readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   readonly #bytesOf: (token: string) => Uint8Array;
 
@@ -66,7 +72,7 @@ class ByteStream {
   }
 }
 
-class PieceStream {
+class PieceStream implements TokenStream {
   readonly #plan: DecoderPlan & { kind: "pieces" };
   readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   #first = true;
@@ -109,22 +115,4 @@ class PieceStream {
     if (start < text.length) this.#toStrip = 0;
     return text.slice(start);
   }
-}
-
-/**
- * Makes a stream over ids.
- *
- * @param plan How tokens become text.
- * @param tokenOf The token of an id; null leaves it out. Throws for ids outside the vocabulary.
- * @returns The stream.
- */
-export function idStream(plan: DecoderPlan, tokenOf: (id: number) => string | null): TextStream {
-  const tokens = tokenStream(plan);
-  return {
-    push(id: number): string {
-      const token = tokenOf(id);
-      return token === null ? "" : tokens.push(token);
-    },
-    end: () => tokens.end(),
-  };
 }

@@ -12,7 +12,7 @@ import { isMerge, MAX_VOCAB } from "./tokenizer_json.ts";
 type Metadata = ReadonlyMap<string, GgufValue>;
 
 /** llama.cpp's token types. */
-const TYPE = { control: 3, userDefined: 4 } as const;
+const TYPE = { unknown: 2, control: 3, userDefined: 4 } as const;
 
 const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const LLAMA3_WORDS =
@@ -80,8 +80,12 @@ export function ggufTokenizer(metadata: ReadonlyMap<string, GgufValue>): Tokeniz
     });
   }
   const vocab = new Map(tokens.map((token, id) => [token, id]));
+  if (vocab.size < tokens.length) {
+    const twice = tokens.find((token, id) => vocab.get(token) !== id);
+    throw refusal("tokenizer.ggml.tokens", twice, "every token once");
+  }
   const added = addedTokens(metadata, tokens);
-  const parts = model === "gpt2" ? byteLevel(metadata, vocab) : sentencePiece(metadata, tokens, vocab);
+  const parts = model === "gpt2" ? byteLevel(metadata, vocab) : sentencePiece(metadata, vocab, added);
   return new BpeTokenizer({
     ...parts,
     ...specials(metadata, tokens, parts.addBos),
@@ -118,7 +122,12 @@ function byteLevel(metadata: Metadata, vocab: ReadonlyMap<string, number>): Enco
   };
 }
 
-function sentencePiece(metadata: Metadata, tokens: readonly string[], vocab: ReadonlyMap<string, number>): Encoding {
+function sentencePiece(
+  metadata: Metadata,
+  vocab: ReadonlyMap<string, number>,
+  added: readonly AddedToken[],
+): Encoding {
+  const tokens = [...vocab.keys()];
   if (metadata.get("tokenizer.ggml.remove_extra_whitespaces") === true) {
     throw refusal("tokenizer.ggml.remove_extra_whitespaces", true, "false");
   }
@@ -128,6 +137,7 @@ function sentencePiece(metadata: Metadata, tokens: readonly string[], vocab: Rea
   }
   const prefix = metadata.get("tokenizer.ggml.add_space_prefix") !== false;
   const unknown = id(metadata, "unknown", tokens) ?? 0;
+  const special = new Set(added.filter((token) => token.special).map((token) => token.content));
   const replace = { type: "Replace", pattern: { String: " " }, content: "▁" } as const;
   const decoder: DecoderPlan = {
     kind: "pieces",
@@ -137,7 +147,7 @@ function sentencePiece(metadata: Metadata, tokens: readonly string[], vocab: Rea
     dropInFirst: null,
   };
   return {
-    merges: scoredMerges(vocab, scores as number[], new Set(controls(metadata, tokens))),
+    merges: scoredMerges(vocab, scores as number[], special),
     unkToken: tokens[unknown]!,
     fuseUnk: true,
     byteFallback: true,
@@ -153,16 +163,11 @@ function addedTokens(metadata: Metadata, tokens: readonly string[]): AddedToken[
   const types = tokenTypes(metadata, tokens);
   const added: AddedToken[] = [];
   tokens.forEach((content, id) => {
-    if (content === "" || (types[id] !== TYPE.control && types[id] !== TYPE.userDefined)) return;
-    const special = types[id] === TYPE.control;
+    const special = types[id] === TYPE.control || types[id] === TYPE.unknown;
+    if (content === "" || (!special && types[id] !== TYPE.userDefined)) return;
     added.push({ id, content, special, singleWord: false, lstrip: false, rstrip: false, normalized: false });
   });
   return added;
-}
-
-function controls(metadata: Metadata, tokens: readonly string[]): string[] {
-  const types = tokenTypes(metadata, tokens);
-  return tokens.filter((_, id) => types[id] === TYPE.control);
 }
 
 function tokenTypes(metadata: Metadata, tokens: readonly string[]): readonly GgufValue[] {

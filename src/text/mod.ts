@@ -18,3 +18,5 @@
 export type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, TextStream, Tokenizer } from "./tokenizer.ts";
 export { loadTokenizer } from "./load.ts";
 export { ggufTokenizer } from "./gguf.ts";
+export type { Folder, ReadOptions, Source } from "../formats/source.ts";
+export type { GgufValue } from "../formats/gguf.ts";

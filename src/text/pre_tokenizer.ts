@@ -102,8 +102,9 @@ function sequenceSteps(config: Fields): PreTokenizerConfig[] {
 
 function byteLevelSteps(config: Fields): PreTokenizerConfig[] {
   const steps: PreTokenizerConfig[] = [];
+  // A metaspace that is a space: puts one before a text that has none, which must come before the split.
   if (config.flag("add_prefix_space", true)) {
-    steps.push({ type: "Replace", pattern: { Regex: "\\A(?! )" }, content: " " });
+    steps.push({ type: "Metaspace", replacement: " ", prepend_scheme: "always" });
   }
   // The package's own splits by JavaScript's white space, which has U+FEFF and lacks U+0085.
   if (config.flag("use_regex", true)) steps.push(splitAt(GPT2_WORDS));

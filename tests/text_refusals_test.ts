@@ -1,0 +1,130 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { FormatError, LimitError, MismatchError } from "../src/errors.ts";
+import { memoryFolder } from "../src/formats/memory.ts";
+import type { GgufValue } from "../src/formats/gguf.ts";
+import { ggufTokenizer, loadTokenizer } from "../src/text/mod.ts";
+import { fromFiles, small } from "./vectors/text/load.ts";
+
+type Json = Record<string, unknown>;
+
+/** A small tokenizer.json with one member replaced. */
+function changed(path: string, value: unknown): Json {
+  const file = structuredClone(small().files.qwen2!);
+  const keys = path.split(".");
+  let place = file as Json;
+  for (const key of keys.slice(0, -1)) place = place[key] as Json;
+  place[keys.at(-1)!] = value;
+  return file;
+}
+
+const split = (more: Json) => ({
+  type: "Split",
+  pattern: { Regex: "a" },
+  behavior: "Isolated",
+  invert: false,
+  ...more,
+});
+
+const UNSUPPORTED: [path: string, value: unknown, field: string][] = [
+  ["model.type", "Unigram", "model.type"],
+  ["model.type", "WordPiece", "model.type"],
+  ["model.dropout", 0.1, "model.dropout"],
+  ["model.end_of_word_suffix", "</w>", "model.end_of_word_suffix"],
+  ["model.continuing_subword_prefix", "##", "model.continuing_subword_prefix"],
+  ["model.unk_token", "<none>", "model.unk_token"],
+  ["model.vocab", { a: -1 }, "model.vocab"],
+  ["model.vocab", { a: 2 ** 30 }, "model.vocab"],
+  ["model.vocab", [["a", 0]], "model.vocab"],
+  ["model.merges", ["a b c"], "model.merges[0]"],
+  ["model.merges", [["a", "none"]], "model.merges[0]"],
+  ["normalizer", { type: "Precompiled" }, "normalizer.type"],
+  ["normalizer", { type: "Sequence", normalizers: [{ type: "Lowercase" }] }, "normalizer.normalizers[0].type"],
+  ["pre_tokenizer", { type: "Whitespace" }, "pre_tokenizer.type"],
+  ["pre_tokenizer", split({ behavior: "MergedWithNext" }), "pre_tokenizer.behavior"],
+  ["pre_tokenizer", split({ invert: true }), "pre_tokenizer.behavior"],
+  ["pre_tokenizer", split({ pattern: { Regex: "\\Ga" } }), "pre_tokenizer.pattern.Regex"],
+  ["pre_tokenizer", split({ pattern: { Regex: "a++" } }), "pre_tokenizer.pattern.Regex"],
+  ["pre_tokenizer", split({ pattern: { Regex: "(?>a)" } }), "pre_tokenizer.pattern.Regex"],
+  ["pre_tokenizer", split({ pattern: { Regex: "(a" } }), "pre_tokenizer"],
+  ["pre_tokenizer", split({ pattern: {} }), "pre_tokenizer.pattern"],
+  ["decoder", null, "decoder"],
+  ["decoder", { type: "CTC" }, "decoder.type"],
+  ["decoder", { type: "Sequence", decoders: [{ type: "Fuse" }, { type: "ByteFallback" }] }, "decoder.decoders[1].type"],
+  ["post_processor", { type: "Other" }, "post_processor.type"],
+  ["added_tokens", [{ id: "0", content: "a" }], "added_tokens[0].id"],
+  ["added_tokens", [{ id: 0, content: "" }], "added_tokens[0].content"],
+];
+
+test("loadTokenizer() refuses what it does not support and names it", async () => {
+  for (const [path, value, field] of UNSUPPORTED) {
+    await assert.rejects(fromFiles({ "tokenizer.json": changed(path, value) }), (error: FormatError) => {
+      assert.ok(error instanceof FormatError, `${path}: ${error}`);
+      assert.deepEqual([error.file, error.field], ["tokenizer.json", field]);
+      return /^Cannot read "tokenizer.json" with .*: expected /.test(error.message);
+    });
+  }
+});
+
+test("loadTokenizer() accepts patterns with quantifiers in classes and after escapes", async () => {
+  const tokenizer = await fromFiles({
+    "tokenizer.json": changed("pre_tokenizer.pretokenizers.0", split({ pattern: { Regex: "[*+]+|\\*+|x" } })),
+  });
+  assert.equal(tokenizer.decode(tokenizer.encode("a**+x")), "a**+x");
+});
+
+test("loadTokenizer() refuses a folder without tokenizer.json and files that are no JSON", async () => {
+  await assert.rejects(fromFiles({}), MismatchError);
+  await assert.rejects(fromFiles({ "tokenizer.json": "{" }), FormatError);
+  await assert.rejects(fromFiles({ "tokenizer.json": "[]" }), FormatError);
+  const good = small().files.qwen2;
+  await assert.rejects(
+    fromFiles({ "tokenizer.json": good, "generation_config.json": { eos_token_id: "2" } }),
+    FormatError,
+  );
+  await assert.rejects(fromFiles({ "tokenizer.json": good, "tokenizer_config.json": { bos_token: 1 } }), FormatError);
+});
+
+test("loadTokenizer() stops when the signal is aborted", async () => {
+  const reason = new Error("enough");
+  await assert.rejects(loadTokenizer(memoryFolder(new Map()), { signal: AbortSignal.abort(reason) }), reason);
+});
+
+const GGUF: [key: string, value: GgufValue | undefined][] = [
+  ["model", undefined],
+  ["model", "bert"],
+  ["tokens", undefined],
+  ["tokens", ["a", 1]],
+  ["tokens", ["a", "b", "a"]],
+  ["scores", [0]],
+  ["scores", undefined],
+  ["token_type", [1]],
+  ["bos_token_id", 1_000_000],
+  ["eos_token_id", -1],
+  ["remove_extra_whitespaces", true],
+];
+
+test("ggufTokenizer() refuses metadata that it does not support and names the field", () => {
+  for (const [key, value] of GGUF) {
+    const field = `tokenizer.ggml.${key}`;
+    const metadata = new Map(Object.entries(small().gguf));
+    if (value === undefined) metadata.delete(field);
+    else metadata.set(field, value);
+    assert.throws(() => ggufTokenizer(metadata), (error: FormatError) => {
+      return error instanceof FormatError && error.field === field && error.message.includes(field);
+    }, `${key} = ${value}`);
+  }
+});
+
+test("ggufTokenizer() refuses an unknown pre-tokenizer by name, broken merges and a huge vocabulary", () => {
+  const metadata = new Map<string, GgufValue>([
+    ["tokenizer.ggml.model", "gpt2"],
+    ["tokenizer.ggml.tokens", ["a", "b", "ab"]],
+    ["tokenizer.ggml.merges", ["a b"]],
+  ]);
+  assert.deepEqual(ggufTokenizer(metadata).encode("ab"), [2]);
+  assert.throws(() => ggufTokenizer(new Map([...metadata, ["tokenizer.ggml.pre", "viking"]])), /"viking"/);
+  assert.throws(() => ggufTokenizer(new Map([...metadata, ["tokenizer.ggml.merges", ["b a"]]])), /merges\[0\]/);
+  const many = Array.from({ length: (1 << 20) + 1 }, () => "a");
+  assert.throws(() => ggufTokenizer(new Map([...metadata, ["tokenizer.ggml.tokens", many]])), LimitError);
+});
