@@ -6,13 +6,13 @@
 import assert from "node:assert/strict";
 import type { Backend } from "../src/backend.ts";
 import { type Checkpoint, openCheckpoint } from "../src/formats/checkpoint.ts";
-import { memoryFolder, memorySource } from "../src/formats/memory.ts";
+import { memoryFolder } from "../src/formats/memory.ts";
 import { readSafetensorsHeader, readTensor } from "../src/formats/safetensors.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
-import type { Folder, Source } from "../src/formats/source.ts";
+import type { Folder } from "../src/formats/source.ts";
 import { file, folder } from "../src/fs/mod.ts";
-import type { LanguageModel } from "../src/models/mod.ts";
-import { loadModel } from "../src/models/mod.ts";
+import { type LanguageModel, loadModel } from "../src/models/mod.ts";
+import { openBackend } from "../src/open.ts";
 
 export function fixture(path: string): Folder {
   return folder(new URL(`./fixtures/${path}`, import.meta.url));
@@ -115,59 +115,17 @@ export async function readCheckpoint(
   return tensors;
 }
 
-/** What a GGUF file is made of. */
-export interface GgufParts {
-  readonly metadata: Readonly<Record<string, string | number | boolean | readonly string[]>>;
-  readonly tensors: ReadonlyMap<string, { readonly shape: readonly number[]; readonly values: Float32Array }>;
-}
+/** Ids of the fixtures' vocabulary. */
+export const IDS: readonly (readonly number[])[] = [[5, 17, 99, 4, 42, 7]];
 
-/** Writes a GGUF file of float32 tensors: strings, floats (numbers with a fraction), uint32 and lists of strings. */
-export function ggufSource(name: string, { metadata, tensors }: GgufParts): Source {
-  const chunks: Uint8Array[] = [];
-  const encoder = new TextEncoder();
-  const put = (bytes: number, write: (view: DataView) => void): void => {
-    const chunk = new Uint8Array(bytes);
-    write(new DataView(chunk.buffer));
-    chunks.push(chunk);
-  };
-  const u32 = (value: number): void => put(4, (view) => view.setUint32(0, value, true));
-  const u64 = (value: number): void => put(8, (view) => view.setBigUint64(0, BigInt(value), true));
-  const text = (value: string): void => {
-    const bytes = encoder.encode(value);
-    u64(bytes.length);
-    chunks.push(bytes);
-  };
-  u32(0x46554747);
-  u32(3);
-  u64(tensors.size);
-  u64(Object.keys(metadata).length);
-  for (const [key, value] of Object.entries(metadata)) {
-    text(key);
-    if (typeof value === "string") (u32(8), text(value));
-    else if (typeof value === "boolean") (u32(7), put(1, (view) => view.setUint8(0, Number(value))));
-    else if (typeof value === "object") (u32(9), u32(8), u64(value.length), value.forEach(text));
-    else if (Number.isInteger(value)) (u32(4), u32(value));
-    else (u32(6), put(4, (view) => view.setFloat32(0, value, true)));
+/** Runs a test on the fixtures' llama with the adapter "a"; its memory goes with it. */
+export async function withLlama(body: (model: LanguageModel, backend: Backend) => Promise<void>): Promise<void> {
+  const backend = await openBackend();
+  try {
+    const model = await loadBase(backend, "llama");
+    await model.loadAdapter("a", fixture("llama-plain/adapter"));
+    await body(model, backend);
+  } finally {
+    backend.dispose();
   }
-  let offset = 0;
-  for (const [tensor, { shape, values }] of tensors) {
-    text(tensor);
-    u32(shape.length);
-    [...shape].reverse().forEach(u64);
-    u32(0);
-    u64(offset);
-    offset += Math.ceil(values.byteLength / 32) * 32;
-  }
-  const pad = (): void => {
-    const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
-    chunks.push(new Uint8Array((32 - length % 32) % 32));
-  };
-  pad();
-  for (const { values } of tensors.values()) {
-    chunks.push(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
-    pad();
-  }
-  const bytes = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
-  chunks.reduce((at, chunk) => (bytes.set(chunk, at), at + chunk.length), 0);
-  return memorySource(name, bytes);
 }

@@ -60,12 +60,6 @@ export function ggufConfig(gguf: Gguf, file: string, ropeFactors: Float32Array |
   }
   const metadata = new Metadata(gguf, file, `${architecture}.`);
   metadata.refuseUnknown();
-  const hidden = metadata.get("embedding_length");
-  const heads = metadata.get("attention.head_count");
-  const width = typeof hidden === "number" && typeof heads === "number" ? hidden / heads : undefined;
-  const headDim = metadata.get("attention.key_length") ?? width;
-  metadata.require("attention.value_length", headDim);
-  metadata.require("rope.dimension_count", headDim);
   metadata.require("expert_count", 0);
   const eosIds = tokenIds(gguf, ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"]);
   const window = metadata.get("attention.sliding_window");
@@ -73,12 +67,9 @@ export function ggufConfig(gguf: Gguf, file: string, ropeFactors: Float32Array |
     architectures: [ARCHITECTURES[modelType]],
     // A Mistral with a window is stored as "llama"; only the name mistral makes the window apply.
     model_type: window !== undefined && modelType === "llama" ? "mistral" : modelType,
-    hidden_size: hidden,
+    ...widthFields(metadata),
     intermediate_size: metadata.get("feed_forward_length"),
     num_hidden_layers: metadata.get("block_count"),
-    num_attention_heads: heads,
-    num_key_value_heads: metadata.get("attention.head_count_kv") ?? heads,
-    head_dim: headDim,
     vocab_size: gguf.tensors.get("token_embd.weight")?.shape[0],
     max_position_embeddings: metadata.get("context_length"),
     rms_norm_eps: metadata.get("attention.layer_norm_rms_epsilon"),
@@ -150,6 +141,21 @@ class Metadata {
   }
 }
 
+function widthFields(metadata: Metadata): Record<string, unknown> {
+  const hidden = metadata.get("embedding_length");
+  const heads = metadata.get("attention.head_count");
+  const quotient = typeof hidden === "number" && typeof heads === "number" ? hidden / heads : undefined;
+  const headDim = metadata.get("attention.key_length") ?? quotient;
+  metadata.require("attention.value_length", headDim);
+  metadata.require("rope.dimension_count", headDim);
+  return {
+    hidden_size: hidden,
+    num_attention_heads: heads,
+    num_key_value_heads: metadata.get("attention.head_count_kv") ?? heads,
+    head_dim: headDim,
+  };
+}
+
 function tokenIds(gguf: Gguf, keys: readonly string[]): number[] {
   const ids = keys.map((key) => gguf.metadata.get(key)).filter((id) => typeof id === "number");
   return [...new Set(ids)];
@@ -163,12 +169,12 @@ function windowFields(modelType: string, window: number | string | boolean | und
 }
 
 function ropeFields(metadata: Metadata, factors: Float32Array | null): Record<string, unknown> {
-  const rope_theta = metadata.get("rope.freq_base") ?? 10000;
+  const theta = metadata.get("rope.freq_base") ?? 10000;
   const type = metadata.get("rope.scaling.type") ?? "none";
-  if (factors) return { rope_parameters: { rope_theta, ...llama3Scaling(metadata, factors) } };
-  if (type === "none") return { rope_parameters: { rope_type: "default", rope_theta } };
+  if (factors) return { rope_parameters: { rope_theta: theta, ...llama3Scaling(metadata, factors) } };
+  if (type === "none") return { rope_parameters: { rope_type: "default", rope_theta: theta } };
   metadata.require("rope.scaling.type", "linear");
-  return { rope_parameters: { rope_type: "linear", rope_theta, factor: metadata.get("rope.scaling.factor") } };
+  return { rope_parameters: { rope_type: "linear", rope_theta: theta, factor: metadata.get("rope.scaling.factor") } };
 }
 
 /**

@@ -16,10 +16,10 @@ import { Generation } from "./generation.ts";
 import { Llama, type LlamaPass } from "./llama.ts";
 import type { LlamaConfig } from "./llama_config.ts";
 import { ModelAdapters } from "./model_adapters.ts";
-import { pace } from "./pace.ts";
+import { Pace } from "./pace.ts";
 import { Sampler, type SamplingOptions } from "./sampler.ts";
 import { checkTokenIds, flattenRows } from "./token_ids.ts";
-import type { Parameters } from "./weights.ts";
+import type { ModelParameters } from "./weights.ts";
 
 /** Which adapters answer in a forward pass. */
 export interface ModelForwardOptions extends ReadOptions {
@@ -56,7 +56,7 @@ export interface LanguageModelParts {
   /** The model's numbers. */
   readonly config: LlamaConfig;
   /** Its parameters, which end with the model. */
-  readonly parameters: Parameters;
+  readonly parameters: ModelParameters;
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
   /** Ids that end a text. */
@@ -80,6 +80,7 @@ export class LanguageModel implements Disposable {
   readonly #llama: Llama;
   readonly #adapters: ModelAdapters;
   readonly #decoders: Set<Decoder> = new Set();
+  readonly #pace: Pace = new Pace();
   #disposed = false;
 
   /** Takes parameters that match the config. */
@@ -231,11 +232,16 @@ export class LanguageModel implements Disposable {
   /** Refuses to go on with what others have changed meanwhile. */
   #pass(mixes: readonly RowMix[], signal: AbortSignal | undefined): Omit<LlamaPass, "cache"> {
     const unchanged = this.#adapters.watch(mixes);
-    const pause = pace(() => {
+    const check = (): void => {
       signal?.throwIfAborted();
       this.#requireLive();
       unchanged();
-    });
+    };
+    const pause = async (): Promise<void> => {
+      check();
+      await this.#pace.pause();
+      check();
+    };
     return { batch: mixes.at(-1)!.end, mixes, pause };
   }
 

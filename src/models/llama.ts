@@ -18,7 +18,7 @@ import type { RowMix } from "../lora/selection.ts";
 import type { KvCache } from "./kv_cache.ts";
 import type { LlamaConfig } from "./llama_config.ts";
 import { inverseFrequencies, ropeRows } from "./rope.ts";
-import type { Parameters } from "./weights.ts";
+import type { ModelParameters } from "./weights.ts";
 
 /** One forward pass over a batch of sequences of one length. */
 export interface LlamaPass {
@@ -73,7 +73,7 @@ export class Llama {
   readonly #head: LoraLinear;
 
   /** Puts parameters that match the config in their places. */
-  constructor(backend: Backend, config: LlamaConfig, parameters: Parameters) {
+  constructor(backend: Backend, config: LlamaConfig, parameters: ModelParameters) {
     const { weights, vectors } = parameters;
     const modules = new Map<string, LoraLinear>();
     const linear = (path: string): LoraLinear => {

@@ -1,5 +1,5 @@
 /**
- * Parameters from a checkpoint into a backend, one tensor at a time.
+ * ModelParameters from a checkpoint into a backend, one tensor at a time.
  *
  * @module
  */
@@ -8,6 +8,7 @@ import type { Backend, MatrixValues, Tensor, Weight, WeightDtype } from "../back
 import { FormatError, MismatchError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { formatShape } from "../shape.ts";
 
@@ -30,7 +31,7 @@ export interface ParameterOptions extends ReadOptions {
 }
 
 /** The parameters of a model, held by a backend. */
-export class Parameters {
+export class ModelParameters {
   /** Matrices by name. */
   readonly weights: Map<string, Weight> = new Map();
   /** Vectors by name. */
@@ -59,34 +60,51 @@ export interface WantedParameters {
  * @throws {FormatError} If one is stored as something else than floats of 16, 32 or 64 bits.
  */
 export function checkParameters(checkpoint: Checkpoint, wanted: WantedParameters): void {
-  const { shapes, isSpare } = wanted;
-  const file = checkpoint.name;
-  const missing = [...shapes.keys()].filter((name) => !checkpoint.tensors.has(name));
-  const unexpected = [...checkpoint.tensors.keys()].filter((name) => !shapes.has(name) && !isSpare(name));
-  const applied = [...shapes.keys()].filter((name) => checkpoint.tensors.has(name));
-  if (missing.length > 0 || unexpected.length > 0) {
-    const lists = [...listNames("missing", missing), ...listNames("unexpected", unexpected)].join(", ");
-    const message = `Cannot load "${file}": its tensors are not those of the config, ${lists}`;
+  const { applied, missing, misshapen, strangers } = compare(checkpoint, wanted);
+  const [file, unexpected] = [checkpoint.name, [...misshapen, ...strangers]];
+  if (missing.length > 0 || strangers.length > 0) {
+    const lists = [...listNames("missing", missing), ...listNames("unexpected", strangers)].join(", ");
+    const message = `Cannot load ${quote(file)}: its tensors are not those of the config, ${lists}`;
     throw new MismatchError(message, { file, applied, missing, unexpected });
   }
-  for (const [name, shape] of shapes) {
-    const info = checkpoint.tensors.get(name)!;
-    if (formatShape(info.shape) !== formatShape(shape)) {
-      const message = `Cannot load "${file}" with "${name}" of shape ${formatShape(info.shape)}: ` +
-        `expected ${formatShape(shape)} by the config`;
-      throw new MismatchError(message, { file: info.file, tensor: name, found: info.shape, expected: shape });
-    }
-    if (!FLOATS.has(info.dtype)) {
-      const message = `Cannot load "${file}" with "${name}" as ${info.dtype}: expected F32, F16, BF16 or F64`;
-      throw new FormatError(message, { file: info.file, tensor: name, found: info.dtype, expected: [...FLOATS] });
-    }
+  const [other] = misshapen;
+  if (other !== undefined) {
+    const [found, expected] = [checkpoint.tensors.get(other)!.shape, wanted.shapes.get(other)!];
+    const message = `Cannot load ${quote(file)} with ${quote(other)} of shape ${formatShape(found)}: ` +
+      `expected ${formatShape(expected)} by the config`;
+    throw new MismatchError(message, { file, tensor: other, found, expected, applied, unexpected });
   }
+  for (const tensor of applied) {
+    const { dtype } = checkpoint.tensors.get(tensor)!;
+    if (FLOATS.has(dtype)) continue;
+    const message = `Cannot load ${quote(file)} with ${quote(tensor)} as ${dtype}: expected F32, F16, BF16 or F64`;
+    throw new FormatError(message, { file, tensor, found: dtype, expected: [...FLOATS] });
+  }
+}
+
+interface Comparison {
+  readonly applied: string[];
+  readonly missing: string[];
+  readonly misshapen: string[];
+  readonly strangers: string[];
+}
+
+function compare({ tensors }: Checkpoint, { shapes, isSpare }: WantedParameters): Comparison {
+  const strangers = [...tensors.keys()].filter((name) => !shapes.has(name) && !isSpare(name));
+  const comparison: Comparison = { applied: [], missing: [], misshapen: [], strangers };
+  for (const [name, shape] of shapes) {
+    const found = tensors.get(name)?.shape;
+    if (found === undefined) comparison.missing.push(name);
+    else if (formatShape(found) !== formatShape(shape)) comparison.misshapen.push(name);
+    else comparison.applied.push(name);
+  }
+  return comparison;
 }
 
 const FLOATS: ReadonlySet<string> = new Set(["F32", "F16", "BF16", "F64"]);
 
 function listNames(what: string, names: readonly string[]): string[] {
-  return names.length === 0 ? [] : [`${names.length} ${what} (first "${names[0]}")`];
+  return names.length === 0 ? [] : [`${names.length} ${what} (first ${quote(names[0]!)})`];
 }
 
 /**
@@ -102,10 +120,10 @@ export async function loadParameters(
   checkpoint: Checkpoint,
   names: Iterable<string>,
   options: ParameterOptions,
-): Promise<Parameters> {
+): Promise<ModelParameters> {
   const infos = [...names].map((name) => checkpoint.tensors.get(name)!);
   const total = infos.reduce((sum, info) => sum + info.length, 0);
-  const parameters = new Parameters();
+  const parameters = new ModelParameters();
   let loaded = 0;
   try {
     for (const { name, length } of infos) {
