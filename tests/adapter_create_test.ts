@@ -1,0 +1,89 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { createAdapter } from "../src/adapter/create.ts";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { saveAdapter } from "../src/adapter/save.ts";
+import { FormatError, LimitError, MismatchError, NumericError } from "../src/errors.ts";
+import { toFloat32 } from "../src/formats/dtype.ts";
+import { memorySink } from "../src/formats/memory.ts";
+
+const modules = [
+  { name: "layers.0.q_proj", inFeatures: 100, outFeatures: 60 },
+  { name: "layers.0.v_proj", inFeatures: 100, outFeatures: 20 },
+  { name: "layers.1.q_proj", inFeatures: 100, outFeatures: 60 },
+  { name: "lm_head", inFeatures: 100, outFeatures: 300 },
+];
+const base = { modules, targetModules: ["q_proj", "v_proj"] };
+
+test("createAdapter() makes A uniform in ±1/√in and B zero", async () => {
+  const adapter = await createAdapter({ ...base, r: 64, loraAlpha: 16, seed: 7 });
+  assert.deepEqual([...adapter.modules.keys()], ["layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj"]);
+  const { loraA, loraB, ...v } = adapter.modules.get("layers.0.v_proj")!;
+  assert.deepEqual([v.rank, v.alpha, v.scaling, v.inFeatures, v.outFeatures], [64, 16, 0.25, 100, 20]);
+  assert.deepEqual([loraA.shape, loraB.shape], [[64, 100], [20, 64]]);
+  assert.ok(loraB.bytes.every((byte) => byte === 0));
+  const a = toFloat32(loraA);
+  const moment = (power: number) => a.reduce((sum, value) => sum + (10 * value) ** power, 0) / a.length;
+  assert.ok(a.every((value) => Math.abs(value) <= 0.1));
+  // Mean and variance of 6400 uniform values, within five standard errors.
+  assert.ok(Math.abs(moment(1)) < 5 * Math.sqrt(1 / 3 / 6400), `mean ${moment(1)}`);
+  assert.ok(Math.abs(moment(2) - 1 / 3) < 5 * Math.sqrt(4 / 45 / 6400), `variance ${moment(2)}`);
+});
+
+test('createAdapter() makes A normal with variance 1/r² for "gaussian"', async () => {
+  const adapter = await createAdapter({ ...base, r: 64, init: "gaussian" });
+  const a = toFloat32(adapter.modules.get("layers.0.q_proj")!.loraA);
+  const moment = (power: number) => a.reduce((sum, value) => sum + (64 * value) ** power, 0) / a.length;
+  assert.ok(Math.abs(moment(1)) < 5 * Math.sqrt(1 / 6400));
+  assert.ok(Math.abs(moment(2) - 1) < 5 * Math.sqrt(2 / 6400));
+  assert.ok(Math.abs(moment(4) - 3) < 5 * Math.sqrt(96 / 6400));
+  assert.equal(adapter.config.raw.get("init_lora_weights"), "gaussian");
+});
+
+test("createAdapter() gives the same bits for the same seed, whatever other modules there are", async () => {
+  const bytes = async (options: Partial<Parameters<typeof createAdapter>[0]>) =>
+    (await createAdapter({ ...base, ...options })).modules.get("layers.1.q_proj")!.loraA.bytes;
+  const first = await bytes({});
+  assert.deepEqual(await bytes({ targetModules: ["q_proj"], modules: modules.slice(2) }), first);
+  assert.notDeepEqual(await bytes({ seed: 1 }), first);
+  assert.notDeepEqual(await bytes({ seed: 2 ** 32 }), first);
+  const { sha256 } = await createAdapter(base);
+  assert.equal(sha256, "8e9aa8b7c0dbdf157000c4ce2e9b49c8b57e43859905f21e4bc6d353f49fcef4");
+  const adapter = await createAdapter(base);
+  const [a, b] = ["layers.0.q_proj", "layers.1.q_proj"].map((name) => adapter.modules.get(name)!.loraA.bytes);
+  assert.notDeepEqual(a, b);
+});
+
+test("an adapter that was created is the same after saving and loading", async () => {
+  const adapter = await createAdapter({
+    ...base,
+    targetModules: "all-linear",
+    r: 4,
+    loraAlpha: 12,
+    useRslora: true,
+    rankPattern: { v_proj: 9 },
+    alphaPattern: { "layers.1.*": 3 },
+    taskType: "CAUSAL_LM",
+    baseModel: "tiny",
+    loraDropout: 0.05,
+  });
+  const sink = memorySink();
+  await saveAdapter(adapter, sink);
+  const loaded = await loadAdapter(sink.files);
+  assert.deepEqual(loaded.modules, adapter.modules);
+  assert.deepEqual([loaded.sha256, loaded.id, loaded.bytes], [adapter.sha256, adapter.id, adapter.bytes]);
+  assert.deepEqual(loaded.config.targetModules, ["layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj"]);
+  const scales = [...loaded.modules.values()].map(({ rank, scaling }) => [rank, scaling]);
+  assert.deepEqual(scales, [[4, 6], [9, 4], [4, 1.5]]);
+  assert.deepEqual(loaded.report.map(({ what }) => what), Array(3).fill("B is zero"));
+});
+
+test("createAdapter() refuses targets that the base lacks, and fields that are wrong", async () => {
+  await assert.rejects(createAdapter({ ...base, targetModules: ["k_proj"] }), MismatchError);
+  await assert.rejects(createAdapter({ ...base, targetModules: "(?=q)" }), FormatError);
+  await assert.rejects(createAdapter({ ...base, r: 0 }), FormatError);
+  await assert.rejects(createAdapter({ ...base, r: NaN }), FormatError);
+  await assert.rejects(createAdapter({ ...base, r: 2 ** 31 }), LimitError);
+  await assert.rejects(createAdapter({ ...base, loraAlpha: Infinity }), NumericError);
+  await assert.rejects(createAdapter({ ...base, seed: 0.5 }), RangeError);
+});
