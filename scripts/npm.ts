@@ -1,0 +1,62 @@
+/**
+ * `deno task npm [FOLDER]`: builds the npm tarball into FOLDER (default dist) and prints its path. `deno pack` turns the
+ * TypeScript into JavaScript with declarations; package.json then gets what deno.json has no field for. The same source
+ * gives the same bytes.
+ */
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { findDeno } from "./engines.ts";
+
+const ROOT = fileURLToPath(new URL("../", import.meta.url));
+const REPOSITORY = process.env.GITHUB_REPOSITORY ?? "lowrank/lora"; // provenance wants the one that publishes
+
+const MANIFEST = {
+  description: "LoRA adapters in any JavaScript runtime: load, swap, mix and merge PEFT adapters on WebAssembly SIMD",
+  keywords: ["lora", "peft", "adapter", "llm", "safetensors", "gguf", "wasm", "simd", "inference", "transformers"],
+  repository: { type: "git", url: `git+https://github.com/${REPOSITORY}.git` },
+  bin: { lora: "./src/cli/main.js" },
+  engines: { node: ">=22" },
+  sideEffects: false,
+};
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  process.stdout.write(`${buildTarball(resolve(process.argv[2] ?? join(ROOT, "dist")))}\n`);
+}
+
+/** Builds the tarball into `folder` and returns its path. */
+export function buildTarball(folder: string): string {
+  const deno = findDeno();
+  if (deno === null) throw new Error("Cannot build the npm tarball: no deno on this machine");
+  const scratch = mkdtempSync(join(tmpdir(), "lowrank-npm-"));
+  try {
+    const packed = join(scratch, "packed.tgz");
+    run(deno, ["pack", "--no-source-maps", "--allow-dirty", "--quiet", "--output", packed], ROOT);
+    run("tar", ["-xzf", packed, "-C", scratch], scratch);
+    patchManifest(join(scratch, "package", "package.json"));
+    mkdirSync(folder, { recursive: true });
+    const output = run("npm", ["pack", "--json", "--pack-destination", folder], join(scratch, "package"));
+    const [{ filename }] = JSON.parse(output) as [{ filename: string }];
+    return join(folder, filename);
+  } finally {
+    rmSync(scratch, { recursive: true });
+  }
+}
+
+function patchManifest(path: string): void {
+  const { name, version, exports, ...rest } = JSON.parse(readFileSync(path, "utf8"));
+  const manifest = { name, version, ...MANIFEST, ...rest, exports: { ...exports, "./package.json": "./package.json" } };
+  writeFileSync(path, `${JSON.stringify(manifest, null, 2)}\n`);
+}
+
+function run(command: string, args: string[], cwd: string): string {
+  return execFileSync(command, args, {
+    cwd,
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "inherit"],
+    maxBuffer: 1 << 26,
+  });
+}

@@ -1,0 +1,10 @@
+// workerd compiles no bytes: the kernels come as a module that was compiled when the worker was deployed.
+import kernels from "@lowrank/lora/kernels.wasm";
+import { answer } from "./layer.mjs";
+
+export default {
+  async test() {
+    const answers = JSON.stringify(await answer({ wasm: kernels }));
+    if (answers !== "[7,14,14]") throw new Error(`expected [7,14,14], got ${answers}`);
+  },
+};
