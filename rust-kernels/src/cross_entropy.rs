@@ -39,7 +39,7 @@ pub fn first_lanes(lanes: usize) -> v128 {
     i32x4_lt(i32x4(0, 1, 2, 3), i32x4_splat(lanes as i32))
 }
 
-/// Largest of `count` values, NaN if one is NaN, -infinity of none.
+/// Largest of `count` values, -infinity of none; a NaN may or may not win, e^(NaN - most) is NaN all the same.
 ///
 /// # Safety
 /// `count` floats are readable.
@@ -49,7 +49,7 @@ pub unsafe fn largest(p: *const f32, count: usize) -> f32 {
     by_four(count, |i, lanes| {
         let v = load_lanes(p.add(i), lanes);
         let v = if lanes < 4 { v128_bitselect(v, most, first_lanes(lanes)) } else { v };
-        most = f32x4_max(most, v);
+        most = f32x4_pmax(most, v);
     });
     maximum(most)
 }

@@ -62,8 +62,7 @@ pub unsafe fn load1<const S: u32>(p: *const u8, index: usize) -> f32 {
 pub fn round_bf16(v: v128) -> v128 {
     let odd = v128_and(u32x4_shr(v, 16), u32x4_splat(1));
     let rounded = i32x4_add(v, i32x4_add(odd, u32x4_splat(0x7fff)));
-    let nan = v128_or(v, u32x4_splat(0x0040_0000));
-    let upper = v128_bitselect(rounded, nan, f32x4_eq(v, v));
+    let upper = v128_or(rounded, v128_and(f32x4_ne(v, v), u32x4_splat(0x7fc0_0000)));
     v128_and(upper, u32x4_splat(0xffff_0000))
 }
 

@@ -7,10 +7,10 @@ use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, 
 use crate::tile::{Out, Term};
 use crate::{round_up, BF16, PANEL};
 
-/// Columns of a block: BLOCK_K · 512 floats of W (512 KiB) stay in the second-level cache for all rows.
-const BLOCK_N: usize = 512;
-/// Columns of a block of bf16 that is widened first.
-const WIDE_N: usize = 64;
+/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows.
+const BLOCK: usize = 1 << 17;
+/// The same for bf16 that is widened first.
+const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop of a smaller tile.
 const WIDE_M: usize = 24;
 
@@ -20,7 +20,13 @@ pub extern "C" fn linear_scratch(m: usize, n: usize, k: usize, w_dtype: u32) -> 
     if w_dtype != BF16 || m < WIDE_M {
         return 0;
     }
-    round_up(n, PANEL).min(WIDE_N) * block_depth(m, k) * 4
+    let depth = block_depth(m, k);
+    round_up(n, PANEL).min(block_columns(WIDE_BLOCK, depth)) * depth * 4
+}
+
+/// Columns of a block of so many floats.
+fn block_columns(floats: usize, depth: usize) -> usize {
+    round_up(floats / depth.max(1), PANEL).max(PANEL)
 }
 
 /// Computes the formula above. `bias`, `h` may be null; `y` is read only if `accumulate` is not 0.
@@ -49,7 +55,7 @@ pub unsafe extern "C" fn linear(
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
     let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
     let wide = half && m >= WIDE_M;
-    let block = if wide { WIDE_N } else { BLOCK_N };
+    let block = block_columns(if wide { WIDE_BLOCK } else { BLOCK }, block_depth(m, k));
     let mut from = 0;
     while from < n {
         let part = slice_n(&whole, from, block.min(n - from));

@@ -130,9 +130,9 @@ pub fn sum(v: v128) -> f32 {
     f32x4_extract_lane::<0>(pairs) + f32x4_extract_lane::<1>(pairs)
 }
 
-/// Largest lane; NaN if one is NaN.
+/// Largest lane; a NaN may or may not win.
 #[inline(always)]
 pub fn maximum(v: v128) -> f32 {
-    let pairs = f32x4_max(v, i32x4_shuffle::<2, 3, 0, 1>(v, v));
-    f32x4_extract_lane::<0>(f32x4_max(pairs, i32x4_shuffle::<1, 0, 3, 2>(pairs, pairs)))
+    let pairs = f32x4_pmax(v, i32x4_shuffle::<2, 3, 0, 1>(v, v));
+    f32x4_extract_lane::<0>(f32x4_pmax(pairs, i32x4_shuffle::<1, 0, 3, 2>(pairs, pairs)))
 }
