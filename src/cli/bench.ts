@@ -1,0 +1,149 @@
+import { cpus } from "node:os";
+import process from "node:process";
+import { setImmediate } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import type { Backend } from "../backend.ts";
+import { openBackend } from "../open.ts";
+import { BENCH_CASES, type BenchCase, type Body } from "./bench_cases.ts";
+import type { Command } from "./command.ts";
+import { openPeaks, type Peaks } from "./peak.ts";
+import { formatTable } from "./table.ts";
+import { isTerminal, paint, print, printJson } from "./terminal.ts";
+
+const HELP =
+  `Measure the kernels, in one thread, against what this machine can do: the peak of multiply-adds and of reading
+memory, measured in turns with each kernel.
+
+Usage: lora bench [--json]
+
+  --json    { cpu, runtime, peak: { fmaGflops, readGBs }, results: [{ name, shape, gflops?, gbs?, ofPeak, overBase? }] }
+            overBase: time with the adapter over time without it, less 1
+`;
+
+interface Result {
+  readonly name: string;
+  readonly shape: string;
+  readonly gflops?: number;
+  readonly gbs?: number;
+  readonly ofPeak: number;
+  readonly overBase?: number;
+}
+
+interface Timed {
+  readonly result: Result;
+  readonly peak: number;
+}
+
+const WARM_UP_MS = 200;
+const CASE_MS = 1300;
+const LEAST_ROUNDS = 7;
+
+async function time(body: Body): Promise<number> {
+  const start = performance.now();
+  await body.run();
+  const elapsed = performance.now() - start;
+  body.undo?.();
+  return elapsed;
+}
+
+/**
+ * Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike, until the time is
+ * up.
+ */
+async function leastTimes(bodies: readonly Body[], signal: AbortSignal): Promise<number[]> {
+  const least = bodies.map(() => Infinity);
+  const start = performance.now();
+  const warm = () => performance.now() - start > WARM_UP_MS;
+  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < CASE_MS;) {
+    const counts = warm();
+    for (const [index, body] of bodies.entries()) {
+      const elapsed = await time(body);
+      if (counts) least[index] = Math.min(least[index] ?? Infinity, elapsed);
+    }
+    if (counts) rounds++;
+    await setImmediate();
+    signal.throwIfAborted();
+  }
+  return least;
+}
+
+async function measure(backend: Backend, peaks: Peaks, entry: BenchCase, signal: AbortSignal): Promise<Timed> {
+  const { body, base, dispose } = entry.open(backend);
+  try {
+    const fma = entry.bound === "fma";
+    const bodies = [{ run: fma ? peaks.fma : peaks.read }, body, ...(base ? [base] : [])];
+    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, signal);
+    const peak = (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
+    const rate = entry.work / ms / 1e6;
+    const { name, shape } = entry;
+    const result = { name, shape, ...(fma ? { gflops: rate } : { gbs: rate }), ofPeak: rate / peak };
+    return { peak, result: baseMs === undefined ? result : { ...result, overBase: ms / baseMs - 1 } };
+  } finally {
+    dispose();
+  }
+}
+
+function runtimeName(): string {
+  const { deno, bun, node } = process.versions as Readonly<Record<string, string | undefined>>;
+  return deno ? `Deno ${deno}` : bun ? `Bun ${bun}` : `Node ${node}`;
+}
+
+function formatPercent(part: number): string {
+  return `${(part * 100).toFixed(1)}%`;
+}
+
+function formatResults(results: readonly Result[]): string {
+  const right = (title: string) => ({ title, align: "right" }) as const;
+  const columns = [
+    { title: "kernel" },
+    right("shape"),
+    right("GFLOP/s"),
+    right("GB/s"),
+    right("of peak"),
+    right("over base"),
+  ];
+  const rows = results.map(({ name, shape, gflops, gbs, ofPeak, overBase }) => [
+    name,
+    shape,
+    gflops?.toFixed(1) ?? "",
+    gbs?.toFixed(1) ?? "",
+    formatPercent(ofPeak),
+    overBase === undefined ? "" : formatPercent(overBase),
+  ]);
+  return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
+}
+
+async function measureAll(backend: Backend, signal: AbortSignal) {
+  const peaks = await openPeaks();
+  const timed = { fma: [] as Timed[], read: [] as Timed[] };
+  const results: Result[] = [];
+  for (const entry of BENCH_CASES) {
+    if (isTerminal("stderr")) print(`\r${entry.name}, ${entry.shape}\x1b[K`, "stderr");
+    const one = await measure(backend, peaks, entry, signal);
+    timed[entry.bound].push(one);
+    results.push(one.result);
+  }
+  if (isTerminal("stderr")) print("\r\x1b[K", "stderr");
+  const best = (list: readonly Timed[]) => Math.max(...list.map(({ peak }) => peak));
+  return { peak: { fmaGflops: best(timed.fma), readGBs: best(timed.read) }, results };
+}
+
+/** `lora bench` */
+export const bench: Command = {
+  help: HELP,
+  async run(args, signal) {
+    const { values } = parseArgs({ args, options: { json: { type: "boolean", default: false } } });
+    const backend = await openBackend({ prefer: "wasm" });
+    try {
+      const cpu = cpus()[0]?.model.trim() ?? "unknown";
+      const measured = await measureAll(backend, signal);
+      const { fmaGflops, readGBs } = measured.peak;
+      if (values.json) return printJson({ cpu, runtime: runtimeName(), ...measured });
+      print(`${cpu}, ${runtimeName()}, ${backend.info.variant} SIMD, one thread\n`);
+      print(`peak: ${fmaGflops.toFixed(1)} GFLOP/s of multiply-adds, ${readGBs.toFixed(1)} GB/s read\n\n`);
+      print(formatResults(measured.results));
+    } finally {
+      backend.dispose();
+    }
+  },
+};

@@ -1,0 +1,151 @@
+import { setImmediate } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { type LanguageModel, loadModel } from "../models/mod.ts";
+import {
+  type AdapterArgument,
+  adapterArguments,
+  adapterMix,
+  choiceOption,
+  modelArgument,
+  numberOption,
+  requiredOption,
+} from "./arguments.ts";
+import type { Command } from "./command.ts";
+import { Progress } from "./progress.ts";
+import { formatDuration, isTerminal, paint, print, printable, printJson } from "./terminal.ts";
+
+const HELP = `Answer a prompt with a model, as it is or through adapters.
+
+Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT [OPTION]…
+
+  --model MODEL         Hugging Face folder, or a .gguf file
+  --adapter ADAPTER     PEFT folder or URL; several are mixed, each with its weight (1 if none is given)
+  --prompt TEXT         text to continue; with --chat, what the user says
+  --chat                wrap the prompt in the model's chat template
+  --max-new-tokens N    stop after N tokens (128)
+  --temperature T       0 takes the likeliest token each time (0)
+  --top-k N             sample among the N likeliest tokens
+  --top-p P             sample among the likeliest tokens that together have probability P
+  --seed N              start of the random numbers: the same seed gives the same text
+  --dtype f32|bf16      precision of the weights in memory (bf16)
+  --json                { text, tokens, promptTokens, tokensPerSecond, loadMs }: tokens are the new ids, their rate is
+                        that after the first one
+`;
+
+const OPTIONS = {
+  model: { type: "string" },
+  adapter: { type: "string", multiple: true, default: [] as string[] },
+  prompt: { type: "string" },
+  chat: { type: "boolean", default: false },
+  "max-new-tokens": { type: "string" },
+  temperature: { type: "string" },
+  "top-k": { type: "string" },
+  "top-p": { type: "string" },
+  seed: { type: "string" },
+  dtype: { type: "string" },
+  json: { type: "boolean", default: false },
+} as const;
+
+interface Request {
+  readonly model: string;
+  readonly adapters: readonly AdapterArgument[];
+  readonly prompt: string;
+  readonly json: boolean;
+  readonly dtype: "f32" | "bf16";
+  readonly sampling: {
+    readonly chat: boolean;
+    readonly maxNewTokens: number;
+    readonly temperature: number;
+    readonly topK?: number;
+    readonly topP?: number;
+    readonly seed?: number;
+  };
+}
+
+function parseRequest(args: string[]): Request {
+  const { values } = parseArgs({ args, options: OPTIONS });
+  const topK = numberOption(values["top-k"], "top-k", { min: 1, whole: true });
+  const topP = numberOption(values["top-p"], "top-p", { above: 0, max: 1 });
+  const seed = numberOption(values.seed, "seed", { min: 0, whole: true });
+  return {
+    model: requiredOption(values.model, "model"),
+    prompt: requiredOption(values.prompt, "prompt"),
+    adapters: adapterArguments(values.adapter),
+    json: values.json,
+    dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16"]) ?? "bf16",
+    sampling: {
+      chat: values.chat,
+      maxNewTokens: numberOption(values["max-new-tokens"], "max-new-tokens", { min: 1, whole: true }) ?? 128,
+      temperature: numberOption(values.temperature, "temperature", { min: 0 }) ?? 0,
+      ...(topK !== undefined && { topK }),
+      ...(topP !== undefined && { topP }),
+      ...(seed !== undefined && { seed }),
+    },
+  };
+}
+
+async function answer(model: LanguageModel, request: Request, signal: AbortSignal) {
+  const times: number[] = [performance.now()];
+  const { json, prompt, sampling, adapters } = request;
+  const adapter = adapterMix(adapters);
+  const generation = model.generate(prompt, {
+    ...sampling,
+    adapter,
+    signal,
+    onToken: () => times.push(performance.now()),
+  });
+  const shown = isTerminal("stdout") ? printable : (piece: string) => piece;
+  let text = "";
+  for await (const piece of generation) {
+    text += piece;
+    if (json) continue;
+    print(shown(piece));
+    // Lets Ctrl-C and a closed pipe be noticed between two tokens.
+    await setImmediate();
+  }
+  const { tokens, promptTokens } = generation;
+  return { text, tokens, promptTokens, tokensPerSecond: decodeRate(times) };
+}
+
+/** Tokens per second after the first one, whose time is that of reading the prompt. */
+function decodeRate(times: readonly number[]): number {
+  const [start = 0, first = start, ...rest] = times;
+  const last = rest.at(-1);
+  return last === undefined ? (times.length - 1) * 1000 / (first - start || 1) : rest.length * 1000 / (last - first);
+}
+
+async function load(request: Request, signal: AbortSignal): Promise<LanguageModel> {
+  const progress = new Progress("Loading");
+  const onProgress = progress.update.bind(progress);
+  const model = await loadModel(await modelArgument(request.model), { dtype: request.dtype, signal, onProgress })
+    .finally(() => progress.end());
+  try {
+    for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
+    return model;
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+}
+
+/** `lora generate` */
+export const generate: Command = {
+  help: HELP,
+  async run(args, signal) {
+    const request = parseRequest(args);
+    const start = performance.now();
+    const model = await load(request, signal);
+    try {
+      const loadMs = performance.now() - start;
+      const result = { ...await answer(model, request, signal), loadMs };
+      if (request.json) return printJson(result);
+      print("\n");
+      if (!isTerminal("stderr")) return;
+      const rate = `${result.tokensPerSecond.toFixed(1)} tokens/s`;
+      const counts = `${result.promptTokens} + ${result.tokens.length} tokens`;
+      print(paint("dim", `${counts}, ${rate}, loaded in ${formatDuration(loadMs)}\n`, "stderr"), "stderr");
+    } finally {
+      model.dispose();
+    }
+  },
+};

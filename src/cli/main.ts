@@ -1,0 +1,142 @@
+#!/usr/bin/env node
+/**
+ * The `lora` command: inspect, merge and run PEFT adapters from a terminal, in Deno, Node and Bun.
+ *
+ * ```ts
+ * import { main } from "@lowrank/lora/cli";
+ *
+ * const exitCode = await main(["inspect", "./adapters/emotion", "--json"]);
+ * ```
+ *
+ * @module
+ */
+
+import { realpathSync } from "node:fs";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { type Command, UsageError } from "./command.ts";
+import { print, printable, printJson } from "./terminal.ts";
+
+interface Entry {
+  readonly summary: string;
+  load(): Promise<Command>;
+}
+
+const COMMANDS: ReadonlyMap<string, Entry> = new Map<string, Entry>([
+  ["inspect", {
+    summary: "What is in a PEFT adapter",
+    load: async () => (await import("./inspect.ts")).inspect,
+  }],
+  ["merge", {
+    summary: "Fold adapters into a checkpoint, which transformers then loads",
+    load: async () => (await import("./merge.ts")).merge,
+  }],
+  ["generate", {
+    summary: "Answer a prompt with a model, as it is or through adapters",
+    load: async () => (await import("./generate.ts")).generate,
+  }],
+  ["bench", {
+    summary: "Measure the kernels against what this machine can do",
+    load: async () => (await import("./bench.ts")).bench,
+  }],
+]);
+
+function help(): string {
+  const lines = [...COMMANDS].map(([name, { summary }]) => `  ${name.padEnd(10)}${summary}`);
+  return `LoRA adapters in any JavaScript runtime.
+
+Usage: lora COMMAND [OPTION]…
+
+${lines.join("\n")}
+
+Every command takes --help, and --json for programs.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C. A failure is one line on stderr;
+with --json stdout gets { "error": { name, code, message, file, tensor, field } }.
+`;
+}
+
+function isUsageError(error: unknown): error is Error {
+  if (error instanceof UsageError) return true;
+  return error instanceof TypeError && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
+}
+
+function describe(error: unknown): Record<string, unknown> {
+  if (!(error instanceof Error)) return { name: "Error", message: String(error) };
+  const { code, file, tensor, field } = error as Error & Record<"code" | "file" | "tensor" | "field", unknown>;
+  return { name: error.name, code, message: error.message, file, tensor, field };
+}
+
+function report(error: unknown, name: string, json: boolean): number {
+  const usage = isUsageError(error);
+  if (json) printJson({ error: describe(error) });
+  const message = error instanceof Error ? error.message : String(error);
+  print(printable(message) + (usage ? `\nTry: lora ${name} --help` : "") + "\n", "stderr");
+  return usage ? 2 : 1;
+}
+
+/** Runs a command; Ctrl-C, a polite kill and a reader that went away abort it, a second Ctrl-C ends the process. */
+async function runCommand(command: Command, name: string, args: string[]): Promise<number> {
+  const controller = new AbortController();
+  let stopped: number | undefined;
+  const stop = (code: number) => {
+    stopped = code;
+    controller.abort(new DOMException("Stopped", "AbortError"));
+  };
+  const interrupt = () => stop(130);
+  const terminate = () => stop(143);
+  const broken = (error: Error & { code?: string }) => error.code === "EPIPE" && stop(1);
+  process.once("SIGINT", interrupt).once("SIGTERM", terminate);
+  process.stdout.on("error", broken);
+  try {
+    await command.run(args, controller.signal);
+    return stopped ?? 0;
+  } catch (error) {
+    return stopped ?? report(error, name, args.includes("--json"));
+  } finally {
+    process.off("SIGINT", interrupt).off("SIGTERM", terminate);
+    process.stdout.off("error", broken);
+  }
+}
+
+/**
+ * Runs `lora` with these arguments: answers on stdout, everything else on stderr.
+ *
+ * @param args The words after `lora`.
+ * @returns The exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
+ * @example
+ * ```ts
+ * const exitCode = await main(["inspect", "./adapters/emotion"]);
+ * ```
+ */
+export async function main(args: string[]): Promise<number> {
+  const [name = "--help", ...rest] = args;
+  if (name === "--help" || name === "-h" || name === "help") {
+    print(help(), args.length === 0 ? "stderr" : "stdout");
+    return args.length === 0 ? 2 : 0;
+  }
+  const entry = COMMANDS.get(name);
+  if (!entry) {
+    const error = new UsageError(`Cannot run "${name}": one of ${[...COMMANDS.keys()].join(", ")} is wanted`);
+    return report(error, "", rest.includes("--json"));
+  }
+  const command = await entry.load();
+  if (rest.includes("--help") || rest.includes("-h")) {
+    print(command.help);
+    return 0;
+  }
+  return await runCommand(command, name, rest);
+}
+
+/** Node before 22.18 has no `import.meta.main`; npm starts the command through a link. */
+function isMain(): boolean {
+  const told: boolean | undefined = import.meta.main;
+  if (told !== undefined) return told;
+  const started = process.argv[1];
+  return started !== undefined && realpathSync(started) === fileURLToPath(import.meta.url);
+}
+
+if (isMain()) {
+  main(process.argv.slice(2)).then((code) => {
+    process.exitCode = code;
+  });
+}

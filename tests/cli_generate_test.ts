@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { FIXTURES, inTemporaryFolder, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+
+test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
+  const adapter = join(FIXTURES, "llama-patterns", "adapter");
+  const { modules, ...rest } = await loraJson("inspect", adapter) as { modules: Record<string, unknown>[] };
+  assert.deepEqual(rest, {
+    format: "peft",
+    sha256: "837f8848303fa9b5f0c1ffde2d005d3282747e732501f619b08d15092a302ffa",
+    bytes: statSync(join(adapter, "adapter_model.safetensors")).size,
+    parameters: 3240,
+  });
+  assert.equal(modules.length, 8);
+  const name = "model.layers.1.mlp.down_proj";
+  const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32" };
+  assert.deepEqual(modules.find((module) => module.name === name), { name, ...kind });
+});
+
+test("lora inspect groups the layers for people", async () => {
+  const { status, stdout } = await lora("inspect", join(TINY, "news"));
+  assert.equal(status, 0);
+  assert.match(stdout, /^news {2}peft, 35 modules, 112,000 parameters/);
+  assert.match(stdout, /^model\.layers\.\*\.mlp\.down_proj +0-4 +8 +16 +2 +432 +160 +F32 +23,680$/m);
+});
+
+test("lora generate --json gives the reference's greedy tokens", async () => {
+  const { greedy } = JSON.parse(readFileSync(join(TINY, "expected.json"), "utf8"));
+  const { prompt, tokens } = greedy.find((one: { adapter: string }) => one.adapter === "news");
+  const options = ["--model", join(TINY, "base"), "--adapter", join(TINY, "news"), "--max-new-tokens", "20"];
+  const answer = await loraJson("generate", ...options, "--prompt", `<|end|>${prompt}`, "--dtype", "f32");
+  assert.deepEqual(Object.keys(answer), ["text", "tokens", "promptTokens", "tokensPerSecond", "loadMs"]);
+  assert.deepEqual(answer.tokens, tokens);
+  assert.equal(answer.promptTokens, 3);
+  assert.ok(Number(answer.tokensPerSecond) > 0 && Number(answer.loadMs) > 0);
+});
+
+test("lora generate streams plain text, the same for the same seed", async () => {
+  const options = ["--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "8"];
+  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--seed", "7"];
+  const runs = [await lora("generate", ...options, ...sampling), await lora("generate", ...options, ...sampling)];
+  assert.equal(runs[0]!.status, 0, runs[0]!.stderr);
+  assert.equal(runs[0]!.stderr, "");
+  assert.match(runs[0]!.stdout, /^ .+\n$/);
+  assert.deepEqual(runs[0], runs[1]);
+});
+
+test("Ctrl-C ends lora generate with 130 and no message", async () => {
+  const model = ["--model", join(TINY, "base"), "--adapter", join(TINY, "emotion")];
+  const { child, ended } = startLora("generate", ...model, "--prompt", "<|end|>The movie", "--max-new-tokens", "9999");
+  child.stdout!.once("data", () => kill(child, "SIGINT"));
+  const { status, stderr } = await ended;
+  assert.equal(stderr, "");
+  assert.equal(status, 130);
+});
+
+test("what cannot be loaded exits 1 with one line that names it", async () => {
+  await inTemporaryFolder(async (path) => {
+    mkdirSync(join(path, "empty"));
+    const tiny = join(TINY, "base");
+    const cases: [string[], RegExp][] = [
+      [["inspect", join(path, "empty")], /adapter_config\.json/],
+      [["inspect", join(FIXTURES, "llama-bin", "adapter")], /adapter_model\.bin/],
+      [["inspect", join(FIXTURES, "llama-dora", "adapter")], /use_dora|DoRA/],
+      [["generate", "--model", join(path, "absent"), "--prompt", "x"], /absent/],
+      [["generate", "--model", tiny, "--prompt", ""], /empty prompt/],
+      [["generate", "--model", tiny, "--adapter", join(FIXTURES, "llama-plain", "adapter"), "--prompt", "x"], /q_proj/],
+    ];
+    const results = await Promise.all(cases.map(([args]) => lora(...args)));
+    for (const [index, { status, stdout, stderr }] of results.entries()) {
+      assert.equal(status, 1, stderr);
+      assert.equal(stdout, "");
+      assert.match(stderr, /^Cannot [^\n]+\n$/);
+      assert.match(stderr, cases[index]![1]);
+    }
+  });
+});

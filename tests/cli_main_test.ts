@@ -1,0 +1,119 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { adapterArguments, adapterMix, numberOption, parseAdapter } from "../src/cli/arguments.ts";
+import { UsageError } from "../src/cli/command.ts";
+import { formatProgress } from "../src/cli/progress.ts";
+import { formatTable } from "../src/cli/table.ts";
+import { formatBytes, formatDuration, printable } from "../src/cli/terminal.ts";
+import { lora } from "./cli_support.ts";
+
+const COMMANDS = ["inspect", "merge", "generate", "bench"];
+
+test("lora --help names every command and exits 0; lora alone says it on stderr and exits 2", async () => {
+  const help = await lora("--help");
+  assert.equal(help.status, 0);
+  for (const command of COMMANDS) assert.match(help.stdout, new RegExp(`^  ${command} `, "m"));
+  const nothing = await lora();
+  assert.equal(nothing.status, 2);
+  assert.equal(nothing.stdout, "");
+  assert.equal(nothing.stderr, help.stdout);
+});
+
+test("every command has --help with its options, in lines that fit 120 columns", async () => {
+  const helps = await Promise.all(COMMANDS.map((command) => lora(command, "--help")));
+  for (const [index, command] of COMMANDS.entries()) {
+    const { status, stdout, stderr } = helps[index]!;
+    assert.equal(status, 0, stderr);
+    assert.match(stdout, new RegExp(`^Usage: lora ${command} `, "m"));
+    assert.match(stdout, /^ {2}--json {2}/m);
+    for (const line of stdout.split("\n")) assert.ok(line.length <= 120, line);
+  }
+});
+
+test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout", async () => {
+  const wrong: [string[], RegExp][] = [
+    [["frobnicate"], /Cannot run "frobnicate": one of inspect, merge, generate, bench is wanted/],
+    [["inspect"], /Cannot inspect 0 adapters: one is wanted/],
+    [["inspect", "a", "--nope"], /--nope/],
+    [["generate", "--prompt", "x"], /Cannot run without --model/],
+    [["generate", "--model", "m", "--prompt", "x", "--dtype", "f8"], /--dtype "f8": one of f32, bf16 is wanted/],
+    [["generate", "--model", "m", "--prompt", "x", "--top-p", "1.5"], /--top-p "1\.5": a number above 0 up to 1/],
+    [["merge", "--base", "b", "--out", "o"], /adapter/],
+  ];
+  const answers = await Promise.all(wrong.map(([args]) => lora(...args)));
+  for (const [index, [args, message]] of wrong.entries()) {
+    const { status, stdout, stderr } = answers[index]!;
+    assert.equal(status, 2, `${args}: ${stderr}`);
+    assert.equal(stdout, "");
+    assert.match(stderr, message);
+    assert.match(stderr, /Try: lora .*--help/);
+  }
+});
+
+test("a failure exits 1 with one line on stderr, and --json describes it on stdout", async () => {
+  const { status, stdout, stderr } = await lora("inspect", "/absent/adapter", "--json");
+  assert.equal(status, 1);
+  assert.match(stderr, /^Cannot [^\n]+\n$/);
+  const { error } = JSON.parse(stdout);
+  assert.equal(error.message + "\n", stderr);
+  assert.equal(typeof error.code, "string");
+  assert.match(error.name, /Error$/);
+});
+
+test("ADAPTER=WEIGHT splits at the last = before a number", () => {
+  const cases: [string, string, number][] = [
+    ["emotion", "emotion", 1],
+    ["emotion=0.7", "emotion", 0.7],
+    ["emotion=-.5e1", "emotion", -5],
+    ["a=1/b", "a=1/b", 1],
+    ["a=1=2", "a=1", 2],
+    ["a=b", "a=b", 1],
+    ["=2", "=2", 1],
+    ["a=", "a=", 1],
+    ["a=Infinity", "a=Infinity", 1],
+  ];
+  for (const [text, path, weight] of cases) assert.deepEqual(parseAdapter(text), { path, weight }, text);
+});
+
+test("adapters are named after their folders, and equal names stay apart", () => {
+  const adapters = adapterArguments(["x/emotion/=0.5", "y/emotion", "https://example.com/hub/news?rev=1"]);
+  assert.deepEqual(adapterMix(adapters), { emotion: 0.5, "emotion-2": 1, news: 1 });
+  assert.ok(adapters[2]?.source instanceof URL);
+  assert.equal(adapterMix([]), null);
+});
+
+test("numberOption() refuses what is no number within its bounds", () => {
+  assert.equal(numberOption(undefined, "x", { min: 0 }), undefined);
+  assert.equal(numberOption("0", "x", { min: 0 }), 0);
+  assert.equal(numberOption("1e-3", "x", { above: 0 }), 0.001);
+  for (const text of ["", " ", "x", "NaN", "Infinity", "-1", "1.5"]) {
+    assert.throws(() => numberOption(text, "x", { min: 0, whole: true }), UsageError, text);
+  }
+  assert.throws(() => numberOption("0", "x", { above: 0 }), /above 0 is wanted/);
+});
+
+test("a progress line tells part, bytes and time left, and fits the terminal", () => {
+  const state = { loaded: 25_000_000, total: 100_000_000, name: "a\x1b[2Jb" };
+  const line = formatProgress("Merging", state, 1000, 120);
+  assert.equal(line, "Merging  ██████░░░░░░░░░░░░░░░░░░ 25%  25.0 MB of 100.0 MB, 3.0 s left  a\u{fffd}[2Jb");
+  assert.equal(formatProgress("Merging", state, 1000, 40).length, 39);
+  assert.match(formatProgress("Merging", { loaded: 0, total: 0 }, 0, 80), / 0% {2}0 B of 0 B$/);
+});
+
+test("tables align their columns, and numbers read as people write them", () => {
+  const columns = [{ title: "name" }, { title: "n", align: "right" }] as const;
+  assert.equal(
+    formatTable(columns, [["a", "1"], ["long name", "12"]]),
+    "name        n\na           1\nlong name  12\n",
+  );
+  assert.equal(formatTable(columns, []), "name  n\n");
+  assert.deepEqual([0, 999, 1000, 98_040_000, 2.5e9].map(formatBytes), ["0 B", "999 B", "1.0 kB", "98.0 MB", "2.5 GB"]);
+  assert.deepEqual([1.26, 12.3, 999.9, 61_000, 200_000].map(formatDuration), [
+    "1.3 ms",
+    "12 ms",
+    "1.0 s",
+    "61.0 s",
+    "3 min 20 s",
+  ]);
+  assert.equal(printable("a\x1b]0;x\x07\n\tb\x9b"), "a\u{fffd}]0;x\u{fffd}\n\tb\u{fffd}");
+});
