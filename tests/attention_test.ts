@@ -78,6 +78,21 @@ forEachBackend("attention() is the causal softmax(q kᵀ / sqrt d) v of every he
   }
 });
 
+forEachBackend("attention() of equal scores, however low, is the mean of the values", async (backend) => {
+  const next = random(4);
+  for (const c of [{ ...BASE, length: 7, capacity: 7 }, { ...BASE, length: 2, past: 3 }]) {
+    const [q, keys, values] = randomOperands(next, c);
+    const low: readonly [Matrix, Matrix, Matrix] = [
+      matrix(...q.shape, () => 100),
+      matrix(...keys.shape, () => -100),
+      values,
+    ];
+    const want = reference.attention(...low, c);
+    const scale = reference.attention(low[0], low[1], absolute(values), c);
+    assertClose(await runOn(backend, c, low), want, { k: c.d + c.capacity, scale, label: JSON.stringify(c) });
+  }
+});
+
 forEachBackend("attention() never looks ahead", async (backend) => {
   const next = random(2);
   const c = { ...BASE, length: 7, past: 2, capacity: 9 };

@@ -4,7 +4,7 @@ import * as reference from "./reference.ts";
 import { matrix } from "./reference.ts";
 import { random, randomMatrix, tensorOf } from "./values.ts";
 
-/** [rows, classes, magnitude of the logits]. */
+/** [rows, classes, magnitude of the logits, offset of all logits]. */
 const CASES = [
   [0, 5, 1],
   [1, 1, 10],
@@ -18,18 +18,23 @@ const CASES = [
   [4, 31, 30000],
   [2, 259, 1e30],
   [2, 4099, 15],
+  // The padding of a vector must not pass for the largest logit.
+  [3, 5, 10, -1e4],
+  [3, 6, 10, -1e4],
+  [3, 7, 10, 1e4],
 ] as const;
 
 forEachBackend("crossEntropy() is log Σ e^logits − logits[target] per row", async (backend) => {
   const next = random(1);
-  for (const [rows, classes, magnitude] of CASES) {
-    const logits = randomMatrix(next, rows, classes, { scale: magnitude });
+  for (const [rows, classes, magnitude, offset = 0] of CASES) {
+    const centred = randomMatrix(next, rows, classes, { scale: magnitude });
+    const logits = matrix(rows, classes, (i, j) => Math.fround(reference.at(centred, i, j) + offset));
     const targets = Uint32Array.from({ length: rows }, (_, i) => [0, classes - 1, classes >> 1][i % 3]!);
     const input = tensorOf(backend, logits);
     const operation = () => backend.crossEntropy(input, targets);
     const got = await runGuarded(backend, { shape: [rows], inputs: [input] }, operation);
     const want = reference.crossEntropy(logits, targets);
-    const scale = matrix(1, rows, () => 1 + 2 * magnitude);
+    const scale = matrix(1, rows, () => 1 + 2 * (magnitude + Math.abs(offset)));
     assertClose(got, want, { k: classes, scale, label: `logits [${rows}, ${classes}] of size ${magnitude}` });
   }
 });

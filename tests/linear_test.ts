@@ -82,7 +82,7 @@ for (const dtype of DTYPES) {
   forEachBackend(`linear() is x Wᵀ + bias for every number of rows and size, with W in ${dtype}`, async (backend) => {
     const next = random(1);
     for (const [i, size] of SIZES.entries()) {
-      const rowCounts = size[0] * size[1] < 3000 ? ROWS : FEW_ROWS;
+      const rowCounts = size[0] * size[1] < 1000 ? ROWS : FEW_ROWS;
       await Promise.all(rowCounts.map((rows) => {
         const plain = randomCase(next, rows, size, dtype);
         const bias = randomMatrix(next, 1, size[1]);

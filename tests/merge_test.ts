@@ -120,33 +120,40 @@ forEachBackend("linear() with a merged weight equals linear() with its branches"
   }
 });
 
-/** Factors whose product with anything is not finite, or becomes so in f32 or bf16. */
-const BAD: readonly (readonly [string, (branch: Branch) => Branch])[] = [
-  ["NaN in A", (branch) => ({ ...branch, a: withElement(branch.a, NaN) })],
-  ["NaN in B", (branch) => ({ ...branch, b: withElement(branch.b, NaN) })],
-  ["infinity in A", (branch) => ({ ...branch, a: withElement(branch.a, Infinity) })],
-  ["minus infinity in B", (branch) => ({ ...branch, b: withElement(branch.b, -Infinity) })],
-  ["an overflowing product", (branch) => ({ ...branch, a: withElement(branch.a, 3e38), scaling: 1e6 })],
-  ["an infinite scaling", (branch) => ({ ...branch, scaling: Infinity })],
-  ["a NaN scaling", (branch) => ({ ...branch, scaling: NaN })],
-];
+/** Spoiled branches whose products are not finite, or are not in f32. */
+function badBranches(good: Branch): (readonly [string, Branch])[] {
+  const { a, b } = good;
+  const eachRowOfB = Array.from({ length: b.shape[0] }, (_, row) => {
+    return [`NaN in row ${row} of B`, { ...good, b: withElement(b, row * b.shape[1], NaN) }] as const;
+  });
+  return [
+    ...eachRowOfB,
+    ["NaN in the first element of A", { ...good, a: withElement(a, 0, NaN) }],
+    ["NaN in the last element of A", { ...good, a: withElement(a, a.values.length - 1, NaN) }],
+    ["infinity in A", { ...good, a: withElement(a, 3, Infinity) }],
+    ["minus infinity in B", { ...good, b: withElement(b, 3, -Infinity) }],
+    ["an overflowing product", { ...good, a: withElement(a, 3, 3e38), scaling: 1e6 }],
+    ["an infinite scaling", { ...good, scaling: Infinity }],
+    ["a NaN scaling", { ...good, scaling: NaN }],
+  ];
+}
 
-/** The last element replaced: the one nearest to the padding of a panel. */
-function withElement(m: Matrix, value: number): Matrix {
+function withElement(m: Matrix, index: number, value: number): Matrix {
   const values = m.values.slice();
-  values[values.length - 1] = value;
+  values[index] = value;
   return { ...m, values };
 }
 
 forEachBackend("merge() refuses a result that is not finite and leaves the weight as it was", async (backend) => {
   const next = random(3);
-  const sizes = { inFeatures: 11, outFeatures: 9, rank: 5 };
-  const [good, other] = [randomBranch(next, sizes), randomBranch(next, sizes)];
+  const sizes = { inFeatures: 11, outFeatures: 19, rank: 5 };
+  const good = randomBranch(next, sizes);
+  const bad = badBranches(randomBranch(next, sizes));
   for (const dtype of DTYPES) {
-    const w = randomMatrix(next, 9, 11, { dtype });
+    const w = randomMatrix(next, 19, 11, { dtype });
     const weight = weightOf(backend, w, dtype);
-    for (const [label, spoil] of BAD) {
-      const branches = [good, spoil(other)].map((branch) => branchOf(backend, branch));
+    for (const [label, branch] of bad) {
+      const branches = [good, branch].map((each) => branchOf(backend, each));
       const held = backend.bytes;
       await assert.rejects(async () => await backend.merge(weight, branches), NumericError, label);
       assert.deepEqual([weight.merged, backend.bytes], [false, held], label);
