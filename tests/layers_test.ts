@@ -33,13 +33,13 @@ function edge(from: string, to: string, kind: Edge["kind"] = "static"): Edge {
   return { from, to, kind };
 }
 
-test("every import of src is in the floor plan, and every file is reached", { skip }, async () => {
+test("every import of src is in the floor plan, and every file is reached", { skip }, () => {
   const { files, edges } = readGraph();
   assert.ok(files.length > 20 && edges.length > files.length);
   assert.deepEqual([...checkEdges(edges), ...checkReached(files, edges)], []);
 });
 
-test("layers refuses an import between rooms that must not meet", async () => {
+test("layers refuses an import between rooms that must not meet", () => {
   const wrong = [
     edge("src/wasm/backend.ts", "src/lora/lora_linear.ts"),
     edge("src/webgpu/backend.ts", "src/wasm/heap.ts", "type"),
@@ -52,13 +52,13 @@ test("layers refuses an import between rooms that must not meet", async () => {
   for (const one of wrong) assert.equal(checkEdges([one]).length, 1, `${one.from} -> ${one.to}`);
 });
 
-test("layers lets models import text by import() and as types, never at load time", async () => {
+test("layers lets models import text by import() and as types, never at load time", () => {
   const [from, to] = ["src/models/load.ts", "src/text/mod.ts"];
   assert.deepEqual(checkEdges([edge(from, to, "dynamic"), edge(from, to, "type")]), []);
   assert.match(checkEdges([edge(from, to)]).join(), /by import\(\) only/);
 });
 
-test("layers names the files of a cycle", async () => {
+test("layers names the files of a cycle", () => {
   const cycle = [
     edge("src/fs/a.ts", "src/fs/b.ts"),
     edge("src/fs/b.ts", "src/fs/c.ts"),
@@ -67,7 +67,7 @@ test("layers names the files of a cycle", async () => {
   assert.deepEqual(checkEdges(cycle), ["cycle: src/fs/a.ts -> src/fs/b.ts -> src/fs/c.ts -> src/fs/a.ts"]);
 });
 
-test("layers names a file that nothing imports", async () => {
+test("layers names a file that nothing imports", () => {
   assert.equal(checkReached(["mod.ts", "src/forgotten.ts"], []).length, 1);
 });
 
@@ -92,7 +92,7 @@ const LINT_CASES: readonly (readonly [what: string, path: string, code: string, 
 ];
 
 for (const [what, path, code, rule] of LINT_CASES) {
-  test(`lint ${rule ? "refuses" : "lets pass"} ${what}`, { skip }, async () => {
+  test(`lint ${rule ? "refuses" : "lets pass"} ${what}`, { skip }, () => {
     assert.deepEqual(lint(path, code), rule ? [rule] : []);
   });
 }

@@ -124,7 +124,7 @@ for (const name of ["Deno", "Node 22", "Node 24", "Bun"]) {
   test(`the lora command of the tarball inspects an adapter in ${name}`, options, () => {
     const adapter = here("./fixtures/llama-plain/adapter");
     const { modules } = JSON.parse(
-      start(engine, "node_modules/@lowrank/lora/src/cli/main.js", "inspect", adapter, "--json"),
+      start(engine, "node_modules/.bin/lora", "inspect", adapter, "--json"),
     );
     assert.equal(modules.length, 4);
   });
@@ -157,8 +157,15 @@ test("the declarations of the tarball fit what users write", { skip }, () => {
 for (const name of ["Deno", "Node 22", "Node 24"]) {
   const engine = engines.find((one) => one.name === name) as Engine;
   test(`import and open take at most 30 ms in ${name}`, { skip: skip || (!engine && `no ${name} here`) }, () => {
-    const times = Array.from({ length: 7 }, () => Number(start(engine, "cold_start.mjs")));
-    process.stdout.write(`cold start in ${name}: ${Math.min(...times).toFixed(1)} ms (best of ${times.length})\n`);
-    assert.ok(Math.min(...times) <= 60, `${times.join(", ")} ms`); // twice the goal: tests beside it use the other core
+    const runs = Array.from(
+      { length: 7 },
+      () => JSON.parse(start(engine, "cold_start.mjs")) as { wall: number; cpu: number },
+    );
+    const best = (key: "wall" | "cpu") => Math.min(...runs.map((run) => run[key]));
+    process.stdout.write(
+      `cold start in ${name}: ${best("wall").toFixed(1)} ms, ${best("cpu").toFixed(1)} ms of CPU time\n`,
+    );
+    // Other tests run beside this one: where they slow the clock, the time on the processor still tells.
+    assert.ok(Math.min(best("wall"), best("cpu")) <= 30, JSON.stringify(runs));
   });
 }

@@ -33,7 +33,7 @@ function run(body: string, env: Record<string, string> = {}): { lines: string[];
   }
 }
 
-test("parseJunit() reads what Deno, Node and Bun write", async () => {
+test("parseJunit() reads what Deno, Node and Bun write", () => {
   const deno =
     `<testcase name="a &lt;&quot;&gt;" classname="x"> </testcase><testcase name="b"><failure message="m">t</failure></testcase>
     <testcase name="c"><skipped/></testcase>`;
@@ -50,20 +50,20 @@ test("parseJunit() reads what Deno, Node and Bun write", async () => {
   assert.equal(parseJunit(node)[2]?.reason, "no model");
 });
 
-test("the runner sums over the engines and ends well when nothing failed", { skip }, async () => {
+test("the runner sums over the engines and ends well when nothing failed", { skip }, () => {
   const { last, status, lines } = run('test("a", async () => {});\ntest("b", { skip: "no GPU" }, async () => {});');
   assert.equal(last, `${engines} passed, 0 failed`);
   assert.equal(status, 0);
   assert.ok(lines.some((line) => line.startsWith("skipped: ") && line.includes("b [Deno")), lines.join("\n"));
 });
 
-test("the runner fails with a test that fails", { skip }, async () => {
+test("the runner fails with a test that fails", { skip }, () => {
   const { last, status } = run('test("a", async () => {});\ntest("b", async () => { throw new Error("no"); });');
   assert.equal(last, `${engines} passed, ${engines} failed`);
   assert.equal(status, 1);
 });
 
-test("the runner fails with a skipped test when REQUIRE_ALL=1", { skip }, async () => {
+test("the runner fails with a skipped test when REQUIRE_ALL=1", { skip }, () => {
   const missing = findEngines().missing.length;
   const { last, status } = run('test("a", async () => {});\ntest("b", { skip: true }, async () => {});', {
     REQUIRE_ALL: "1",
@@ -72,7 +72,7 @@ test("the runner fails with a skipped test when REQUIRE_ALL=1", { skip }, async 
   assert.equal(status, 1);
 });
 
-test("the runner fails with a file that does not load", { skip }, async () => {
+test("the runner fails with a file that does not load", { skip }, () => {
   const { last, status } = run('import "./absent.ts";\ntest("a", async () => {});');
   assert.equal(last, `0 passed, ${engines} failed`);
   assert.equal(status, 1);
@@ -81,7 +81,7 @@ test("the runner fails with a file that does not load", { skip }, async () => {
 test(
   "the runner sees a test that one engine passed over",
   { skip: skip || (engines < 2 && "one engine only") },
-  async () => {
+  () => {
     const { lines, status } = run(
       'test("a", async () => {});\nif (!("Deno" in globalThis)) test("b", async () => {});',
     );
