@@ -1,14 +1,17 @@
 /** Text from a model, token by token. */
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { LimitError, ShapeError } from "../src/errors.ts";
+import { DisposedError, LimitError, ShapeError } from "../src/errors.ts";
 import { folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
+import { openBackend } from "../src/open.ts";
 import { fixture, generate, IDS, withLlama } from "./models_support.ts";
+
+const TINY = folder(new URL("../examples/models/tiny/base", import.meta.url));
 
 test("generate() frees its cache when the loop is left early, and when it ends", async () => {
   await withLlama(async (model, backend) => {
-    const streaming = await loadModel(folder(new URL("../examples/models/tiny/base", import.meta.url)), { backend });
+    const streaming = await loadModel(TINY, { backend });
     const held = backend.bytes;
     for await (const _ of streaming.generate("<|end|>The movie", { maxNewTokens: 9 })) {
       assert.ok(backend.bytes > held);
@@ -20,8 +23,19 @@ test("generate() frees its cache when the loop is left early, and when it ends",
   });
 });
 
+test("dispose() of a model frees the cache of a generation left open", async () => {
+  const backend = await openBackend();
+  const model = await loadModel(TINY, { backend });
+  const open = model.generate("<|end|>The movie", { maxNewTokens: 9 })[Symbol.asyncIterator]();
+  await open.next();
+  model.dispose();
+  assert.equal(backend.bytes, 0);
+  await assert.rejects(open.next(), DisposedError);
+  backend.dispose();
+});
+
 test("generate() stops at the end token, which is among the tokens and not in the text", async () => {
-  const model = await loadModel(folder(new URL("../examples/models/tiny/base", import.meta.url)), { dtype: "f32" });
+  const model = await loadModel(TINY, { dtype: "f32" });
   const seen: number[] = [];
   const { text, tokens } = await generate(model, "<|end|>The movie", {
     maxNewTokens: 200,

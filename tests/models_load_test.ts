@@ -1,7 +1,7 @@
 /** Opening models from folders. */
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { FormatError, MismatchError } from "../src/errors.ts";
+import { DisposedError, FormatError, MismatchError } from "../src/errors.ts";
 import { memoryFolder } from "../src/formats/memory.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
@@ -13,6 +13,7 @@ test("dispose() ends the backend that the model opened itself", async () => {
   assert.ok(model.backend.bytes > 0);
   model.dispose();
   assert.equal(model.backend.bytes, 0);
+  assert.throws(() => model.backend.tensor([1]), DisposedError);
 });
 
 test("loadModel() reports its progress, and frees everything when a tensor cannot be read", async () => {
@@ -68,4 +69,19 @@ test("loadModel() passes over a second copy of a tied head and the buffers of ol
   const want = await loadBase(backend, "qwen3");
   assertSameBits(await logitsOf(model, IDS), await logitsOf(want, IDS), "spare tensors");
   backend.dispose();
+});
+
+test("loadModel() takes the end tokens from generation_config.json before those of config.json", async () => {
+  const files = new Map<string, Uint8Array>();
+  const base = fixture("base/llama");
+  for (const name of await base.list!()) {
+    const source = base.open(name);
+    files.set(name, await source.read(0, await source.size()));
+  }
+  for (const [text, ids] of [['{ "eos_token_id": [7, 9] }', [7, 9]], ["{}", [2]]] as const) {
+    files.set("generation_config.json", new TextEncoder().encode(text));
+    const model = await loadModel(memoryFolder(files));
+    assert.deepEqual(model.eosIds, ids);
+    model.dispose();
+  }
 });

@@ -55,7 +55,7 @@ test("Sampler with topK and topP keeps what a full sort keeps", () => {
   for (let round = 0; round < 10; round++) {
     const logits = Float32Array.from({ length: 257 }, () => next() * 6);
     const order = [...logits.keys()].sort((a, b) => logits[b]! - logits[a]!);
-    const topK = 1 + round * 28;
+    const topK = round === 9 ? logits.length : 1 + round * 28;
     const candidates = new Set(order.slice(0, topK));
     const probabilities = softmax(logits, 1, (id) => candidates.has(id));
     const kept = new Set<number>();
@@ -67,6 +67,11 @@ test("Sampler with topK and topP keeps what a full sort keeps", () => {
     for (const id of drawn) assert.ok(kept.has(id), `round ${round}: ${id} is no candidate`);
     assert.ok(drawn.size >= kept.size * 0.7, `round ${round}: ${drawn.size} of ${kept.size} candidates came`);
   }
+});
+
+test("Sampler keeps the first among equally likely tokens", () => {
+  const drawn = draw({ temperature: 1, topK: 4, topP: 0.95, seed: 6 }, 500, Float32Array.of(1, 2, 2, 2, 5));
+  assert.deepEqual([...new Set(drawn)].sort(), [1, 2, 4]);
 });
 
 test("Sampler repeats itself for the same seed only", () => {
