@@ -165,7 +165,8 @@ test("ggufFolder() keeps a window and a linear scaling", async () => {
   const config = JSON.parse(new TextDecoder().decode(await read(folder.open("config.json"))));
   assert.equal(config.model_type, "mistral");
   assert.equal(config.sliding_window, 5);
-  assert.deepEqual(config.rope_parameters, { rope_type: "linear", rope_theta: 10000, factor: 2.5 });
+  assert.deepEqual(config.rope_scaling, { rope_type: "linear", factor: 2.5 });
+  assert.equal(config.rope_theta, 10000);
   assert.equal(config.rms_norm_eps, 1e-6);
   assert.equal(config.tie_word_embeddings, false);
 });

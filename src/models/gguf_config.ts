@@ -168,13 +168,14 @@ function windowFields(modelType: string, window: number | string | boolean | und
     : { sliding_window: window, use_sliding_window: true, max_window_layers: 0 };
 }
 
+/** In the form that old and new versions of transformers read. */
 function ropeFields(metadata: Metadata, factors: Float32Array | null): Record<string, unknown> {
   const theta = metadata.get("rope.freq_base") ?? 10000;
   const type = metadata.get("rope.scaling.type") ?? "none";
-  if (factors) return { rope_parameters: { rope_theta: theta, ...llama3Scaling(metadata, factors) } };
-  if (type === "none") return { rope_parameters: { rope_type: "default", rope_theta: theta } };
+  if (factors) return { rope_theta: theta, rope_scaling: llama3Scaling(metadata, factors) };
+  if (type === "none") return { rope_theta: theta, rope_scaling: null };
   metadata.require("rope.scaling.type", "linear");
-  return { rope_parameters: { rope_type: "linear", rope_theta: theta, factor: metadata.get("rope.scaling.factor") } };
+  return { rope_theta: theta, rope_scaling: { rope_type: "linear", factor: metadata.get("rope.scaling.factor") } };
 }
 
 /**

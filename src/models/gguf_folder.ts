@@ -26,9 +26,9 @@ const ROPE_FACTORS = "rope_freqs.weight";
 const STORED_DTYPES: ReadonlySet<string> = new Set<Dtype>(["F32", "F16", "BF16", "F64"]);
 
 /**
- * Opens a GGUF file of the Llama architecture as a folder with `model.safetensors` (Hugging Face names; quantised
- * tensors as F32, the rows of q and k in Hugging Face's order), `config.json`, `generation_config.json` and the
- * tokenizer's files. Only the header is read now.
+ * Opens a GGUF file of the Llama architecture as a folder with `config.json`, `generation_config.json` and
+ * `model.safetensors`: Hugging Face's names and order of rows, quantised tensors as F32. Only the header is read now.
+ * The tokenizer stays in the metadata.
  *
  * @param source The file.
  * @param options Abort.
