@@ -161,47 +161,51 @@ test("linear_backward_weight() adds dyᵀ x, and sum_rows() the column sums", ()
 
 const ADAPTED = [[1, 1, [1]], [9, 7, [17]], [16, 31, [8, 1]], [23, 40, [3, 5, 16]], [8, 6, []], [64, 13, [4]]] as const;
 
-test("merge() adds every branch and rounds once; delta_weight() is one branch alone", () => {
+test("merge() adds every branch and rounds once, in place too", () => {
   everywhere((memory, dtype, label) => {
     for (const [n, k, ranks] of ADAPTED) {
       const w = random(n * k, 1);
       const panels = memory.panels(w, n, k, dtype);
-      const branches = ranks.map((r, i) => ({ r, a: random(r * k, i + 2), b: random(n * r, i + 9), s: 0.5 + i }));
       const records = memory.bytes(ranks.length * 16);
-      branches.forEach(({ r, a, b, s }, i) => {
+      const want = Float64Array.from(stored(w, dtype));
+      ranks.forEach((r, i) => {
+        const [a, b, s] = [random(r * k, i + 2), random(n * r, i + 9), 0.5 + i];
         const place = [memory.panels(a, r, k, 0).at, memory.panels(b, n, r, 0).at, r];
         const view = new DataView(memory.call.memory.buffer, records.at + i * 16);
         place.forEach((value, word) => view.setUint32(word * 4, value, true));
         view.setFloat32(12, s, true);
-        const delta = memory.floats(n * k);
-        const scratch = memory.bytes(memory.call.delta_weight_scratch!(n, k, r));
-        memory.call.delta_weight!(delta.at, place[0]!, place[1]!, s, n, k, r, scratch.at);
-        const want = multiply(n, k, r, (row, t) => s * b[row * r + t]!, (column, t) => a[t * k + column]!);
-        assertClose(memory.read(delta), want, r + 2, `${label} ${[n, k, r]}`, s);
+        multiply(n, k, r, (i, t) => s * b[i * r + t]!, (j, t) => a[t * k + j]!).forEach((v, i) => want[i]! += v);
       });
       const total = ranks.reduce((sum, r) => sum + r, 0);
       const scratch = memory.bytes(memory.call.merge_scratch!(n, k, total));
-      const other = memory.bytes(panels.length);
-      const want = Float64Array.from(stored(w, dtype));
-      for (const { r, a, b, s } of branches) {
-        multiply(n, k, r, (i, t) => s * b[i * r + t]!, (j, t) => a[t * k + j]!).forEach((v, i) => want[i]! += v);
-      }
-      for (const target of [other, panels]) {
+      for (const target of [memory.bytes(panels.length), panels]) {
         const size = [ranks.length, n, k, scratch.at] as const;
         assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
         const merged = memory.floats(n * k);
         memory.call.unpack!(merged.at, target.at, n, k, dtype);
-        assertClose(
-          memory.read(merged),
-          want,
-          (dtype ? 2 ** 14 : 2) + total,
-          `${label} ${[n, k]}`,
-          dtype ? 2 ** -10 : 4,
-        );
+        const [terms, magnitude] = dtype ? [2 ** 14 + total, 2 ** -10] : [total + 2, 4];
+        assertClose(memory.read(merged), want, terms, `${label} ${[n, k]}`, magnitude);
       }
       memory.release(label);
     }
   });
+});
+
+test("delta_weight() is s B A", () => {
+  for (const variant of VARIANTS) {
+    const memory = new KernelMemory(variant);
+    for (const [n, k, ranks] of ADAPTED) {
+      for (const r of ranks) {
+        const [a, b, delta] = [random(r * k, 2), random(n * r, 9), memory.floats(n * k)];
+        const scratch = memory.bytes(memory.call.delta_weight_scratch!(n, k, r));
+        const [pa, pb] = [memory.panels(a, r, k, 0).at, memory.panels(b, n, r, 0).at];
+        memory.call.delta_weight!(delta.at, pa, pb, -1.5, n, k, r, scratch.at);
+        const want = multiply(n, k, r, (i, t) => -1.5 * b[i * r + t]!, (j, t) => a[t * k + j]!);
+        assertClose(memory.read(delta), want, r + 2, `${variant} ${[n, k, r]}`, 1.5);
+        memory.release(variant);
+      }
+    }
+  }
 });
 
 test("merge() returns 0 when a result is not finite, in its last element too", () => {

@@ -11,8 +11,8 @@ const RELAXED: bool = cfg!(target_feature = "relaxed-simd");
 
 /// Rows of the largest tile; also of a strip.
 pub const ROWS: usize = if RELAXED { 6 } else { 5 };
-/// Rows of the largest tile that widens bf16 in its loop (a register more for the mask).
-pub const HALF_ROWS: usize = if RELAXED { 5 } else { 4 };
+/// Rows of the largest tile that widens bf16 in its loop; for more rows `linear` widens once.
+pub const HALF_ROWS: usize = 3;
 
 /// One product: A (mr, k) times B (k, 8).
 #[derive(Clone, Copy)]
@@ -170,8 +170,8 @@ pub unsafe fn tile_of<const STRIP: bool, const HALF: bool>(mr: usize, main: &Ter
         1 => tile::<1, STRIP, HALF>(main, tail, out),
         2 => tile::<2, STRIP, HALF>(main, tail, out),
         3 => tile::<3, STRIP, HALF>(main, tail, out),
-        4 => tile::<4, STRIP, HALF>(main, tail, out),
-        5 if !HALF || HALF_ROWS == 5 => tile::<5, STRIP, HALF>(main, tail, out),
+        4 if !HALF => tile::<4, STRIP, HALF>(main, tail, out),
+        5 if !HALF => tile::<5, STRIP, HALF>(main, tail, out),
         _ if !HALF && ROWS == 6 => tile::<6, STRIP, HALF>(main, tail, out),
         _ => {}
     }
