@@ -227,9 +227,13 @@ test("loadAdapter() keeps to the caps that a caller sets", async () => {
   const size = files.get("adapter_model.safetensors")!.length;
   await loadAdapter(files, { limits: { fileBytes: size, rank: 2, modules: 1 } });
   const configBytes = files.get("adapter_config.json")!.length - 1;
-  for (const limits of [{ fileBytes: size - 1 }, { rank: 1 }, { modules: 0 }, { headerBytes: 8 }, { configBytes }]) {
+  for (const limits of [{ fileBytes: size - 1 }, { rank: 1 }, { headerBytes: 8 }, { configBytes }]) {
     await assert.rejects(loadAdapter(files, { limits }), LimitError, JSON.stringify(limits));
   }
+  const second = "base_model.model.layers.1.q_proj";
+  const tensors = { [`${second}.lora_A.weight`]: filled([2, 4]), [`${second}.lora_B.weight`]: filled([6, 2]) };
+  const refused = loadAdapter(smallAdapter({ tensors }), { limits: { modules: 1 } });
+  await assert.rejects(refused, { name: "LimitError", limit: 1, value: 2, file: "adapter_model.safetensors" });
 });
 
 test("loadAdapter() rejects with the signal's reason", async () => {

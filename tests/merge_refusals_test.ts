@@ -92,17 +92,22 @@ test("a value that another dtype cannot hold is refused; what was infinite befor
   await assert.rejects(refused, { name: "NumericError", tensor: "mask" });
 });
 
-test("mergeCheckpoint() stops between pieces when the signal aborts, and nothing is left", async () => {
+test("mergeCheckpoint() stops after any piece when the signal aborts, and nothing is left", async () => {
   const adapter = await small();
   for (const files of [smallBase({ norm: filled([3]) }), sharded()]) {
-    const controller = new AbortController();
-    const reason = new Error("stop");
-    const sink = recordingSink();
-    const onProgress = () => controller.abort(reason);
-    const options = { signal: controller.signal, onProgress };
-    await assert.rejects(mergeCheckpoint(memoryFolder(files), [{ adapter }], sink, options), reason);
-    assert.equal(sink.files.size, 0);
-    assert.equal(sink.log.filter((line) => line.startsWith("commit")).length, 0);
+    for (const stopAt of [1, 2]) {
+      const controller = new AbortController();
+      const reason = new Error("stop");
+      const sink = recordingSink();
+      let pieces = 0;
+      const onProgress = () => ++pieces === stopAt && controller.abort(reason);
+      const inner = memoryFolder(files);
+      const base: Folder = { name: "deaf", has: (file) => inner.has(file), open: (file) => inner.open(file) };
+      const merging = mergeCheckpoint(base, [{ adapter }], sink, { signal: controller.signal, onProgress });
+      await assert.rejects(merging, reason);
+      assert.equal(sink.files.size, 0);
+      assert.equal(sink.log.filter((line) => line.startsWith("commit")).length, 0);
+    }
   }
   const signal = AbortSignal.abort();
   const sink = recordingSink();

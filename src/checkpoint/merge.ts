@@ -81,6 +81,7 @@ export async function mergeCheckpoint(
   const output = new Transaction(sink);
   try {
     await new MergeWriter({ base, checkpoint, targets: plan.targets, backend, output, options }).run();
+    signal?.throwIfAborted();
     await output.commit();
   } catch (error) {
     await output.abort();

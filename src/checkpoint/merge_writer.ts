@@ -162,7 +162,6 @@ export class MergeWriter {
         this.#written += bytes.length;
         this.#loaded += piece.bytes.length;
         options.onProgress?.({ loaded: this.#loaded, total: this.#total, name: tensor.name });
-        options.signal?.throwIfAborted();
       }
     } finally {
       merger?.[Symbol.dispose]();
