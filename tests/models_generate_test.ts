@@ -2,10 +2,11 @@
 import { test } from "node:test";
 import assert from "node:assert/strict";
 import { DisposedError, LimitError, ShapeError } from "../src/errors.ts";
+import { memoryFolder } from "../src/formats/memory.ts";
 import { folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
-import { fixture, generate, IDS, withLlama } from "./models_support.ts";
+import { fixture, generate, IDS, readFiles, withLlama } from "./models_support.ts";
 
 const TINY = folder(new URL("../examples/models/tiny/base", import.meta.url));
 
@@ -136,4 +137,29 @@ test("forward() and generate() refuse ids and rows that are none", async () => {
     assert.throws(() => model.generate([1], { temperature: -1 }), RangeError);
     await assert.rejects(model.forward(IDS, { adapter: ["a", "a"] }), ShapeError);
   });
+});
+
+test("generate() begins a text with the beginning-of-text token where the tokenizer adds it, once", async () => {
+  const files = await readFiles(TINY);
+  const json = JSON.parse(new TextDecoder().decode(files.get("tokenizer.json")));
+  json.post_processor.single.unshift({ SpecialToken: { id: "<|end|>", type_id: 0 } });
+  json.post_processor.special_tokens = { "<|end|>": { id: "<|end|>", ids: [0], tokens: ["<|end|>"] } };
+  files.set("tokenizer.json", new TextEncoder().encode(JSON.stringify(json)));
+  const model = await loadModel(memoryFolder(files));
+  const plain = model.tokenizer!.encode("The movie").length;
+  assert.equal(model.generate("The movie").promptTokens, plain + 1);
+  assert.equal(model.generate("<|end|>The movie").promptTokens, plain + 1);
+  assert.throws(() => model.generate(""), ShapeError);
+  model.dispose();
+});
+
+test("generate() with chat puts the prompt into the template, special tokens in it as plain text", async () => {
+  const files = await readFiles(TINY);
+  const template = "{% for m in messages %}<|end|>{{ m['content'] }}{% endfor %}";
+  files.set("chat_template.jinja", new TextEncoder().encode(template));
+  const model = await loadModel(memoryFolder(files));
+  const words = model.tokenizer!.encode("hi<|end|>", { special: false });
+  assert.equal(model.generate("hi<|end|>", { chat: true }).promptTokens, 1 + words.length);
+  assert.ok(words.length > 2);
+  model.dispose();
 });

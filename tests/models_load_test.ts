@@ -6,7 +6,7 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
 import { assertSameBits } from "./compare.ts";
-import { fixture, IDS, loadBase, logitsOf, modelFolder, readCheckpoint } from "./models_support.ts";
+import { fixture, IDS, loadBase, logitsOf, modelFolder, readCheckpoint, readFiles } from "./models_support.ts";
 
 test("dispose() ends the backend that the model opened itself", async () => {
   const model = await loadModel(fixture("base/llama"));
@@ -72,12 +72,7 @@ test("loadModel() passes over a second copy of a tied head and the buffers of ol
 });
 
 test("loadModel() takes the end tokens from generation_config.json before those of config.json", async () => {
-  const files = new Map<string, Uint8Array>();
-  const base = fixture("base/llama");
-  for (const name of await base.list!()) {
-    const source = base.open(name);
-    files.set(name, await source.read(0, await source.size()));
-  }
+  const files = await readFiles(fixture("base/llama"));
   for (const [text, ids] of [['{ "eos_token_id": [7, 9] }', [7, 9]], ["{}", [2]]] as const) {
     files.set("generation_config.json", new TextEncoder().encode(text));
     const model = await loadModel(memoryFolder(files));

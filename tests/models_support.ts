@@ -129,3 +129,13 @@ export async function withLlama(body: (model: LanguageModel, backend: Backend) =
     backend.dispose();
   }
 }
+
+/** All files of a folder, for tests that change one. */
+export async function readFiles(from: Folder): Promise<Map<string, Uint8Array>> {
+  const files = new Map<string, Uint8Array>();
+  for (const name of await from.list!()) {
+    const source = from.open(name);
+    files.set(name, await source.read(0, await source.size()));
+  }
+  return files;
+}

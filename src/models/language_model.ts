@@ -180,7 +180,8 @@ export class LanguageModel implements Disposable {
   /**
    * Continues a prompt. Text comes in pieces as it is computed; `tokens` of the returned object are the new ids.
    *
-   * @param prompt Text, tokenized as it stands with special tokens recognised, or token ids.
+   * @param prompt Text, tokenized as it stands with special tokens recognised, or token ids. The text begins with the
+   *   beginning-of-text token where the model's tokenizer adds it. Special tokens in the answer are left out.
    * @param options Which adapter answers, how tokens are chosen, and when to stop.
    * @throws {ShapeError} If the prompt is empty.
    * @throws {LimitError} If it is longer than the model's context.
@@ -209,7 +210,7 @@ export class LanguageModel implements Disposable {
       maxNewTokens: room,
       eosIds: new Set(this.eosIds),
       sampler: new Sampler(options),
-      stream: this.tokenizer?.stream() ?? null,
+      stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
       onToken: options.onToken,
       decoder,
     });
@@ -226,7 +227,11 @@ export class LanguageModel implements Disposable {
     if (!this.tokenizer) {
       throw new TypeError("Cannot generate from text: this model has no tokenizer, pass token ids");
     }
-    return chat ? this.tokenizer.chat([{ role: "user", content: prompt }]) : this.tokenizer.encode(prompt);
+    if (chat) return this.tokenizer.chat([{ role: "user", content: prompt }]);
+    const { addsBos, bosId } = this.tokenizer;
+    const ids = this.tokenizer.encode(prompt);
+    // A text that begins with it already gets no second one, and an empty one stays empty.
+    return addsBos && bosId !== null && ids.length > 0 && ids[0] !== bosId ? [bosId, ...ids] : ids;
   }
 
   /** Refuses to go on with what others have changed meanwhile. */
