@@ -35,7 +35,9 @@ interface Timed {
 }
 
 const WARM_UP_MS = 200;
-const CASE_MS = 1300;
+const CASE_MS = 1200;
+/** A difference of two times needs more rounds. */
+const COMPARED_MS = 2500;
 const LEAST_ROUNDS = 7;
 
 async function time(body: Body): Promise<number> {
@@ -50,11 +52,11 @@ async function time(body: Body): Promise<number> {
  * Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike, until the time is
  * up.
  */
-async function leastTimes(bodies: readonly Body[], signal: AbortSignal): Promise<number[]> {
+async function leastTimes(bodies: readonly Body[], limitMs: number, signal: AbortSignal): Promise<number[]> {
   const least = bodies.map(() => Infinity);
   const start = performance.now();
   const warm = () => performance.now() - start > WARM_UP_MS;
-  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < CASE_MS;) {
+  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < limitMs;) {
     const counts = warm();
     for (const [index, body] of bodies.entries()) {
       const elapsed = await time(body);
@@ -72,7 +74,7 @@ async function measure(backend: Backend, peaks: Peaks, entry: BenchCase, signal:
   try {
     const fma = entry.bound === "fma";
     const bodies = [{ run: fma ? peaks.fma : peaks.read }, body, ...(base ? [base] : [])];
-    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, signal);
+    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, base ? COMPARED_MS : CASE_MS, signal);
     const peak = (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
     const rate = entry.work / ms / 1e6;
     const { name, shape } = entry;
