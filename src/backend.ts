@@ -63,7 +63,7 @@ export interface WeightOptions {
   readonly transposed?: boolean;
 }
 
-/** One low-rank branch: adds `scaling · (x Aᵀ) Bᵀ`. */
+/** One low-rank branch, adds `scaling · (x Aᵀ) Bᵀ`; adapters stay float, so both factors are `"f32"` weights. */
 export interface LoraBranch {
   /** A (rank, in). */
   readonly a: Weight;
@@ -95,7 +95,7 @@ export interface LoraGradientBranch extends LoraBranch {
 export interface LinearOptions {
   /** Bias (out). */
   readonly bias?: Tensor;
-  /** Disjoint row ranges with their branches; rows in none of them get the base alone. */
+  /** Ascending row ranges without overlap, with their branches; rows in none of them get the base alone. */
   readonly adapters?: readonly RowBranches[];
 }
 
@@ -150,7 +150,7 @@ export interface Backend extends Disposable {
   write(tensor: Tensor, values: Float32Array): void;
   /** Copies the elements out, after all operations before it. */
   read(tensor: Tensor): Promise<Float32Array>;
-  /** A tensor over the same elements in another shape; it lives as long as the first one does. */
+  /** A view of the same elements in another shape; it lives as long as the first one, which alone frees them. */
   reshape(tensor: Tensor, shape: readonly number[]): Tensor;
   /** Packs a matrix (out, in). Values are rounded once, to nearest even, where `dtype` is narrower than they are. */
   weight(values: MatrixValues, options?: WeightOptions): Weight;

@@ -41,7 +41,8 @@ export function sizeOf(shape: readonly number[]): number {
   let size = 1;
   for (const length of shape) {
     if (!Number.isSafeInteger(length) || length < 0 || (length > 0 && size > Number.MAX_SAFE_INTEGER / length)) {
-      throw refuse("create a tensor", "shape", shape, "whole numbers from 0 whose product is below 2^53");
+      const message = `Cannot create a tensor of shape ${formatShape(shape)}: expected whole numbers from 0`;
+      throw new ShapeError(`${message} whose product is below 2^53`, { field: "shape", found: shape });
     }
     size *= length;
   }

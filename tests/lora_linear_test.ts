@@ -206,6 +206,20 @@ forEachBackend("merge() answers as the adapter does, and unmerge() restores ever
   }
 });
 
+forEachBackend("forward() never answers for the base with a merged weight", async (backend) => {
+  const { layer, x } = setUp(backend);
+  const input = tensorOf(backend, x);
+  await layer.merge("qa");
+  for (const adapter of [null, { qa: 0 }, new Array(ROWS).fill(null)]) {
+    assert.throws(() => layer.forward(input, { adapter }), { name: "RangeError", message: /unmerge them first/ });
+  }
+  layer.unmerge();
+  for (const nothing of [null, { qa: 0 }, {}]) {
+    await assert.rejects(layer.merge(nothing), { name: "RangeError", message: /^Cannot merge nothing/ });
+  }
+  assert.equal(layer.merged, false);
+});
+
 forEachBackend("dispose() frees the adapters and leaves weight and bias to the caller", async (backend) => {
   const { layer, w } = setUp(backend);
   layer.dispose();

@@ -78,6 +78,16 @@ forEachBackend("scope() frees what is made inside and keeps what is returned", a
   for (const tensor of [kept, first, second]) tensor.dispose();
 });
 
+forEachBackend("scope() hands a temporary over to the view of it that is returned", (backend) => {
+  const held = backend.bytes;
+  backend.scope(() => backend.reshape(backend.tensor([4]), [2, 2])).dispose();
+  assert.equal(backend.bytes, held);
+  backend.scope(() => {
+    backend.scope(() => backend.reshape(backend.tensor([4]), [2, 2]));
+  });
+  assert.equal(backend.bytes, held);
+});
+
 forEachBackend("scope() frees what is made inside when its body throws", (backend) => {
   const held = backend.bytes;
   const failing = () => {

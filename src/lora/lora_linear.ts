@@ -5,7 +5,7 @@
  */
 
 import type { Backend, LoraBranch, LoraGradientBranch, MatrixValues, RowBranches, Tensor, Weight } from "../backend.ts";
-import { MismatchError, NumericError, ShapeError } from "../errors.ts";
+import { DisposedError, MismatchError, NumericError, ShapeError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { formatShape } from "../shape.ts";
 import {
@@ -92,6 +92,7 @@ export class LoraLinear implements Disposable {
   readonly bias: Tensor | undefined;
   readonly #backend: Backend;
   readonly #branches: Map<string, LoraBranch> = new Map();
+  #disposed = false;
 
   /** Packs the adapters that are given. */
   constructor(backend: Backend, options: LoraLinearOptions) {
@@ -164,11 +165,14 @@ export class LoraLinear implements Disposable {
   }
 
   /**
-   * Computes y (n, out) for x (n, in).
+   * Computes y (n, out) for x (n, in). While adapters are merged, only a call without `adapter` is answered, by the
+   * merged weight: nothing then stands in for the base or for another adapter.
    *
    * @throws {MismatchError} If a name is unknown; the message lists the known ones.
+   * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   forward(x: Tensor, options: LoraForwardOptions = {}): Tensor {
+    if (options.adapter !== undefined) this.#requireUnmerged("choose an adapter or the base");
     return this.apply(x, this.#resolve(x, options.adapter));
   }
 
@@ -178,6 +182,7 @@ export class LoraLinear implements Disposable {
 
   /** The forward of a model: rows are resolved once for all layers, and names that this layer lacks are skipped. */
   apply(x: Tensor, mixes: readonly RowMix[]): Tensor {
+    if (this.#disposed) throw new DisposedError("Cannot run a layer: it is disposed");
     const adapters = this.#ranges(mixes);
     if (adapters.length > 0) this.#requireUnmerged("apply an adapter");
     return this.#backend.linear(x, this.weight, { ...(this.bias && { bias: this.bias }), adapters });
@@ -235,10 +240,12 @@ export class LoraLinear implements Disposable {
    * Folds adapters into the weight: W += Σ wᵢ sᵢ Bᵢ Aᵢ. The bits it overwrites are kept, as many bytes as the weight.
    *
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
-   * @throws {RangeError} If adapters are merged already.
+   * @throws {RangeError} If adapters are merged already, or none is named.
    */
   async merge(adapter: AdapterChoice): Promise<void> {
-    await this.#backend.merge(this.weight, this.#mix(resolveChoice(adapter, this.#branches)));
+    const branches = this.#mix(resolveChoice(adapter, this.#branches));
+    if (branches.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
+    await this.#backend.merge(this.weight, branches);
   }
 
   /** Puts the weight back, bit for bit. */
@@ -249,6 +256,7 @@ export class LoraLinear implements Disposable {
   /** Frees the adapters; weight and bias stay with the caller. */
   dispose(): void {
     for (const name of this.adapters) this.removeAdapter(name);
+    this.#disposed = true;
   }
 
   /** The same as `dispose()`. */

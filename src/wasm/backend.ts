@@ -20,7 +20,7 @@ import { ShapeError } from "../errors.ts";
 import * as check from "../shape.ts";
 import { WasmTensor } from "./handles.ts";
 import type { Kernels, LoadedKernels } from "./kernels.ts";
-import { addGradients, addLinear } from "./linear.ts";
+import { addGradients, runLinear } from "./linear.ts";
 import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
 import { mergePanels } from "./merge.ts";
 
@@ -86,6 +86,7 @@ export class WasmBackend implements Backend {
   /** See {@linkcode Backend.reshape}. */
   reshape(tensor: Tensor, shape: readonly number[]): Tensor {
     check.checkReshape(tensor, shape);
+    this.#at(tensor);
     return new WasmTensor(this.#memory.own(tensor).block, shape, false);
   }
 
@@ -113,9 +114,9 @@ export class WasmBackend implements Backend {
     const bias = options.bias ? this.#at(options.bias) : 0;
     const [input, [w, dtype]] = [this.#at(x), this.#weightAt(weight)];
     const ranges = (options.adapters ?? []).map((range) => ({ ...range, branches: this.#branches(range.branches) }));
-    const y = this.#memory.create([sizes.m, sizes.n]);
-    addLinear(this.#kernels, this.#memory, { y: y.block.address, x: input, w, dtype, bias, ...sizes }, ranges);
-    return y;
+    return this.#memory.produce([sizes.m, sizes.n], (y) => {
+      runLinear(this.#kernels, this.#memory, { y, x: input, w, dtype, bias, ...sizes }, ranges);
+    });
   }
 
   #branches(branches: readonly LoraBranch[]): { a: number; b: number; rank: number; scaling: number }[] {
@@ -143,11 +144,11 @@ export class WasmBackend implements Backend {
   deltaWeight(branch: LoraBranch): Tensor {
     const [n, k] = check.checkDelta(branch);
     const [a, b, rank] = [this.#weightAt(branch.a)[0], this.#weightAt(branch.b)[0], branch.a.shape[0]];
-    const delta = this.#memory.create([n, k]);
-    this.#memory.scratch(this.#kernels.delta_weight_scratch(n, k, rank), (scratch) => {
-      this.#kernels.delta_weight(delta.block.address, a, b, branch.scaling, n, k, rank, scratch);
+    return this.#memory.produce([n, k], (delta) => {
+      this.#memory.scratch(this.#kernels.delta_weight_scratch(n, k, rank), (scratch) => {
+        this.#kernels.delta_weight(delta, a, b, branch.scaling, n, k, rank, scratch);
+      });
     });
-    return delta;
   }
 
   /** See {@linkcode Backend.merge}. */
@@ -161,6 +162,7 @@ export class WasmBackend implements Backend {
   unmerge(weight: Weight): void {
     check.checkUnmerge(weight);
     const own = this.#memory.ownWeight(weight);
+    this.#weightAt(own);
     own.block.release();
     own.block = own.original!;
     own.original = null;
@@ -171,36 +173,32 @@ export class WasmBackend implements Backend {
     const [n, k] = table.shape;
     check.checkIndices("embedding", "ids", ids, n);
     const [w, dtype] = this.#weightAt(table);
-    const y = this.#memory.create([ids.length, k]);
-    this.#memory.indices(ids, (at) => this.#kernels.embedding(y.block.address, at, w, dtype, ids.length, n, k));
-    return y;
+    return this.#memory.produce([ids.length, k], (y) => {
+      this.#memory.indices(ids, (at) => this.#kernels.embedding(y, at, w, dtype, ids.length, n, k));
+    });
   }
 
   /** See {@linkcode Backend.takeRows}. */
   takeRows(x: Tensor, rows: Uint32Array): Tensor {
     const [, dim] = check.checkTakeRows(x, rows);
     const input = this.#at(x);
-    const y = this.#memory.create([rows.length, dim]);
-    this.#memory.indices(rows, (at) => this.#kernels.take_rows(y.block.address, input, at, rows.length, dim));
-    return y;
+    return this.#memory.produce([rows.length, dim], (y) => {
+      this.#memory.indices(rows, (at) => this.#kernels.take_rows(y, input, at, rows.length, dim));
+    });
   }
 
   /** See {@linkcode Backend.rmsNorm}. */
   rmsNorm(x: Tensor, gain: Tensor, eps: number): Tensor {
     const [rows, dim] = check.checkRmsNorm(x, gain, eps);
     const [input, gains] = [this.#at(x), this.#at(gain)];
-    const y = this.#memory.create(x.shape);
-    this.#kernels.rms_norm(y.block.address, input, gains, rows, dim, eps);
-    return y;
+    return this.#memory.produce(x.shape, (y) => this.#kernels.rms_norm(y, input, gains, rows, dim, eps));
   }
 
   /** See {@linkcode Backend.rope}. */
   rope(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
     const { rows, heads, half } = check.checkRope(x, cos, sin);
     const [input, cosines, sines] = [this.#at(x), this.#at(cos), this.#at(sin)];
-    const y = this.#memory.create(x.shape);
-    this.#kernels.rope(y.block.address, input, cosines, sines, rows, heads, half);
-    return y;
+    return this.#memory.produce(x.shape, (y) => this.#kernels.rope(y, input, cosines, sines, rows, heads, half));
   }
 
   /** See {@linkcode Backend.append}. */
@@ -214,30 +212,26 @@ export class WasmBackend implements Backend {
     const { length, capacity, dim } = check.checkAttention(q, keys, values, options);
     const { heads, kvHeads, batch, past, window = 0 } = options;
     const inputs = [this.#at(q), this.#at(keys), this.#at(values)] as const;
-    const y = this.#memory.create(q.shape);
-    this.#memory.scratch(this.#kernels.attention_scratch(length, past, heads, kvHeads, dim), (scratch) => {
-      const sizes = [batch, length, capacity, heads, kvHeads, dim, past, window] as const;
-      this.#kernels.attention(y.block.address, ...inputs, ...sizes, scratch);
+    return this.#memory.produce(q.shape, (y) => {
+      this.#memory.scratch(this.#kernels.attention_scratch(length, past, heads, kvHeads, dim), (scratch) => {
+        const sizes = [batch, length, capacity, heads, kvHeads, dim, past, window] as const;
+        this.#kernels.attention(y, ...inputs, ...sizes, scratch);
+      });
     });
-    return y;
   }
 
   /** See {@linkcode Backend.siluMul}. */
   siluMul(gate: Tensor, up: Tensor): Tensor {
     check.checkSame("siluMul", ["gate", gate], ["up", up]);
     const inputs = [this.#at(gate), this.#at(up)] as const;
-    const y = this.#memory.create(gate.shape);
-    this.#kernels.silu_mul(y.block.address, ...inputs, y.size);
-    return y;
+    return this.#memory.produce(gate.shape, (y) => this.#kernels.silu_mul(y, ...inputs, gate.size));
   }
 
   /** See {@linkcode Backend.add}. */
   add(x: Tensor, y: Tensor): Tensor {
     check.checkSame("add", ["x", x], ["y", y]);
     const inputs = [this.#at(x), this.#at(y)] as const;
-    const sum = this.#memory.create(x.shape);
-    this.#kernels.add(sum.block.address, ...inputs, sum.size);
-    return sum;
+    return this.#memory.produce(x.shape, (sum) => this.#kernels.add(sum, ...inputs, x.size));
   }
 
   /** See {@linkcode Backend.crossEntropy}. */
@@ -245,15 +239,14 @@ export class WasmBackend implements Backend {
     const [rows, classes] = check.checkCrossEntropy(logits, targets);
     if (rows > 0 && classes === 0) throw new ShapeError("Cannot run crossEntropy with 0 classes: expected at least 1");
     const input = this.#at(logits);
-    const loss = this.#memory.create([rows]);
-    this.#memory.indices(targets, (at) => {
-      this.#kernels.cross_entropy(loss.block.address, input, at, rows, classes);
+    return this.#memory.produce([rows], (loss) => {
+      this.#memory.indices(targets, (at) => this.#kernels.cross_entropy(loss, input, at, rows, classes));
     });
-    return loss;
   }
 
   /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
   dispose(): void {
+    this.#loaded?.memory.drop();
     this.#loaded = null;
   }
 

@@ -51,7 +51,7 @@ export class WasmTensor implements Tensor {
   readonly size: number;
   /** Where the elements are. */
   readonly block: Block;
-  readonly #owns: boolean;
+  #owns: boolean;
 
   /** Wraps a block; a view does not own it. */
   constructor(block: Block, shape: readonly number[], owns: boolean) {
@@ -59,6 +59,11 @@ export class WasmTensor implements Tensor {
     this.shape = Object.freeze([...shape]);
     this.size = sizeOf(shape);
     this.#owns = owns;
+  }
+
+  /** Takes the block over from the tensor that this is a view of. */
+  adopt(owner: WasmTensor): void {
+    [owner.#owns, this.#owns] = [false, true];
   }
 
   /** Frees the memory, unless this is a view. */

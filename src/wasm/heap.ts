@@ -5,7 +5,7 @@
  * @module
  */
 
-import { OutOfMemoryError } from "../errors.ts";
+import { DisposedError, OutOfMemoryError } from "../errors.ts";
 
 const PAGE = 65_536;
 /** A cache line: the widest vector load never straddles two blocks. */
@@ -13,7 +13,7 @@ const ALIGNMENT = 64;
 
 /** Hands out blocks of one WebAssembly memory. Stores no view of it, so growth cannot detach one. */
 export class Heap {
-  readonly #memory: WebAssembly.Memory;
+  #memory: WebAssembly.Memory | null;
   readonly #sizes: Map<number, number> = new Map();
   /** Free runs as [start, end), ascending, never touching. */
   readonly #free: [number, number][];
@@ -47,6 +47,14 @@ export class Heap {
     return address;
   }
 
+  /** Forgets the memory, so that handles that outlive the backend do not keep it alive. */
+  drop(): void {
+    this.#memory = null;
+    this.#sizes.clear();
+    this.#free.length = 0;
+    this.#used = 0;
+  }
+
   /** Gives a block back. */
   release(address: number): void {
     const size = this.#sizes.get(address);
@@ -73,12 +81,14 @@ export class Heap {
   }
 
   #grow(size: number): [number, number] {
-    const end = this.#memory.buffer.byteLength;
+    const memory = this.#memory;
+    if (!memory) throw new DisposedError("Cannot allocate memory: the backend is disposed");
+    const end = memory.buffer.byteLength;
     const last = this.#free.at(-1);
     const tail = last !== undefined && last[1] === end ? end - last[0] : 0;
     const pages = Math.ceil((size - tail) / PAGE);
     try {
-      this.#memory.grow(pages);
+      memory.grow(pages);
     } catch (cause) {
       throw new OutOfMemoryError(
         `Cannot allocate ${size} bytes beside ${this.#used} held: WebAssembly memory would not grow`,

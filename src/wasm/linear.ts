@@ -1,6 +1,7 @@
 /**
  * The linear operation and its gradients on kernels: base and first adapter in one pass where one adapter serves all
- * rows (K extended by the rank), further branches added to the rows they belong to.
+ * rows (K extended by the rank), further branches added to the rows they belong to. All scratch is reserved before the
+ * first kernel runs, so that a lack of memory changes nothing.
  *
  * @module
  */
@@ -30,137 +31,144 @@ export interface GradientAddresses extends BranchAddresses {
   readonly db: number;
 }
 
-interface LinearCall extends ProductSizes {
+/** Addresses of a linear operation. */
+export interface LinearCall extends ProductSizes {
+  /** y (m, n). */
   readonly y: number;
+  /** x (m, k). */
   readonly x: number;
+  /** Panels of W (n, k). */
   readonly w: number;
+  /** Code of W's dtype. */
   readonly dtype: number;
+  /** Bias (n), or 0. */
   readonly bias: number;
 }
 
-interface GradientCall extends ProductSizes {
+/** Addresses of a backward pass; an address of 0 is not wanted. */
+export interface GradientCall extends ProductSizes {
+  /** dy (m, n). */
   readonly dy: number;
+  /** x (m, k). */
   readonly x: number;
+  /** Panels of W (n, k). */
   readonly w: number;
+  /** Code of W's dtype. */
   readonly dtype: number;
+  /** dx (m, k). */
   readonly dx: number;
+  /** dW (n, k). */
   readonly dw: number;
+  /** dbias (n). */
   readonly dbias: number;
 }
 
 const F32 = DTYPE_CODES.f32;
+const ALIGNMENT = 64;
+
+type Body = (h: number, scratch: number) => void;
+
+function reserve(memory: LinearMemory, rankBytes: number, kernelBytes: number, body: Body): void {
+  const h = Math.ceil(rankBytes / ALIGNMENT) * ALIGNMENT;
+  memory.scratch(h + kernelBytes, (address) => body(address, address + h));
+}
+
+function largest(values: Iterable<number>): number {
+  let most = 0;
+  for (const value of values) most = Math.max(most, value);
+  return most;
+}
 
 /** Runs y = x Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
-export function addLinear(
+export function runLinear(
   kernels: Kernels,
   memory: LinearMemory,
   call: LinearCall,
   ranges: readonly RowBranches<BranchAddresses>[],
 ): void {
   const { y, x, w, dtype, bias, m, n, k } = call;
-  const shrink = (row: number, rows: number, branch: BranchAddresses, body: (h: number) => void): void => {
-    memory.scratch(rows * branch.rank * 4, (h) => {
-      product(kernels, memory, { y: h, x: x + row * k * 4, w: branch.a, dtype: F32, m: rows, n: branch.rank, k });
-      if (branch.scaling !== 1) kernels.scale(h, branch.scaling, rows * branch.rank);
-      body(h);
-    });
-  };
-  const only = ranges.length === 1 && ranges[0]!.start === 0 && ranges[0]!.end === m ? ranges[0]!.branches[0] : null;
-  const base = { y, x, w, dtype, bias, m, n, k };
-  if (only) shrink(0, m, only, (h) => product(kernels, memory, { ...base, h, b: only.b, r: only.rank }));
-  else product(kernels, memory, base);
-  for (const { start, end, branches } of ranges) {
-    for (const branch of branches) {
-      if (branch === only || end === start) continue;
-      shrink(start, end - start, branch, (h) => {
-        const rows = { y: y + start * n * 4, m: end - start, n, k: branch.rank };
-        product(kernels, memory, { ...rows, x: h, w: branch.b, dtype: F32, accumulate: true });
-      });
+  const ranks = ranges.flatMap(({ branches }) => branches.map(({ rank }) => rank));
+  const needs = ranks.flatMap((r) => [kernels.linear_scratch(m, r, k, F32), kernels.linear_scratch(m, n, r, F32)]);
+  const kernelBytes = largest([kernels.linear_scratch(m, n, k, dtype), ...needs]);
+  reserve(memory, m * largest(ranks) * 4, kernelBytes, (h, scratch) => {
+    const shrink = (start: number, rows: number, { a, rank, scaling }: BranchAddresses): void => {
+      kernels.linear(h, x + start * k * 4, a, F32, 0, 0, 0, rows, rank, k, 0, 0, scratch);
+      if (scaling !== 1) kernels.scale(h, scaling, rows * rank);
+    };
+    const whole = ranges.length === 1 && ranges[0]!.start === 0 && ranges[0]!.end === m;
+    const first = whole ? ranges[0]!.branches[0] : undefined;
+    if (first) shrink(0, m, first);
+    kernels.linear(y, x, w, dtype, bias, first ? h : 0, first?.b ?? 0, m, n, k, first?.rank ?? 0, 0, scratch);
+    for (const { start, end, branches } of ranges) {
+      for (const branch of branches) {
+        if (branch === first) continue;
+        shrink(start, end - start, branch);
+        const rows = y + start * n * 4;
+        kernels.linear(rows, h, branch.b, F32, 0, 0, 0, end - start, n, branch.rank, 0, 1, scratch);
+      }
     }
-  }
-}
-
-interface Product extends ProductSizes {
-  readonly y: number;
-  readonly x: number;
-  readonly w: number;
-  readonly dtype: number;
-  readonly bias?: number;
-  readonly h?: number;
-  readonly b?: number;
-  readonly r?: number;
-  readonly accumulate?: boolean;
-}
-
-function product(kernels: Kernels, memory: LinearMemory, call: Product): void {
-  const { y, x, w, dtype, bias = 0, h = 0, b = 0, m, n, k, r = 0 } = call;
-  memory.scratch(kernels.linear_scratch(m, n, k, dtype), (scratch) => {
-    kernels.linear(y, x, w, dtype, bias, h, b, m, n, k, r, call.accumulate ? 1 : 0, scratch);
   });
 }
 
-/** Adds the gradients of {@linkcode addLinear}; an address of 0 is not wanted. */
+/** Adds the gradients of {@linkcode runLinear}. */
 export function addGradients(
   kernels: Kernels,
   memory: LinearMemory,
   call: GradientCall,
   ranges: readonly RowBranches<GradientAddresses>[],
 ): void {
-  const { dy, x, dx, dw, dbias, m, n, k } = call;
-  if (dx) addInput(kernels, memory, { dx, dy, w: call.w, dtype: call.dtype, m, n, k });
-  if (dw) addWeight(kernels, memory, { dw, dy, x, m, n, k });
-  if (dbias) kernels.sum_rows(dbias, dy, m, n);
-  for (const { start, end, branches } of ranges) {
-    const rows = {
-      dy: dy + start * n * 4,
-      x: x + start * k * 4,
-      dx: dx && dx + start * k * 4,
-      m: end - start,
-      n,
-      k,
-    };
-    for (const branch of branches) addBranchGradients(kernels, memory, rows, branch);
-  }
+  const { dy, x, w, dtype, dx, dw, dbias, m, n, k } = call;
+  const ranks = ranges.flatMap(({ branches }) => branches.map(({ rank }) => rank));
+  const kernelBytes = largest([
+    kernels.linear_backward_input_scratch(m, n, k, dtype),
+    kernels.linear_backward_weight_scratch(m, n, k),
+    ...ranks.flatMap((rank) => branchScratch(kernels, call, rank)),
+  ]);
+  reserve(memory, m * largest(ranks) * 4, kernelBytes, (h, scratch) => {
+    if (dx) kernels.linear_backward_input(dx, dy, w, dtype, m, n, k, scratch);
+    if (dw) kernels.linear_backward_weight(dw, dy, x, m, n, k, scratch);
+    if (dbias) kernels.sum_rows(dbias, dy, m, n);
+    for (const { start, end, branches } of ranges) {
+      const from = { dy: dy + start * n * 4, x: x + start * k * 4, dx: dx && dx + start * k * 4 };
+      const rows = { ...from, m: end - start, n, k, h, scratch };
+      for (const branch of branches) addBranchGradients(kernels, memory, rows, branch);
+    }
+  });
+}
+
+function branchScratch(kernels: Kernels, { m, n, k }: ProductSizes, rank: number): number[] {
+  return [
+    kernels.linear_scratch(m, rank, k, F32),
+    kernels.linear_backward_weight_scratch(m, n, rank),
+    kernels.linear_backward_weight_scratch(m, rank, k),
+    kernels.linear_backward_input_scratch(m, n, rank, F32),
+    kernels.linear_backward_input_scratch(m, rank, k, F32),
+  ];
+}
+
+interface BranchRows extends ProductSizes {
+  readonly dy: number;
+  readonly x: number;
+  readonly dx: number;
+  readonly h: number;
+  readonly scratch: number;
 }
 
 function addBranchGradients(
   kernels: Kernels,
   memory: LinearMemory,
-  { dy, x, dx, m, n, k }: ProductSizes & { readonly dy: number; readonly x: number; readonly dx: number },
+  { dy, x, dx, m, n, k, h, scratch }: BranchRows,
   { a, b, rank, scaling, da, db }: GradientAddresses,
 ): void {
-  const bytes = m * rank * 4;
-  memory.scratch(bytes, (h) => {
-    if (db) {
-      product(kernels, memory, { y: h, x, w: a, dtype: F32, m, n: rank, k });
-      kernels.scale(h, scaling, m * rank);
-      addWeight(kernels, memory, { dw: db, dy, x: h, m, n, k: rank });
-    }
-    if (!da && !dx) return;
-    memory.bytes(h, bytes).fill(0);
-    addInput(kernels, memory, { dx: h, dy, w: b, dtype: F32, m, n, k: rank });
+  if (db) {
+    kernels.linear(h, x, a, F32, 0, 0, 0, m, rank, k, 0, 0, scratch);
     kernels.scale(h, scaling, m * rank);
-    if (da) addWeight(kernels, memory, { dw: da, dy: h, x, m, n: rank, k });
-    if (dx) addInput(kernels, memory, { dx, dy: h, w: a, dtype: F32, m, n: rank, k });
-  });
-}
-
-function addInput(
-  kernels: Kernels,
-  memory: LinearMemory,
-  { dx, dy, w, dtype, m, n, k }: ProductSizes & { dx: number; dy: number; w: number; dtype: number },
-): void {
-  memory.scratch(kernels.linear_backward_input_scratch(m, n, k, dtype), (scratch) => {
-    kernels.linear_backward_input(dx, dy, w, dtype, m, n, k, scratch);
-  });
-}
-
-function addWeight(
-  kernels: Kernels,
-  memory: LinearMemory,
-  { dw, dy, x, m, n, k }: ProductSizes & { dw: number; dy: number; x: number },
-): void {
-  memory.scratch(kernels.linear_backward_weight_scratch(m, n, k), (scratch) => {
-    kernels.linear_backward_weight(dw, dy, x, m, n, k, scratch);
-  });
+    kernels.linear_backward_weight(db, dy, h, m, n, rank, scratch);
+  }
+  if (!da && !dx) return;
+  memory.bytes(h, m * rank * 4).fill(0);
+  kernels.linear_backward_input(h, dy, b, F32, m, n, rank, scratch);
+  kernels.scale(h, scaling, m * rank);
+  if (da) kernels.linear_backward_weight(da, h, x, m, rank, k, scratch);
+  if (dx) kernels.linear_backward_input(dx, h, a, F32, m, rank, k, scratch);
 }

@@ -42,6 +42,18 @@ export class LinearMemory {
     return tensor;
   }
 
+  /** Makes a tensor and runs what fills it; nothing stays held when that throws. */
+  produce(shape: readonly number[], fill: (address: number) => void): WasmTensor {
+    const tensor = this.create(shape);
+    try {
+      fill(tensor.block.address);
+      return tensor;
+    } catch (error) {
+      tensor.dispose();
+      throw error;
+    }
+  }
+
   /** The elements of a tensor, to be used before anything is allocated. */
   floats(tensor: WasmTensor): Float32Array<ArrayBuffer> {
     return new Float32Array(this.#kernels.memory.buffer as ArrayBuffer, tensor.block.address, tensor.size);
@@ -71,22 +83,29 @@ export class LinearMemory {
     });
   }
 
-  /** See `Backend.scope`. */
+  /** See `Backend.scope`. A returned view takes its block over from the temporary that it is a view of. */
   scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T {
     const outer = this.#scope;
     const inner: WasmTensor[] = this.#scope = [];
-    let kept: Set<Block> = new Set();
+    let kept: readonly WasmTensor[] = [];
     try {
       const result = body();
-      kept = blocksOf(result);
+      kept = tensorsOf(result);
       return result;
     } finally {
       this.#scope = outer;
       for (const tensor of inner) {
-        if (kept.has(tensor.block)) outer?.push(tensor);
-        else tensor.dispose();
+        const heir = kept.includes(tensor) ? tensor : kept.find(({ block }) => block === tensor.block);
+        if (!heir) tensor.dispose();
+        else if (heir !== tensor) heir.adopt(tensor);
+        if (heir) outer?.push(heir);
       }
     }
+  }
+
+  /** Lets go of the memory. */
+  drop(): void {
+    this.#heap.drop();
   }
 
   /** The tensor as one of this memory's. */
@@ -141,9 +160,9 @@ export class LinearMemory {
   }
 }
 
-function blocksOf(result: Tensor | readonly Tensor[] | void): Set<Block> {
+function tensorsOf(result: Tensor | readonly Tensor[] | void): WasmTensor[] {
   const tensors = result === undefined ? [] : Array.isArray(result) ? result : [result];
-  return new Set(tensors.flatMap((tensor) => tensor instanceof WasmTensor ? [tensor.block] : []));
+  return tensors.filter((tensor) => tensor instanceof WasmTensor);
 }
 
 function foreign(kind: string): Error {
