@@ -24,7 +24,7 @@ interface Case {
 const MODELS = process.env.LORA_MODELS ??
   join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");
 const GGUF = join(MODELS, "SmolLM2-135M-Instruct.gguf");
-const OPTIONS = existsSync(GGUF) ? {} : { skip: `${GGUF} is absent: run scripts/setup_models.sh` };
+const OPTIONS = existsSync(GGUF) ? { timeout: 600_000 } : { skip: `${GGUF} is absent: run scripts/setup_models.sh` };
 
 function readCases(): Case[] {
   return JSON.parse(readFileSync(new URL("./fixtures/smollm2/cases.json", import.meta.url), "utf8"));
