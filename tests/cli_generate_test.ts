@@ -56,6 +56,15 @@ test("Ctrl-C ends lora generate with 130 and no message", async () => {
   assert.equal(status, 130);
 });
 
+test("lora generate ends quietly when its reader goes away", async () => {
+  const model = ["--model", join(TINY, "base"), "--adapter", join(TINY, "emotion")];
+  const { child, ended } = startLora("generate", ...model, "--prompt", "<|end|>The movie", "--max-new-tokens", "9999");
+  child.stdout!.once("data", () => child.stdout!.destroy());
+  const { status, stderr } = await ended;
+  assert.equal(stderr, "");
+  assert.equal(status, 1);
+});
+
 test("what cannot be loaded exits 1 with one line that names it", async () => {
   await inTemporaryFolder(async (path) => {
     mkdirSync(join(path, "empty"));

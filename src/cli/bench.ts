@@ -20,7 +20,8 @@ Usage: lora bench [--json]
             overBase: time with the adapter over time without it, less 1
 `;
 
-interface Result {
+/** One figure. */
+export interface Result {
   readonly name: string;
   readonly shape: string;
   readonly gflops?: number;
@@ -34,10 +35,25 @@ interface Timed {
   readonly peak: number;
 }
 
-const WARM_UP_MS = 200;
-const CASE_MS = 1200;
-/** A difference of two times needs more rounds. */
-const COMPARED_MS = 2500;
+/** How long each figure is measured, in ms. */
+export interface BenchTimes {
+  /** Until the engine has compiled the kernels to its best. */
+  readonly warmUp: number;
+  /** Of one figure. */
+  readonly single: number;
+  /** Of a figure that compares two times: their difference needs more rounds. */
+  readonly compared: number;
+}
+
+/** What {@linkcode measureCases} found. */
+export interface Measured {
+  /** The machine's best, in the same run. */
+  readonly peak: { readonly fmaGflops: number; readonly readGBs: number };
+  /** One for each case. */
+  readonly results: readonly Result[];
+}
+
+const TIMES: BenchTimes = { warmUp: 200, single: 1200, compared: 2500 };
 const LEAST_ROUNDS = 7;
 
 async function time(body: Body): Promise<number> {
@@ -52,11 +68,11 @@ async function time(body: Body): Promise<number> {
  * Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike, until the time is
  * up.
  */
-async function leastTimes(bodies: readonly Body[], limitMs: number, signal: AbortSignal): Promise<number[]> {
+async function leastTimes(bodies: readonly Body[], warmUp: number, limit: number, signal: AbortSignal) {
   const least = bodies.map(() => Infinity);
   const start = performance.now();
-  const warm = () => performance.now() - start > WARM_UP_MS;
-  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < limitMs;) {
+  const warm = () => performance.now() - start >= warmUp;
+  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < limit;) {
     const counts = warm();
     for (const [index, body] of bodies.entries()) {
       const elapsed = await time(body);
@@ -69,12 +85,23 @@ async function leastTimes(bodies: readonly Body[], limitMs: number, signal: Abor
   return least;
 }
 
-async function measure(backend: Backend, peaks: Peaks, entry: BenchCase, signal: AbortSignal): Promise<Timed> {
+async function measure(
+  backend: Backend,
+  peaks: Peaks,
+  entry: BenchCase,
+  times: BenchTimes,
+  signal: AbortSignal,
+): Promise<Timed> {
   const { body, base, dispose } = entry.open(backend);
   try {
     const fma = entry.bound === "fma";
     const bodies = [{ run: fma ? peaks.fma : peaks.read }, body, ...(base ? [base] : [])];
-    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, base ? COMPARED_MS : CASE_MS, signal);
+    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(
+      bodies,
+      times.warmUp,
+      base ? times.compared : times.single,
+      signal,
+    );
     const peak = (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
     const rate = entry.work / ms / 1e6;
     const { name, shape } = entry;
@@ -115,13 +142,19 @@ function formatResults(results: readonly Result[]): string {
   return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
 }
 
-async function measureAll(backend: Backend, signal: AbortSignal) {
+/** Measures each case in turns with the peak that bounds it. */
+export async function measureCases(
+  backend: Backend,
+  cases: readonly BenchCase[],
+  times: BenchTimes,
+  signal: AbortSignal,
+): Promise<Measured> {
   const peaks = await openPeaks();
   const timed = { fma: [] as Timed[], read: [] as Timed[] };
   const results: Result[] = [];
-  for (const entry of BENCH_CASES) {
+  for (const entry of cases) {
     if (isTerminal("stderr")) print(`\r${entry.name}, ${entry.shape}\x1b[K`, "stderr");
-    const one = await measure(backend, peaks, entry, signal);
+    const one = await measure(backend, peaks, entry, times, signal);
     timed[entry.bound].push(one);
     results.push(one.result);
   }
@@ -138,7 +171,7 @@ export const bench: Command = {
     const backend = await openBackend({ prefer: "wasm" });
     try {
       const cpu = cpus()[0]?.model.trim() ?? "unknown";
-      const measured = await measureAll(backend, signal);
+      const measured = await measureCases(backend, BENCH_CASES, TIMES, signal);
       const { fmaGflops, readGBs } = measured.peak;
       if (values.json) return printJson({ cpu, runtime: runtimeName(), ...measured });
       print(`${cpu}, ${runtimeName()}, ${backend.info.variant} SIMD, one thread\n`);

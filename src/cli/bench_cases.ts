@@ -70,7 +70,8 @@ function linearBody(backend: Backend, x: Tensor, weight: Weight, adapters: reado
   return { run: () => backend.scope(() => void backend.linear(x, weight, { adapters })) };
 }
 
-function linearCase(rows: number, features: number, dtype: WeightDtype = "f32"): BenchCase {
+/** y = x Wᵀ; of one row it is bound by reading W. */
+export function linearCase(rows: number, features: number, dtype: WeightDtype = "f32"): BenchCase {
   const gemv = rows === 1;
   const elements = features * features;
   return {
@@ -86,7 +87,8 @@ function linearCase(rows: number, features: number, dtype: WeightDtype = "f32"):
   };
 }
 
-function loraCase(rows: number, features: number): BenchCase {
+/** The same with an unmerged adapter, and without it. */
+export function loraCase(rows: number, features: number): BenchCase {
   const plain = linearCase(rows, features);
   const extra = 2 * features * RANK;
   return {
@@ -106,7 +108,8 @@ function loraCase(rows: number, features: number): BenchCase {
   };
 }
 
-function mergeCase(features: number): BenchCase {
+/** W += s B A. */
+export function mergeCase(features: number): BenchCase {
   return {
     name: `merge r=${RANK} f32`,
     shape: `${features} x ${features}`,

@@ -5,7 +5,7 @@
  * ```ts
  * import { main } from "@lowrank/lora/cli";
  *
- * const exitCode = await main(["inspect", "./adapters/emotion", "--json"]);
+ * const exitCode = await main(["inspect", "examples/models/tiny/emotion", "--json"]);
  * ```
  *
  * @module
@@ -13,9 +13,10 @@
 
 import { realpathSync } from "node:fs";
 import process from "node:process";
+import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { type Command, UsageError } from "./command.ts";
-import { print, printable, printJson } from "./terminal.ts";
+import { isTerminal, print, printable, printJson } from "./terminal.ts";
 
 interface Entry {
   readonly summary: string;
@@ -74,6 +75,12 @@ function report(error: unknown, name: string, json: boolean): number {
   return usage ? 2 : 1;
 }
 
+/** Waits until all that was printed is written, or its reader known to be gone. */
+async function flush(): Promise<void> {
+  await new Promise<void>((resolve) => process.stdout.write("", () => resolve()));
+  await setImmediate();
+}
+
 /** Runs a command; Ctrl-C, a polite kill and a reader that went away abort it, a second Ctrl-C ends the process. */
 async function runCommand(command: Command, name: string, args: string[]): Promise<number> {
   const controller = new AbortController();
@@ -89,9 +96,13 @@ async function runCommand(command: Command, name: string, args: string[]): Promi
   process.stdout.on("error", broken);
   try {
     await command.run(args, controller.signal);
+    await flush();
     return stopped ?? 0;
   } catch (error) {
-    return stopped ?? report(error, name, args.includes("--json"));
+    if (stopped === undefined) return report(error, name, args.includes("--json"));
+    // The shell's prompt should not follow half a line.
+    if (isTerminal("stderr")) print("\n", "stderr");
+    return stopped;
   } finally {
     process.off("SIGINT", interrupt).off("SIGTERM", terminate);
     process.stdout.off("error", broken);
@@ -105,7 +116,10 @@ async function runCommand(command: Command, name: string, args: string[]): Promi
  * @returns The exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
  * @example
  * ```ts
- * const exitCode = await main(["inspect", "./adapters/emotion"]);
+ * import { main } from "@lowrank/lora/cli";
+ * import assert from "node:assert/strict";
+ *
+ * assert.equal(await main(["inspect", "examples/models/tiny/emotion"]), 0);
  * ```
  */
 export async function main(args: string[]): Promise<number> {

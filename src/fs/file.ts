@@ -120,8 +120,12 @@ export class FileSource implements Source {
  * (place, size, time of change) as when it was first read.
  * @example
  * ```ts
- * const source = file("./SmolLM2-135M-Instruct.gguf");
- * const magic = await source.read(0, 4);
+ * import { file } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const source = file("examples/models/tiny/base/model.safetensors");
+ * assert.equal(await source.size(), 3_351_928);
+ * assert.equal((await source.read(0, 8)).length, 8);
  * ```
  */
 export function file(path: string | URL): Source {

@@ -76,8 +76,11 @@ class DiskFolder implements Folder, Sink {
  * @throws {IntegrityError} From the calls that touch the disk: if the system refuses; `code` is its code.
  * @example
  * ```ts
- * const adapter = await loadAdapter(folder("./adapters/emotion"));
- * await saveAdapter(adapter, folder("./copy"));
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const place = folder("examples/models/tiny/emotion");
+ * assert.deepEqual(await place.list?.(), ["adapter_config.json", "adapter_model.safetensors"]);
  * ```
  */
 export function folder(path: string | URL): Folder & Sink {

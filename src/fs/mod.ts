@@ -5,7 +5,7 @@
  * import { loadAdapter } from "@lowrank/lora";
  * import { folder } from "@lowrank/lora/fs";
  *
- * const adapter = await loadAdapter(folder("./adapters/emotion"));
+ * const adapter = await loadAdapter(folder("examples/models/tiny/emotion"));
  * ```
  *
  * @module
