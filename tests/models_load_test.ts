@@ -80,3 +80,12 @@ test("loadModel() takes the end tokens from generation_config.json before those 
     model.dispose();
   }
 });
+
+test("loadModel() frees everything when the tokenizer is broken", async () => {
+  const backend = await openBackend();
+  const files = await readFiles(fixture("base/llama"));
+  files.set("tokenizer.json", new TextEncoder().encode('{ "model": {} }'));
+  await assert.rejects(loadModel(memoryFolder(files), { backend }), FormatError);
+  assert.equal(backend.bytes, 0);
+  backend.dispose();
+});

@@ -17,7 +17,7 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { readLlamaConfig } from "./llama_config.ts";
 import { isSpareTensor, llamaParameters } from "./llama_parameters.ts";
-import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts";
+import { checkParameters, loadParameters, type LoadProgress, type ModelParameters } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
@@ -64,14 +64,18 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const checkpoint = await openCheckpoint(folder, options);
   const shapes = llamaParameters(config);
   checkParameters(checkpoint, { shapes, isSpare: (name) => isSpareTensor(name, config) });
-  const tokenizer = await openTokenizer(folder, options);
-  const eosIds = new Set([...await readEosIds(folder, config.eosIds, options), ...tokenizer?.eosIds ?? []]);
+  const ownEosIds = await readEosIds(folder, config.eosIds, options);
   const backend = options.backend ?? await openBackend();
   const ownsBackend = options.backend === undefined;
+  let parameters: ModelParameters | undefined;
   try {
-    const parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
-    return new LanguageModel({ backend, ownsBackend, config, parameters, tokenizer, eosIds: [...eosIds] });
+    parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
+    // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
+    const tokenizer = await openTokenizer(folder, options);
+    const eosIds = [...new Set([...ownEosIds, ...tokenizer?.eosIds ?? []])];
+    return new LanguageModel({ backend, ownsBackend, config, parameters, tokenizer, eosIds });
   } catch (error) {
+    parameters?.dispose();
     if (ownsBackend) backend.dispose();
     throw error;
   }
