@@ -50,7 +50,8 @@ export { Adapter, type AdapterParts, type LoraModule, type ReportLine } from "./
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
 export type { AdapterLimits } from "./src/adapter/limits.ts";
 export { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "./src/adapter/load.ts";
-export type { LoraConfig } from "./src/adapter/lora_config.ts";
+export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/adapter/lora_config.ts";
+export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
 export type { MergeDtype, MergeProgress } from "./src/checkpoint/merge_writer.ts";

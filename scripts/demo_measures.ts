@@ -72,11 +72,11 @@ export function encodeText(model: LanguageModel, text: string): number[] {
 export async function perplexity(
   model: LanguageModel,
   texts: readonly (readonly number[])[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
 ): Promise<number> {
   let sum = 0;
   let count = 0;
-  for (const losses of await model.loss(texts, { adapter: texts.map(() => adapter) })) {
+  for (const losses of await model.loss(texts, { adapter })) {
     for (const loss of losses) sum += loss;
     count += losses.length;
   }
@@ -87,7 +87,7 @@ export async function perplexity(
 export async function tellMoods(
   model: LanguageModel,
   reviews: readonly Review[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
 ): Promise<Review["mood"][]> {
   const [good = 0] = encodeWords(model, " good");
   const [bad = 0] = encodeWords(model, " bad");
@@ -105,7 +105,7 @@ export async function tellMoods(
 export async function lastLogits(
   model: LanguageModel,
   ids: readonly number[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
 ): Promise<Float32Array> {
   const { shape, values } = await model.forward([ids], { adapter });
   return values.subarray(-shape[2]);
@@ -115,7 +115,7 @@ export async function lastLogits(
 export async function greedyTokens(
   model: LanguageModel,
   prompt: string | readonly number[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
   maxNewTokens: number,
 ): Promise<readonly number[]> {
   const generation = model.generate(prompt, { adapter, maxNewTokens });
@@ -143,7 +143,7 @@ export function median(values: readonly number[]): number {
 export async function firstTokenTime(
   model: LanguageModel,
   prompt: readonly number[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
 ): Promise<number> {
   const start = performance.now();
   await greedyTokens(model, prompt, adapter, 1);
@@ -160,7 +160,7 @@ export interface DecodeTimes {
 export async function decodeTimes(
   model: LanguageModel,
   prompt: readonly number[],
-  adapter: AdapterChoice,
+  adapter: AdapterChoice | undefined,
   maxNewTokens: number,
 ): Promise<DecodeTimes> {
   const times: number[] = [];

@@ -171,7 +171,7 @@ export async function showTimes({ model, choices, prompts, tokens }: Stage): Pro
   if (first) {
     rows.push([`${first.name}, unmerged`, ...rateCells(await decodeTimes(model, ids, first.adapter, tokens))]);
     const [, ms] = await timed(() => model.merge(first.adapter));
-    rows.push([`${first.name}, merged`, ...rateCells(await decodeTimes(model, ids, null, tokens))]);
+    rows.push([`${first.name}, merged`, ...rateCells(await decodeTimes(model, ids, undefined, tokens))]);
     const [, back] = await timed(() => Promise.resolve(model.unmerge()));
     section("Time", `merging ${first.name} took ${formatDuration(ms)}, unmerging ${formatDuration(back)}`);
   } else section("Time");
@@ -206,7 +206,7 @@ interface Answers {
   readonly logits: Float32Array[];
 }
 
-async function answersOf({ model, prompts, tokens }: Stage, adapter: AdapterChoice): Promise<Answers> {
+async function answersOf({ model, prompts, tokens }: Stage, adapter: AdapterChoice | undefined): Promise<Answers> {
   const answers: Answers = { tokens: [], logits: [] };
   for (const { ids } of prompts) {
     answers.tokens.push(await greedyTokens(model, ids, adapter, tokens));
@@ -222,7 +222,7 @@ export async function checkMerging(stage: Stage, tolerance: number, checks: Chec
   for (const { adapter } of stage.choices.filter(({ adapter }) => adapter !== null)) {
     const unmerged = await answersOf(stage, adapter);
     await stage.model.merge(adapter);
-    const merged = await answersOf(stage, null);
+    const merged = await answersOf(stage, undefined);
     stage.model.unmerge();
     const after = await fingerprint(stage);
     restored &&= before.every((row, at) => row.every((bits, index) => bits === after[at]?.[index]));

@@ -132,7 +132,9 @@ test("a merged model answers with what is merged, and refuses what would mix wit
     assert.deepEqual(model.merged, { a: 0.5 });
     assert.notDeepEqual(await logitsOf(model, IDS), base);
     await assert.rejects(model.forward(IDS, { adapter: "b" }), /unmerge them first/);
-    assert.throws(() => model.generate([1], { adapter: "a" }), /unmerge them first/);
+    for (const adapter of ["a", null, { a: 0 }]) {
+      assert.throws(() => model.generate([1], { adapter }), /unmerge them first/);
+    }
     await assert.rejects(model.merge("b"), /twice/);
     assert.throws(() => model.unloadAdapter("a"), /it is merged/);
     assert.equal(model.unloadAdapter("b"), true);

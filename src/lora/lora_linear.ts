@@ -47,7 +47,7 @@ export interface LoraLinearOptions {
 /** Which adapters answer. */
 export interface LoraForwardOptions {
   /** A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of x. */
-  readonly adapter?: AdapterSelection;
+  readonly adapter?: AdapterSelection | undefined;
 }
 
 /** What a backward pass adds to; what is absent is not computed. */

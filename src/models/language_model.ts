@@ -23,8 +23,11 @@ import type { ModelParameters } from "./weights.ts";
 
 /** Which adapters answer in a forward pass. */
 export interface ModelForwardOptions extends ReadOptions {
-  /** A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of ids. */
-  readonly adapter?: AdapterSelection;
+  /**
+   * A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of ids; by default
+   * the weights as they are, merged or not.
+   */
+  readonly adapter?: AdapterSelection | undefined;
 }
 
 /** Logits of a forward pass. */
@@ -37,8 +40,8 @@ export interface Logits {
 
 /** Options of {@linkcode LanguageModel.generate}. */
 export interface GenerateOptions extends SamplingOptions, ReadOptions {
-  /** A name, a mix `{ name: weight }`, or `null` for the base. */
-  readonly adapter?: AdapterChoice;
+  /** A name, a mix `{ name: weight }`, or `null` for the base; by default the weights as they are, merged or not. */
+  readonly adapter?: AdapterChoice | undefined;
   /** Most new tokens; 128 when absent. The end of the model's context ends the text too. */
   readonly maxNewTokens?: number;
   /** The prompt is what a user says: the model's chat template is put around it. */

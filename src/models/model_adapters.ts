@@ -81,16 +81,16 @@ export class ModelAdapters {
   }
 
   /**
-   * Resolves a selection for `rows` sequences.
+   * Resolves a selection for `rows` sequences; none is the weights as they are, merged or not.
    *
    * @throws {MismatchError} If a name is unknown.
-   * @throws {RangeError} If an adapter is chosen while adapters are merged.
+   * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   resolve(selection: AdapterSelection | undefined, rows: number): RowMix[] {
     const mixes = resolveSelection(selection, { rows, known: this.#loaded });
     if (this.#merging) throw new RangeError("Cannot compute while adapters are being merged: await merge() first");
-    if (this.#merged !== null && mixes.some(({ mix }) => mix.length > 0)) {
-      throw new RangeError("Cannot apply an adapter while adapters are merged: unmerge them first, or choose null");
+    if (this.#merged !== null && selection !== undefined) {
+      throw new RangeError("Cannot choose an adapter or the base while adapters are merged: unmerge them first");
     }
     return mixes;
   }
