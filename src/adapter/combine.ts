@@ -1,0 +1,229 @@
+/**
+ * Combines adapters into one: exactly, to a rank, or by the formulas of PEFT 0.21.2; what is lost is reported.
+ *
+ * @module
+ */
+
+import { LimitError, MismatchError, NumericError } from "../errors.ts";
+import type { ReadOptions } from "../formats/source.ts";
+import { quote } from "../formats/quote.ts";
+import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
+import { combinedConfig, reportInputs } from "./combine_config.ts";
+import {
+  type CombineMethod,
+  combineModule,
+  concatenate,
+  isCombineMethod,
+  type ModulePart,
+  pruningOf,
+  truncates,
+} from "./combine_module.ts";
+import { readFactors, requirePlain, storeFactors } from "./factors.ts";
+import type { FloatDtype } from "./factor_values.ts";
+import { identify } from "./identity.ts";
+import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
+import { scale, stackRows } from "./linear_algebra.ts";
+import type { MajoritySign } from "./pruning.ts";
+import { encodeWeights } from "./save.ts";
+import { type Factors, productNorm } from "./svd.ts";
+
+/** An adapter with the factor of its contribution. */
+export interface WeightedAdapter {
+  /** The adapter. */
+  readonly adapter: Adapter;
+  /** Its factor; any finite number, 1 if absent. */
+  readonly weight?: number;
+}
+
+/** Options of {@linkcode combineAdapters}. */
+export interface CombineOptions extends ReadOptions {
+  /**
+   * `"cat"`, the default: the exact sum, of the summed rank. `"svd"`: the best approximation of a rank. The others are
+   * PEFT's, under its names: on the factors, with their cross terms, or with `_svd` on the updates, which are then
+   * formed in full.
+   */
+  readonly method?: CombineMethod;
+  /** Rank of every module, for `"svd"` and `_svd`; the largest of the module's ranks if absent. */
+  readonly rank?: number;
+  /** Instead of a rank: the share of Σ σ² that every module keeps, above 0 up to 1. */
+  readonly energy?: number;
+  /** Share of the entries that pruning keeps, above 0 up to 1; required by the methods that prune. */
+  readonly density?: number;
+  /** How TIES votes over the sign of an entry: `"total"`, the default, or `"frequency"`. */
+  readonly majoritySign?: MajoritySign;
+  /** Decides what DARE drops; 0 if absent. */
+  readonly seed?: number;
+  /** Element type of the result, rounded once; F32 if absent. */
+  readonly dtype?: FloatDtype;
+  /** Name of the result; "combined" if absent. */
+  readonly name?: string;
+  /** Caps of the result; `rank` is 256 if absent, as in `loadAdapter()`. */
+  readonly limits?: AdapterLimits;
+}
+
+/** Options of {@linkcode resizeAdapter}: a rank or an energy. */
+export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "name" | "limits" | "signal">;
+
+/**
+ * Combines adapters: ΔW = Σ weight · s B A per module; an adapter without a module adds nothing there.
+ *
+ * The result has s = 1 for every reader: alpha = rank, no rsLoRA, and the ranks of single modules by their paths. Its
+ * `report` has a line for each module with the error ‖wanted − got‖ / ‖wanted‖ of the stored factors against that sum.
+ *
+ * @param adapters The adapters with their weights; the first one's config is the result's.
+ * @param options The method and what it takes.
+ * @returns The combination.
+ * @throws {MismatchError} If the adapters fit no common base, are more than plain LoRA, or their ranks differ where the
+ * method adds factors.
+ * @throws {LimitError} If a rank passes the cap, or a `_svd` method would have to decompose too large an update.
+ * @throws {NumericError} If a weight is not finite, or a value does not fit `dtype`.
+ * @throws {RangeError} If an option is out of its range or does nothing for the method.
+ *
+ * @example
+ * ```ts
+ * const half = await combineAdapters([{ adapter: emotion, weight: 0.5 }, { adapter: summary, weight: 0.5 }]);
+ * const small = await combineAdapters([{ adapter: half }], { method: "svd", energy: 0.99 });
+ * for (const { module, error } of small.report) console.log(module, error);
+ * ```
+ */
+export async function combineAdapters(
+  adapters: readonly WeightedAdapter[],
+  options: CombineOptions = {},
+): Promise<Adapter> {
+  const { method = "cat", dtype = "F32", name = "combined" } = options;
+  checkAdapters(adapters);
+  checkOptions(method, options);
+  const plain = adapters.map(({ adapter }) => adapter) as [Adapter, ...Adapter[]];
+  const modules = new Map<string, LoraModule>();
+  const report: ReportLine[] = [...reportInputs(plain)];
+  for (const module of new Set(plain.flatMap((adapter) => [...adapter.modules.keys()]))) {
+    await breathe(options.signal);
+    const parts = readParts(adapters, module);
+    const { factors, what, why } = combineModule(parts, { ...options, method, module });
+    checkRank(module, factors.a.rows, options.limits?.rank ?? DEFAULT_LIMITS.rank);
+    const stored = storeFactors(module, factors, dtype);
+    modules.set(module, stored);
+    report.push({ module, what, why, error: relativeError(concatenate(parts), readFactors(stored)) });
+    if (plain[0].config.useRslora) report.push(reportScale(stored));
+  }
+  const config = combinedConfig(plain, modules, options.limits);
+  const weights = encodeWeights(modules.values());
+  const { sha256, id } = await identify(weights, config);
+  return new Adapter({ name, config, modules, trainingState: new Map(), sha256, id, bytes: weights.length, report });
+}
+
+/**
+ * Lowers the rank of an adapter: the best approximation of every module, with the error in the report.
+ *
+ * @param adapter The adapter.
+ * @param options The rank of every module, or the share of Σ σ² that each keeps.
+ * @returns The smaller adapter; modules whose rank is no larger keep theirs.
+ * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {RangeError} If neither or both of rank and energy are given, or one is out of its range.
+ *
+ * @example
+ * ```ts
+ * const small = await resizeAdapter(adapter, { energy: 0.99 });
+ * for (const { module, what, error } of small.report) console.log(module, what, error);
+ * ```
+ */
+export async function resizeAdapter(adapter: Adapter, options: ResizeOptions): Promise<Adapter> {
+  if (options.rank === undefined && options.energy === undefined) {
+    throw new RangeError("Cannot resize an adapter without a size: expected rank or energy");
+  }
+  return await combineAdapters([{ adapter }], { name: adapter.name, ...options, method: "svd" });
+}
+
+function checkAdapters(adapters: readonly WeightedAdapter[]): void {
+  if (adapters.length === 0) throw new RangeError("Cannot combine 0 adapters: expected at least one");
+  for (const { adapter, weight = 1 } of adapters) {
+    if (!(adapter instanceof Adapter)) {
+      throw new TypeError(`Cannot combine ${typeof adapter}: expected adapters, as loadAdapter() gives them`);
+    }
+    requirePlain(adapter, "combine");
+    if (Number.isFinite(weight)) continue;
+    const message = `Cannot combine ${quote(adapter.name)} with weight ${weight}: expected a finite number`;
+    throw new NumericError(message, { file: adapter.name, field: "weight", found: weight });
+  }
+}
+
+function checkOptions(method: CombineMethod, options: CombineOptions): void {
+  const { rank, energy, density, majoritySign, seed = 0 } = options;
+  const refuse = (field: string, expected: string): RangeError => {
+    const found = options[field as keyof CombineOptions];
+    return new RangeError(`Cannot combine adapters by ${quote(String(method))} with ${field} ${found}: ${expected}`);
+  };
+  if (!isCombineMethod(method)) throw refuse("method", "expected cat, svd, linear or a method of PEFT");
+  if (!truncates(method) && rank !== undefined) throw refuse("rank", "expected none, only svd methods take one");
+  if (!truncates(method) && energy !== undefined) throw refuse("energy", "expected none, only svd methods take one");
+  if (rank !== undefined && energy !== undefined) throw refuse("energy", "expected it or a rank, not both");
+  if (rank !== undefined && !(Number.isSafeInteger(rank) && rank >= 1)) {
+    throw refuse("rank", "expected an integer from 1");
+  }
+  if (energy !== undefined && !(energy > 0 && energy <= 1)) throw refuse("energy", "expected above 0 up to 1");
+  if (pruningOf(method) === undefined) {
+    if (density !== undefined) throw refuse("density", "expected none, as it prunes nothing");
+  } else if (!(density !== undefined && density > 0 && density <= 1)) {
+    throw refuse("density", "expected above 0 up to 1");
+  }
+  if (majoritySign !== undefined && majoritySign !== "total" && majoritySign !== "frequency") {
+    throw refuse("majoritySign", 'expected "total" or "frequency"');
+  }
+  if (!Number.isSafeInteger(seed)) throw refuse("seed", "expected an integer");
+}
+
+function readParts(adapters: readonly WeightedAdapter[], module: string): readonly ModulePart[] {
+  const parts: ModulePart[] = [];
+  for (const [index, { adapter, weight = 1 }] of adapters.entries()) {
+    const found = adapter.modules.get(module);
+    if (!found) continue;
+    const factors = readFactors(found);
+    const shape = (f: Factors) => [f.b.columns, f.a.columns].join(", ");
+    const expected = shape(parts[0]?.factors ?? factors);
+    if (shape(factors) !== expected) {
+      const message = `Cannot combine module ${quote(module)} of shape [${shape(factors)}] in ${quote(adapter.name)}`;
+      throw new MismatchError(`${message}: expected [${expected}], as in the adapters before it`, {
+        file: adapter.name,
+        tensor: module,
+        found: shape(factors),
+        expected,
+      });
+    }
+    parts.push({ index, weight, scaling: found.scaling, factors });
+  }
+  return parts;
+}
+
+function checkRank(module: string, value: number, limit: number): void {
+  if (value <= limit) return;
+  const message = `Cannot combine module ${quote(module)} to rank ${value}: expected at most ${limit}`;
+  throw new LimitError(`${message}; "svd" with a rank gives the best approximation`, {
+    tensor: module,
+    field: "rank",
+    limit,
+    value,
+  });
+}
+
+/** ‖wanted − got‖ / ‖wanted‖, by the factors of the difference: B_w A_w − B_g A_g = [B_w B_g] [A_w; −A_g]. */
+function relativeError(wanted: Factors, got: Factors): number {
+  const difference = productNorm({
+    a: stackRows([wanted.a, scale(got.a, -1)], wanted.a.columns),
+    b: stackRows([wanted.b, got.b], wanted.b.columns),
+  });
+  return difference === 0 ? 0 : difference / productNorm(wanted);
+}
+
+function reportScale({ name, rank }: LoraModule): ReportLine {
+  return {
+    module: name,
+    what: `PEFT 0.21.2 would scale this by ${Number(Math.sqrt(rank).toPrecision(3))}`,
+    why: "its result keeps use_rslora of the first adapter; ours has s = 1",
+  };
+}
+
+/** Lets the host run: a signal is set by something else than this computation. */
+async function breathe(signal: AbortSignal | undefined): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve));
+  signal?.throwIfAborted();
+}
