@@ -151,6 +151,18 @@ export class OutOfMemoryError extends RangeError implements ErrorDetails {
   }
 }
 
+/** The GPU device is gone, with all that it held: a new backend has to be opened, and filled again. */
+export class DeviceLostError extends Error implements ErrorDetails {
+  declare readonly code: string;
+  /** Why, in WebGPU's word: `"destroyed"` or `"unknown"`. */
+  declare readonly reason: string;
+  /** Creates the error; `details` become its fields. */
+  constructor(message: string, details: ErrorDetails & { readonly reason: string }) {
+    super(message);
+    describe(this, "DeviceLostError", "device-lost", details);
+  }
+}
+
 /** A backend that was asked for by name cannot be opened. */
 export class BackendUnavailableError extends Error implements ErrorDetails {
   declare readonly code: string;

@@ -7,10 +7,24 @@
 import type { Backend } from "./backend.ts";
 import { BackendUnavailableError } from "./errors.ts";
 
+/** A `GPUDevice`, described by its shape so that programs without GPU types can name it. */
+export interface DeviceLike {
+  /** The queue that takes commands. */
+  readonly queue: object;
+  /** What bindings and dispatches may need. */
+  readonly limits: object;
+  /** Resolves when the device is lost. */
+  readonly lost: Promise<unknown>;
+  /** Makes a buffer. */
+  createBuffer(descriptor: never): object;
+}
+
 /** Options of {@linkcode openBackend}. */
 export interface OpenBackendOptions {
   /** A backend by name, which is then given or refused; `"auto"`, the default, takes the best one that works. */
   readonly prefer?: "auto" | "wasm" | "webgpu";
+  /** A GPU device to compute on, which stays the caller's: of npm `webgpu` in Node and Bun, or one that a page has. */
+  readonly device?: DeviceLike;
   /** Compiled kernels, or their bytes, for runtimes that cannot compile (workerd) and for code caching (browsers). */
   readonly wasm?: WebAssembly.Module | BufferSource;
   /** The WebAssembly build: relaxed SIMD where the runtime has it, else plain SIMD. */
@@ -19,6 +33,9 @@ export interface OpenBackendOptions {
 
 /**
  * Opens a compute backend, which the caller owns and disposes. Nothing is loaded or compiled before this call.
+ *
+ * `"auto"` takes the device given, or a GPU of this runtime, or WebAssembly: never a software adapter. By name,
+ * `"webgpu"` is any device that the runtime has.
  *
  * @throws {BackendUnavailableError} If the backend asked for cannot run here.
  *
@@ -34,21 +51,34 @@ export interface OpenBackendOptions {
  * ```
  */
 export async function openBackend(options: OpenBackendOptions = {}): Promise<Backend> {
-  const { prefer = "auto", wasm, variant } = options;
-  if (prefer === "webgpu") {
-    throw new BackendUnavailableError('Cannot open "webgpu": this version computes on "wasm" only', {
-      field: "prefer",
-      found: prefer,
-      expected: "wasm",
-    });
-  }
-  if (prefer !== "auto" && prefer !== "wasm") {
+  const { prefer = "auto", device } = options;
+  if (prefer !== "auto" && prefer !== "wasm" && prefer !== "webgpu") {
     throw new TypeError(`Cannot open "${prefer}": prefer must be "auto", "wasm" or "webgpu"`);
   }
+  if (prefer === "wasm") return await openWasm(options, "asked for by name");
+  if (prefer === "webgpu" || device) return await openWebGpu(device, prefer);
+  try {
+    return await openWebGpu(undefined, prefer);
+  } catch (error) {
+    if (!(error instanceof BackendUnavailableError)) throw error;
+    return await openWasm(options, `no GPU: ${error.message}`);
+  }
+}
+
+async function openWasm({ wasm, variant }: OpenBackendOptions, reason: string): Promise<Backend> {
   const [{ WasmBackend }, { loadKernels }] = await Promise.all([
     import("./wasm/backend.ts"),
     import("./wasm/kernels.ts"),
   ]);
-  const loaded = await loadKernels({ ...(wasm && { wasm }), ...(variant && { variant }) });
-  return new WasmBackend(loaded, prefer === "wasm" ? "asked for by name" : "no GPU backend in this version");
+  return new WasmBackend(await loadKernels({ ...(wasm && { wasm }), ...(variant && { variant }) }), reason);
+}
+
+async function openWebGpu(device: DeviceLike | undefined, prefer: "auto" | "webgpu"): Promise<Backend> {
+  const [{ WebGpuBackend }, { requestDevice, takeDevice }] = await Promise.all([
+    import("./webgpu/backend.ts"),
+    import("./webgpu/device.ts"),
+  ]);
+  if (device) return new WebGpuBackend(takeDevice(device), "the device that was passed in");
+  const opened = await requestDevice(prefer === "webgpu");
+  return new WebGpuBackend(opened, prefer === "webgpu" ? "asked for by name" : "this runtime has a GPU");
 }

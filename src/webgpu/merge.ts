@@ -1,0 +1,99 @@
+/**
+ * Merging: W' = W + Σ s B A into panels of its own, which take W's place when every number in them is finite.
+ *
+ * @module
+ */
+
+import type { WeightDtype } from "../backend.ts";
+import { NumericError } from "../errors.ts";
+import type { DeviceBuffer } from "./buffer_pool.ts";
+import { cutPanels, type GpuWeight, type Panels } from "./handles.ts";
+import type { PackedBranch } from "./linear.ts";
+import type { Gpu, Packed } from "./product.ts";
+
+/** See `Backend.merge`. All or nothing: until the end the weight is what it was. */
+export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonly PackedBranch[]): Promise<void> {
+  if (weight.merging) throw new RangeError("Cannot merge twice: a merge into this weight is under way");
+  const merged = gpu.memory.panels(weight.shape, weight.dtype);
+  weight.merging = true;
+  try {
+    if (await writeMerged(gpu, weight, merged, branches)) {
+      throw new NumericError("Cannot merge adapters: the merged weight has elements that are not finite");
+    }
+    weight.original = weight.live;
+    weight.panels = merged;
+  } catch (error) {
+    merged.release();
+    throw error;
+  } finally {
+    weight.merging = false;
+  }
+}
+
+/** Writes the merged panels, and tells whether a number in them is not finite. */
+async function writeMerged(
+  { queue, memory }: Gpu,
+  { panels, shape, dtype }: GpuWeight,
+  merged: Panels,
+  branches: readonly PackedBranch[],
+): Promise<boolean> {
+  const flag = memory.flag();
+  // Rounded once: sums of several steps are kept in f32.
+  const steps = branches.flatMap(stepsOf);
+  const sums = dtype === "bf16" && steps.length > 1 ? memory.panels(shape, "f32") : null;
+  try {
+    const [k, last] = [shape[1], Math.max(steps.length, 1) - 1];
+    for (let i = 0; i <= last; i++) {
+      const target = i < last && sums ? { panels: sums, dtype: "f32" } as const : { panels: merged, dtype };
+      const source = i === 0 ? { panels, dtype } : sums && i === last ? { panels: sums, dtype: "f32" } as const : null;
+      writeStep({ queue, memory }, { source, target, bad: flag.buffer, k }, steps[i]);
+    }
+    return new Uint32Array(await queue.read(flag.buffer, 4))[0] !== 0;
+  } finally {
+    flag.release();
+    sums?.release();
+  }
+}
+
+/** Some ranks of a branch: those that one buffer of A holds. */
+interface Step {
+  readonly branch: PackedBranch;
+  readonly a: DeviceBuffer;
+  readonly aPanel: number;
+  readonly rank0: number;
+  readonly ranks: number;
+}
+
+function stepsOf(branch: PackedBranch): Step[] {
+  return cutPanels(branch.a).map(({ first, count, parts }) => ({
+    branch,
+    a: parts[0]!.buffer,
+    aPanel: parts[0]!.panel,
+    rank0: first * 8,
+    ranks: Math.min(branch.rank - first * 8, count * 8),
+  }));
+}
+
+/** target = source + s B A, or target += that without a source; without a step B A is nothing. */
+function writeStep(
+  { queue }: Gpu,
+  { source, target, bad, k }: { source: Packed | null; target: Packed; bad: DeviceBuffer; k: number },
+  step: Step | undefined,
+): void {
+  const matrices = [target.panels, (source ?? target).panels, step?.branch.b ?? target.panels];
+  for (const { count, parts: [to, from, b] } of cutPanels(...matrices)) {
+    const input = source ? from!.buffer : step!.a;
+    const bits = (dtype: WeightDtype) => dtype === "bf16" ? 1 : 0;
+    queue.dispatch({
+      shader: "merge",
+      constants: { BF16: bits((source ?? target).dtype), TARGET_BF16: bits(target.dtype) },
+      groups: Math.ceil(count * k / 64),
+      buffers: [input, step?.a ?? input, step ? b!.buffer : input, to!.buffer, bad],
+      integers: [
+        ...[k, step?.branch.rank ?? 0, step?.rank0 ?? 0, step?.ranks ?? 0, step?.aPanel ?? 0],
+        ...[count, from!.panel, step ? b!.panel : 0, to!.panel, source ? 0 : 1],
+      ],
+      floats: [step?.branch.scaling ?? 0],
+    });
+  }
+}

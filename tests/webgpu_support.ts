@@ -1,0 +1,63 @@
+/**
+ * The GPU devices that tests run on: `navigator.gpu` where the runtime has it, else npm `webgpu` (Dawn), whose place
+ * `JSRT_WEBGPU` names if it is not installed. Software adapters serve.
+ *
+ * @module
+ */
+import { WebGpuBackend } from "../src/webgpu/backend.ts";
+import type { QueueLimits } from "../src/webgpu/commands.ts";
+
+interface Dawn {
+  create(flags: string[]): GPU;
+}
+
+type Globals = typeof globalThis & { loraTestGpu?: GPU };
+
+async function findGpu(): Promise<GPU | null> {
+  const runtimeGpu = (globalThis.navigator as Navigator | undefined)?.gpu;
+  if (runtimeGpu) return runtimeGpu;
+  const { default: process } = await import("node:process");
+  const place = process.env.JSRT_WEBGPU ?? "webgpu";
+  // Dawn crashes the process when this object is collected, so it hangs on the global.
+  const globals = globalThis as Globals;
+  try {
+    return globals.loraTestGpu ??= (await import(place) as Dawn).create([]);
+  } catch {
+    return null;
+  }
+}
+
+/** A new device, or null where there is no WebGPU. */
+export async function findDevice(): Promise<GPUDevice | null> {
+  const gpuAdapter = await (await findGpu())?.requestAdapter();
+  return await gpuAdapter?.requestDevice() ?? null;
+}
+
+/** Why no test can run on a GPU here, as options of `test()`. */
+export async function gpuSkip(): Promise<{ skip?: string }> {
+  const device = await findDevice();
+  device?.destroy();
+  return device ? {} : { skip: "no WebGPU in this runtime" };
+}
+
+/** A backend on a device of its own, with the default limits or lower ones. */
+export async function openGpu(
+  limits: Partial<QueueLimits> = {},
+  wrap: (device: GPUDevice) => GPUDevice = (device) => device,
+): Promise<WebGpuBackend> {
+  const device = wrap((await findDevice())!);
+  return new WebGpuBackend({ device, owned: true, label: "the device of the tests" }, "asked for by a test", limits);
+}
+
+/** Runs `body` on such a backend. */
+export async function withGpu(
+  body: (backend: WebGpuBackend) => Promise<void> | void,
+  ...options: Parameters<typeof openGpu>
+): Promise<void> {
+  const backend = await openGpu(...options);
+  try {
+    await body(backend);
+  } finally {
+    backend.dispose();
+  }
+}
