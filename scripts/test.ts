@@ -74,7 +74,8 @@ async function runAll(jobs: readonly Job[]): Promise<FileRun[]> {
     }
   };
   await Promise.all(Array.from({ length: Math.min(navigator.hardwareConcurrency, 4) }, worker));
-  return runs;
+  const order = (run: FileRun) => jobs.findIndex(({ file, engine }) => file === run.file && engine === run.engine);
+  return runs.sort((a, b) => order(a) - order(b));
 }
 
 async function runFile({ file, engine }: Job): Promise<{ run: FileRun; output: string }> {

@@ -10,9 +10,9 @@ export async function answer(options) {
   const backend = await openBackend(options);
   const adapters = { a: { loraA: matrix(1, 2, 1, 1), loraB: matrix(1, 1, 2), scaling: 0.5 } };
   const layer = new LoraLinear(backend, { weight: backend.weight(matrix(1, 2, 1, 1)), adapters });
-  const forward = async (adapter) => [...await backend.read(layer.forward(x, { adapter }))];
+  const forward = async (options) => [...await backend.read(layer.forward(x, options))];
   const x = backend.tensor([1, 2], Float32Array.of(3, 4));
-  const answers = [...await forward(null), ...await forward("a")];
+  const answers = [...await forward({ adapter: null }), ...await forward({ adapter: "a" })];
   await layer.merge("a");
-  return [...answers, ...await forward(null)];
+  return [...answers, ...await forward()];
 }
