@@ -1,0 +1,96 @@
+import { parseArgs } from "node:util";
+import { combineAdapters, type CombineOptions, type WeightedAdapter } from "../adapter/combine.ts";
+import { loadAdapter } from "../adapter/load.ts";
+import { saveAdapter } from "../adapter/save.ts";
+import { folder } from "../fs/mod.ts";
+import { adapterArguments, choiceOption, numberOption, requiredOption } from "./arguments.ts";
+import { type Command, UsageError } from "./command.ts";
+import { describeResult, printResult } from "./error_table.ts";
+import { printJson } from "./terminal.ts";
+
+const HELP = `Make one adapter of several: Σ weight · scaling · B A. What a method loses is said for every module.
+
+Usage: lora combine --adapter ADAPTER[=WEIGHT]… --out OUT [OPTION]…
+
+  --adapter ADAPTER     PEFT folder or URL, with its weight (1 if none is given; negative ones subtract)
+  --out OUT             folder to write, which PEFT and lora load; s = 1 in every reader
+  --method METHOD       cat (default): exact, of the summed rank
+                        svd: the best approximation of a rank
+                        linear, ties, dare_linear, dare_ties, magnitude_prune: PEFT's, on A and B apart
+                        ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd: PEFT's, on the updates
+  --rank R              for svd methods (the largest rank of each module)
+  --energy E            instead: the share of the squared singular values that each module keeps, such as 0.99
+  --density D           share of the values that pruning keeps, for ties, dare and magnitude_prune
+  --majority-sign WAY   how ties votes: total (default) or frequency
+  --seed SEED           what dare drops (0)
+  --dtype f32|bf16|f16  type of the values written (f32)
+  --json                { out, sha256, bytes, parameters, modules, report: [{ module, what, why, error }] }
+`;
+
+const METHODS = [
+  "cat",
+  "svd",
+  "linear",
+  "ties",
+  "dare_linear",
+  "dare_ties",
+  "magnitude_prune",
+  "ties_svd",
+  "dare_linear_svd",
+  "dare_ties_svd",
+  "magnitude_prune_svd",
+] as const;
+
+const OPTIONS = {
+  adapter: { type: "string", multiple: true, default: [] as string[] },
+  out: { type: "string" },
+  method: { type: "string" },
+  rank: { type: "string" },
+  energy: { type: "string" },
+  density: { type: "string" },
+  "majority-sign": { type: "string" },
+  seed: { type: "string" },
+  dtype: { type: "string" },
+  json: { type: "boolean", default: false },
+} as const;
+
+type Values = { readonly [name in keyof typeof OPTIONS]?: string | boolean | string[] | undefined };
+
+function combineOptions(values: Values): CombineOptions {
+  const text = (name: keyof typeof OPTIONS) => values[name] as string | undefined;
+  const options = {
+    method: choiceOption(text("method"), "method", METHODS),
+    rank: numberOption(text("rank"), "rank", { min: 1, whole: true }),
+    energy: numberOption(text("energy"), "energy", { above: 0, max: 1 }),
+    density: numberOption(text("density"), "density", { above: 0, max: 1 }),
+    majoritySign: choiceOption(text("majority-sign"), "majority-sign", ["total", "frequency"]),
+    seed: numberOption(text("seed"), "seed", { min: 0, whole: true }),
+    dtype: dtypeOption(text("dtype")),
+  };
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+}
+
+/** Reads `--dtype`; absent stays absent. */
+export function dtypeOption(value: string | undefined): "F32" | "BF16" | "F16" | undefined {
+  const dtype = choiceOption(value, "dtype", ["f32", "bf16", "f16"]);
+  return dtype && ({ f32: "F32", bf16: "BF16", f16: "F16" } as const)[dtype];
+}
+
+/** `lora combine` */
+export const combine: Command = {
+  help: HELP,
+  async run(args, signal) {
+    const { values } = parseArgs({ args, options: OPTIONS });
+    const out = requiredOption(values.out, "out");
+    const options = combineOptions(values);
+    if (values.adapter.length === 0) throw new UsageError("Cannot combine without --adapter: at least one is wanted");
+    const adapters: WeightedAdapter[] = [];
+    for (const { source, weight } of adapterArguments(values.adapter)) {
+      adapters.push({ adapter: await loadAdapter(source, { signal }), weight });
+    }
+    const combined = await combineAdapters(adapters, { ...options, signal });
+    await saveAdapter(combined, folder(out), { signal });
+    if (values.json) printJson(describeResult(out, combined));
+    else printResult(out, combined);
+  },
+};

@@ -1,0 +1,60 @@
+import type { Adapter } from "../adapter/adapter.ts";
+import { formatReport } from "./report.ts";
+import { formatTable } from "./table.ts";
+import { formatBytes, formatCount, paint, print, printable } from "./terminal.ts";
+
+interface Group {
+  readonly ranks: number[];
+  readonly errors: number[];
+}
+
+function formatRange(numbers: readonly number[]): string {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  return least === most ? String(least) : `${least}-${most}`;
+}
+
+/** 0.12, 3.1e-8 */
+export function formatError(error: number): string {
+  return error === 0 ? "0" : error < 1e-3 ? error.toExponential(1) : error.toPrecision(3);
+}
+
+/** What an adapter became: ranks and errors of its modules, those that differ in the layer only in one row. */
+export function formatErrors({ modules, report }: Adapter): string {
+  const groups = new Map<string, Group>();
+  for (const { module, error } of report) {
+    const found = modules.get(module);
+    if (error === undefined || !found) continue;
+    const pattern = module.replace(/\.\d+\./, ".*.");
+    const group = groups.get(pattern) ?? { ranks: [], errors: [] };
+    group.ranks.push(found.rank);
+    group.errors.push(error);
+    groups.set(pattern, group);
+  }
+  const columns = [
+    { title: "module" },
+    { title: "modules", align: "right" },
+    { title: "rank", align: "right" },
+    { title: "mean error", align: "right" },
+    { title: "worst", align: "right" },
+  ] as const;
+  const rows = [...groups].map(([pattern, { ranks, errors }]) => [
+    printable(pattern),
+    String(ranks.length),
+    formatRange(ranks),
+    formatError(errors.reduce((sum, error) => sum + error, 0) / errors.length),
+    formatError(Math.max(...errors)),
+  ]);
+  return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
+}
+
+/** Prints what was written: the table, a line about the whole, and the report on stderr. */
+export function printResult(out: string, adapter: Adapter): void {
+  print(formatReport(adapter.report.filter(({ error }) => error === undefined)), "stderr");
+  const counts = `${formatCount(adapter.modules.size)} modules, ${formatCount(adapter.parameters)} parameters`;
+  print(`${formatErrors(adapter)}\n${printable(out)}: ${counts}, ${formatBytes(adapter.bytes)}\n`);
+}
+
+/** What a written adapter is, for programs. */
+export function describeResult(out: string, { sha256, bytes, parameters, modules, report }: Adapter): unknown {
+  return { out, sha256, bytes, parameters, modules: modules.size, report };
+}
