@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, statSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { FIXTURES, inTemporaryFolder, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
@@ -24,6 +24,16 @@ test("lora inspect groups the layers for people", async () => {
   assert.equal(status, 0);
   assert.match(stdout, /^news {2}peft, 35 modules, 112,000 parameters/);
   assert.match(stdout, /^model\.layers\.\*\.mlp\.down_proj +0-4 +8 +16 +2 +432 +160 +F32 +23,680$/m);
+});
+
+test("lora inspect reads a snapshot of the Hugging Face cache, whose files are links", async () => {
+  await inTemporaryFolder(async (path) => {
+    const snapshot = join(path, "snapshots", "abc");
+    mkdirSync(snapshot, { recursive: true });
+    cpSync(join(TINY, "news"), join(path, "blobs"), { recursive: true });
+    for (const name of readdirSync(join(path, "blobs"))) symlinkSync(`../../blobs/${name}`, join(snapshot, name));
+    assert.equal((await loraJson("inspect", snapshot)).parameters, 112_000);
+  });
 });
 
 test("lora generate --json gives the reference's greedy tokens", async () => {

@@ -165,6 +165,20 @@ test("folder() follows links inside it and refuses links that lead out", async (
   });
 });
 
+test("folder() lets links lead as far as linksWithin", async () => {
+  await inTemporaryFolder(async (path) => {
+    mkdirSync(join(path, "snapshots", "1"), { recursive: true });
+    mkdirSync(join(path, "blobs"));
+    writeFileSync(join(path, "blobs", "b"), "blob");
+    symlinkSync("../../blobs/b", join(path, "snapshots", "1", "config.json"));
+    symlinkSync("/etc/passwd", join(path, "snapshots", "1", "out"));
+    const place = folder(join(path, "snapshots", "1"), { linksWithin: path });
+    assert.equal(text(await place.open("config.json").read(0, 4)), "blob");
+    await assert.rejects(place.has("out"), FormatError);
+    await assert.rejects(folder(join(path, "snapshots", "1")).has("config.json"), FormatError);
+  });
+});
+
 test("folder() replaces a link by the new file and leaves what it pointed to", async () => {
   await inTemporaryFolder(async (path) => {
     mkdirSync(join(path, "inside"));

@@ -1,5 +1,5 @@
 import { stat } from "node:fs/promises";
-import { basename, resolve } from "node:path";
+import { basename, dirname, resolve } from "node:path";
 import type { Folder, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
 import { UsageError } from "./command.ts";
@@ -72,6 +72,13 @@ export function parseAdapter(text: string): { readonly path: string; readonly we
   return parts ? { path: parts[1] ?? "", weight: Number(parts[2]) } : { path: text, weight: 1 };
 }
 
+/** A folder; in the Hugging Face cache its files are links to blobs beside the snapshots. */
+function localFolder(path: string): Folder {
+  const revision = resolve(path);
+  const cached = basename(dirname(revision)) === "snapshots";
+  return folder(path, cached ? { linksWithin: resolve(revision, "..", "..") } : {});
+}
+
 /** Reads all `--adapter` options, in order. */
 export function adapterArguments(texts: readonly string[]): AdapterArgument[] {
   const names = new Set<string>();
@@ -82,7 +89,7 @@ export function adapterArguments(texts: readonly string[]): AdapterArgument[] {
     let name = stem;
     for (let copy = 2; names.has(name); copy++) name = `${stem}-${copy}`;
     names.add(name);
-    return { name, weight, source: url ?? folder(path) };
+    return { name, weight, source: url ?? localFolder(path) };
   });
 }
 
@@ -94,5 +101,5 @@ export function adapterMix(adapters: readonly AdapterArgument[]): Readonly<Recor
 /** A model on disk: a Hugging Face folder, or a file such as a `.gguf`. */
 export async function modelArgument(path: string): Promise<Folder | Source> {
   const entry = await stat(path).catch(() => undefined);
-  return entry?.isFile() ? file(path) : folder(path);
+  return entry?.isFile() ? file(path) : localFolder(path);
 }

@@ -8,13 +8,24 @@ import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
 
+/** Options of {@linkcode folder}. */
+export interface FolderOptions {
+  /**
+   * How far links may lead: a folder around this one, such as that of a model in the Hugging Face cache, whose snapshots
+   * link to its blobs. The default is the folder itself.
+   */
+  readonly linksWithin?: string | URL;
+}
+
 class DiskFolder implements Folder, Sink {
   readonly name: string;
   readonly #path: string;
+  readonly #bound: string;
 
-  constructor(path: string) {
+  constructor(path: string, bound: string) {
     this.name = basename(path) || path;
     this.#path = path;
+    this.#bound = bound;
   }
 
   async has(file: string, options: ReadOptions = {}): Promise<boolean> {
@@ -49,15 +60,15 @@ class DiskFolder implements Folder, Sink {
     return await createAtomicFile(this.#path, checkPlainName(file, this.name));
   }
 
-  /** Where a file really is; a link may rename it inside the folder, never lead out. */
+  /** Where a file really is; a link may rename it inside the bound, never lead out. */
   async #locate(file: string): Promise<string> {
-    const root = await realpath(this.#path);
-    const path = await realpath(join(root, file));
-    if (path.startsWith(root.endsWith(sep) ? root : root + sep)) return path;
+    const bound = await realpath(this.#bound);
+    const path = await realpath(join(this.#path, file));
+    if (path.startsWith(bound.endsWith(sep) ? bound : bound + sep)) return path;
     throw new FormatError(`Cannot open ${quote(join(this.#path, file))}: it is a link that leads out of its folder`, {
       file,
       found: path,
-      expected: root,
+      expected: bound,
     });
   }
 }
@@ -71,6 +82,7 @@ class DiskFolder implements Folder, Sink {
  * left is swept by the next `create()` after an hour. The folder is made when the first file is created.
  *
  * @param path A path, relative to the working directory, or a `file:` URL.
+ * @param options How far links may lead.
  * @throws {FormatError} From `has()`, `open()` and `create()`: if the name is not plain or a link leads out.
  * @throws {MismatchError} From the calls that read: if there is no such file.
  * @throws {IntegrityError} From the calls that touch the disk: if the system refuses; `code` is its code.
@@ -83,6 +95,6 @@ class DiskFolder implements Folder, Sink {
  * assert.deepEqual(await place.list?.(), ["adapter_config.json", "adapter_model.safetensors"]);
  * ```
  */
-export function folder(path: string | URL): Folder & Sink {
-  return new DiskFolder(toPath(path));
+export function folder(path: string | URL, options: FolderOptions = {}): Folder & Sink {
+  return new DiskFolder(toPath(path), toPath(options.linksWithin ?? path));
 }

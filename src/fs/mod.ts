@@ -12,5 +12,5 @@
  */
 
 export { file } from "./file.ts";
-export { folder } from "./folder.ts";
+export { folder, type FolderOptions } from "./folder.ts";
 export type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
