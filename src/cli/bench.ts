@@ -53,8 +53,8 @@ export interface Measured {
   readonly results: readonly Result[];
 }
 
-const TIMES: BenchTimes = { warmUp: 200, single: 1200, compared: 2500 };
-const LEAST_ROUNDS = 7;
+const TIMES: BenchTimes = { warmUp: 200, single: 1000, compared: 2000 };
+const LEAST_ROUNDS = 5;
 
 async function time(body: Body): Promise<number> {
   const start = performance.now();
@@ -64,25 +64,26 @@ async function time(body: Body): Promise<number> {
   return elapsed;
 }
 
-/**
- * Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike, until the time is
- * up.
- */
-async function leastTimes(bodies: readonly Body[], warmUp: number, limit: number, signal: AbortSignal) {
+/** Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike. */
+async function leastTimes(bodies: readonly Body[], ms: number, signal: AbortSignal): Promise<number[]> {
   const least = bodies.map(() => Infinity);
   const start = performance.now();
-  const warm = () => performance.now() - start >= warmUp;
-  for (let rounds = 0; rounds < LEAST_ROUNDS || performance.now() - start < limit;) {
-    const counts = warm();
-    for (const [index, body] of bodies.entries()) {
-      const elapsed = await time(body);
-      if (counts) least[index] = Math.min(least[index] ?? Infinity, elapsed);
-    }
-    if (counts) rounds++;
+  for (let round = 0; round < LEAST_ROUNDS || performance.now() - start < ms; round++) {
+    for (const [index, body] of bodies.entries()) least[index] = Math.min(least[index] ?? Infinity, await time(body));
     await setImmediate();
     signal.throwIfAborted();
   }
   return least;
+}
+
+/** Repeats a peak until it takes as long as a body: on a busy machine a longer one would never run undisturbed. */
+async function matchLength(peak: Body, body: Body, warmUp: number, signal: AbortSignal): Promise<[Body, number]> {
+  const [peakMs = 1, ms = 1] = await leastTimes([peak, body], warmUp, signal);
+  const count = Math.max(1, Math.round(ms / peakMs));
+  const run = () => {
+    for (let index = 0; index < count; index++) peak.run();
+  };
+  return [{ run }, count];
 }
 
 async function measure(
@@ -95,18 +96,14 @@ async function measure(
   const { body, base, dispose } = entry.open(backend);
   try {
     const fma = entry.bound === "fma";
-    const bodies = [{ run: fma ? peaks.fma : peaks.read }, body, ...(base ? [base] : [])];
-    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(
-      bodies,
-      times.warmUp,
-      base ? times.compared : times.single,
-      signal,
-    );
-    const peak = (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
+    const [peak, count] = await matchLength({ run: fma ? peaks.fma : peaks.read }, body, times.warmUp, signal);
+    const bodies = [peak, body, ...(base ? [base] : [])];
+    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, base ? times.compared : times.single, signal);
+    const best = count * (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
     const rate = entry.work / ms / 1e6;
     const { name, shape } = entry;
-    const result = { name, shape, ...(fma ? { gflops: rate } : { gbs: rate }), ofPeak: rate / peak };
-    return { peak, result: baseMs === undefined ? result : { ...result, overBase: ms / baseMs - 1 } };
+    const result = { name, shape, ...(fma ? { gflops: rate } : { gbs: rate }), ofPeak: rate / best };
+    return { peak: best, result: baseMs === undefined ? result : { ...result, overBase: ms / baseMs - 1 } };
   } finally {
     dispose();
   }

@@ -1,4 +1,4 @@
-import type { Adapter } from "../adapter/adapter.ts";
+import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
 import { formatBytes, formatCount, paint, print, printable } from "./terminal.ts";
@@ -47,9 +47,16 @@ export function formatErrors({ modules, report }: Adapter): string {
   return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
 }
 
+/** The first line of each reason, with the number of modules that share it. */
+function oneForEachReason(lines: readonly ReportLine[]): ReportLine[] {
+  return Array.from(Map.groupBy(lines, ({ why }) => why).values(), ([first, ...others]) => {
+    return others.length === 0 ? first! : { ...first!, what: `${first!.what} (and ${others.length} more alike)` };
+  });
+}
+
 /** Prints what was written: the table, a line about the whole, and the report on stderr. */
 export function printResult(out: string, adapter: Adapter): void {
-  print(formatReport(adapter.report.filter(({ error }) => error === undefined)), "stderr");
+  print(formatReport(oneForEachReason(adapter.report.filter(({ error }) => error === undefined))), "stderr");
   const counts = `${formatCount(adapter.modules.size)} modules, ${formatCount(adapter.parameters)} parameters`;
   print(`${formatErrors(adapter)}\n${printable(out)}: ${counts}, ${formatBytes(adapter.bytes)}\n`);
 }
