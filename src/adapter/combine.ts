@@ -22,7 +22,7 @@ import { readFactors, requirePlain, storeFactors } from "./factors.ts";
 import type { FloatDtype } from "./factor_values.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
-import { scale, stackRows } from "./linear_algebra.ts";
+import { isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
 import type { MajoritySign } from "./pruning.ts";
 import { encodeWeights } from "./save.ts";
 import { type Factors, productNorm } from "./svd.ts";
@@ -94,6 +94,7 @@ export async function combineAdapters(
   checkAdapters(adapters);
   checkOptions(method, options);
   const plain = adapters.map(({ adapter }) => adapter) as [Adapter, ...Adapter[]];
+  const isOfPeft = adapters.length > 1 && options.energy === undefined;
   const modules = new Map<string, LoraModule>();
   const report: ReportLine[] = [...reportInputs(plain)];
   for (const module of new Set(plain.flatMap((adapter) => [...adapter.modules.keys()]))) {
@@ -104,7 +105,7 @@ export async function combineAdapters(
     const stored = storeFactors(module, factors, dtype);
     modules.set(module, stored);
     report.push({ module, what, why, error: relativeError(concatenate(parts), readFactors(stored)) });
-    if (plain[0].config.useRslora) report.push(reportScale(stored));
+    if (isOfPeft && plain[0].config.useRslora) report.push(reportScale(stored));
   }
   const config = combinedConfig(plain, modules, options.limits);
   const weights = encodeWeights(modules.values());
@@ -207,10 +208,14 @@ function checkRank(module: string, value: number, limit: number): void {
 
 /** ‖wanted − got‖ / ‖wanted‖, by the factors of the difference: B_w A_w − B_g A_g = [B_w B_g] [A_w; −A_g]. */
 function relativeError(wanted: Factors, got: Factors): number {
-  const difference = productNorm({
-    a: stackRows([wanted.a, scale(got.a, -1)], wanted.a.columns),
-    b: stackRows([wanted.b, got.b], wanted.b.columns),
-  });
+  const minus = scale(got.a, -1);
+  const difference = productNorm(
+    // An exact sum differs by the rounding of A only.
+    isEqual(wanted.b, got.b) ? { a: sum(wanted.a, minus), b: got.b } : {
+      a: stackRows([wanted.a, minus], wanted.a.columns),
+      b: stackRows([wanted.b, got.b], wanted.b.columns),
+    },
+  );
   return difference === 0 ? 0 : difference / productNorm(wanted);
 }
 

@@ -50,7 +50,7 @@ export interface CombinedModule {
 
 const PRUNING: readonly PruningMethod[] = ["ties", "dare_linear", "dare_ties", "magnitude_prune"];
 /** Shorter side of the largest update that is decomposed in full: some seconds of rotations. */
-const MAX_DENSE = 1024;
+const MAX_DENSE = 512;
 
 /** The pruning method in the name of a method, if there is one. */
 export function pruningOf(method: CombineMethod): PruningMethod | undefined {

@@ -54,6 +54,16 @@ export function scale({ rows, columns, values }: Matrix, factor: number): Matrix
   return { rows, columns, values: values.map((value) => factor * value) };
 }
 
+/** X + Y. */
+export function sum(x: Matrix, y: Matrix): Matrix {
+  return { ...x, values: x.values.map((value, i) => value + y.values[i]!) };
+}
+
+/** Whether two matrices have the same shape and elements. */
+export function isEqual(x: Matrix, y: Matrix): boolean {
+  return x.rows === y.rows && x.columns === y.columns && x.values.every((value, i) => value === y.values[i]);
+}
+
 /** Xᵀ. */
 export function transpose({ rows, columns, values }: Matrix): Matrix {
   const result = zeros(columns, rows);
@@ -109,6 +119,19 @@ export function frobeniusNorm({ values }: Matrix): number {
  * @returns Q with orthonormal rows and R, also where vectors depend on each other.
  */
 export function orthogonalize(vectors: Matrix): Orthogonal {
+  const { r, mirrors } = triangularize(vectors);
+  const q = zeros(mirrors.rows, mirrors.columns);
+  for (let i = 0; i < q.rows; i++) {
+    const row = rowOf(q, i);
+    row[i] = 1;
+    // The mirrors after the i-th do not reach it.
+    for (let j = i; j >= 0; j--) reflect(row, rowOf(mirrors, j), j);
+  }
+  return { q, r };
+}
+
+/** R of {@linkcode orthogonalize}, for less than half the work, and the mirrors that lead to Q. */
+export function triangularize(vectors: Matrix): { readonly r: Matrix; readonly mirrors: Matrix } {
   const { rows: n, columns: length } = vectors;
   const k = Math.min(n, length);
   const work = { ...vectors, values: vectors.values.slice() };
@@ -122,13 +145,7 @@ export function orthogonalize(vectors: Matrix): Orthogonal {
   for (let j = 0; j < n; j++) {
     for (let i = 0; i <= Math.min(j, k - 1); i++) r.values[i * n + j] = work.values[j * length + i]!;
   }
-  const q = zeros(k, length);
-  for (let i = 0; i < k; i++) {
-    const row = rowOf(q, i);
-    row[i] = 1;
-    for (let j = k - 1; j >= 0; j--) reflect(row, rowOf(mirrors, j), j);
-  }
-  return { q, r };
+  return { r, mirrors };
 }
 
 /** The unit vector v for which x − 2 v (v · x) is zero after element `from`; false where x is so already. */

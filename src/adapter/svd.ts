@@ -15,6 +15,7 @@ import {
   orthogonalize,
   rowOf,
   transpose,
+  triangularize,
   zeros,
 } from "./linear_algebra.ts";
 
@@ -37,8 +38,6 @@ export interface SingularVectors {
 }
 
 const MAX_SWEEPS = 60;
-/** Cosine below which two vectors count as orthogonal: a few roundings of float64. */
-const ORTHOGONAL = 1e-15;
 
 /**
  * Decomposes a matrix by one-sided Jacobi rotations (Hestenes 1958): rotates its columns until they are orthogonal.
@@ -77,7 +76,7 @@ export function productVectors({ a, b }: Factors): SingularVectors {
  * @returns The root of the sum of squares of ΔW.
  */
 export function productNorm({ a, b }: Factors): number {
-  return frobeniusNorm(multiplyTransposed(orthogonalize(b).r, orthogonalize(a).r));
+  return frobeniusNorm(multiply(triangularize(b).r, a));
 }
 
 /** For few long rows: W = J X with orthogonal rows, so X = Jᵀ W, with the singular values in W. */
@@ -87,10 +86,18 @@ function rotate(x: Matrix): SingularVectors {
   for (let i = 0; i < x.rows; i++) j.values[i * x.rows + i] = 1;
   // Below this, a row is what rounding left of a zero singular value.
   const negligible = Number.EPSILON * frobeniusNorm(x);
+  // LAPACK's dgesvj: the cosine at which two rows count as orthogonal.
+  const orthogonal = Number.EPSILON * Math.sqrt(x.columns);
   for (let sweep = 0; sweep < MAX_SWEEPS; sweep++) {
     let rotated = false;
     for (let p = 0; p < x.rows; p++) {
-      for (let q = p + 1; q < x.rows; q++) rotated = rotatePair(w, j, [p, q], negligible) || rotated;
+      for (let q = p + 1; q < x.rows; q++) {
+        const rotation = rotationOf(rowOf(w, p), rowOf(w, q), { negligible, orthogonal });
+        if (!rotation) continue;
+        rotated = true;
+        turn(rowOf(w, p), rowOf(w, q), rotation);
+        turn(rowOf(j, p), rowOf(j, q), rotation);
+      }
     }
     if (!rotated) break;
   }
@@ -98,19 +105,39 @@ function rotate(x: Matrix): SingularVectors {
   return { sigma, left: w, right: j };
 }
 
-function rotatePair(w: Matrix, j: Matrix, [p, q]: readonly [number, number], negligible: number): boolean {
-  const [wp, wq] = [rowOf(w, p), rowOf(w, q)];
-  const [pp, qq, pq] = [dot(wp, wp), dot(wq, wq), dot(wp, wq)];
-  if (Math.sqrt(Math.min(pp, qq)) <= negligible || Math.abs(pq) <= ORTHOGONAL * Math.sqrt(pp * qq)) return false;
-  const zeta = (qq - pp) / (2 * pq);
-  const tangent = Math.sign(zeta || 1) / (Math.abs(zeta) + Math.hypot(1, zeta));
-  const cosine = 1 / Math.hypot(1, tangent);
-  turn(wp, wq, cosine, cosine * tangent);
-  turn(rowOf(j, p), rowOf(j, q), cosine, cosine * tangent);
-  return true;
+interface Rotation {
+  readonly cosine: number;
+  readonly sine: number;
 }
 
-function turn(x: Float64Array, y: Float64Array, cosine: number, sine: number): void {
+/** The rotation that makes two rows orthogonal; undefined where they are. */
+function rotationOf(
+  x: Float64Array,
+  y: Float64Array,
+  bounds: { readonly negligible: number; readonly orthogonal: number },
+): Rotation | undefined {
+  const [xx, yy, xy] = products(x, y);
+  if (Math.sqrt(Math.min(xx, yy)) <= bounds.negligible) return undefined;
+  if (Math.abs(xy) <= bounds.orthogonal * Math.sqrt(xx) * Math.sqrt(yy)) return undefined;
+  const zeta = (yy - xx) / (2 * xy);
+  const tangent = Math.sign(zeta || 1) / (Math.abs(zeta) + Math.hypot(1, zeta));
+  const cosine = 1 / Math.hypot(1, tangent);
+  return { cosine, sine: cosine * tangent };
+}
+
+/** x · x, y · y and x · y in one pass. */
+function products(x: Float64Array, y: Float64Array): readonly [number, number, number] {
+  let [xx, yy, xy] = [0, 0, 0];
+  for (let i = 0; i < x.length; i++) {
+    const [xi, yi] = [x[i]!, y[i]!];
+    xx += xi * xi;
+    yy += yi * yi;
+    xy += xi * yi;
+  }
+  return [xx, yy, xy];
+}
+
+function turn(x: Float64Array, y: Float64Array, { cosine, sine }: Rotation): void {
   for (let i = 0; i < x.length; i++) {
     const [xi, yi] = [x[i]!, y[i]!];
     x[i] = cosine * xi - sine * yi;
