@@ -1,0 +1,96 @@
+import assert from "node:assert/strict";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { formatError } from "../src/cli/error_table.ts";
+import { formatHeatMaps } from "../src/cli/heat_map.ts";
+import { FIXTURES, lora, loraJson } from "./cli_support.ts";
+
+const MULTI = join(FIXTURES, "multi");
+const MAIN = readFileSync(fileURLToPath(new URL("../src/cli/main.ts", import.meta.url)), "utf8");
+// The three commands are files of their own; main.ts lists them in a later step.
+const skip = !["combine", "resize", "compare"].every((name) => MAIN.includes(`"./${name}.ts"`));
+
+async function inFolder(body: (path: string) => Promise<void>): Promise<void> {
+  const path = mkdtempSync(join(tmpdir(), "lora-"));
+  try {
+    await body(path);
+  } finally {
+    rmSync(path, { recursive: true });
+  }
+}
+
+test("lora combine writes an adapter that lora reads, and says what it cost", { skip }, async () => {
+  await inFolder(async (path) => {
+    const out = join(path, "sum");
+    const adapters = ["--adapter", join(MULTI, "summary"), "--adapter", `${join(MULTI, "qa")}=-1.3`];
+    const made = await loraJson("combine", ...adapters, "--out", out);
+    assert.deepEqual(Object.keys(made), ["out", "sha256", "bytes", "parameters", "modules", "report"]);
+    const { sha256, modules } = await loraJson("inspect", out) as { sha256: string; modules: { scaling: number }[] };
+    assert.equal(sha256, made.sha256);
+    assert.ok(modules.length === 14 && modules.every(({ scaling }) => scaling === 1));
+    const { status, stdout, stderr } = await lora(
+      "combine",
+      ...adapters,
+      "--out",
+      out,
+      "--method",
+      "svd",
+      "--rank",
+      "2",
+    );
+    assert.equal(status, 0, stderr);
+    assert.match(stdout, /^model\.layers\.\*\.self_attn\.q_proj +2 +2 +0\.\d+ +0\.\d+$/m);
+    assert.match(stderr, /^! .*PEFT 0\.21\.2 would scale this by 1\.41 \(and 13 more alike\), its result keeps/);
+  });
+});
+
+test("lora resize lowers the rank; lora compare shows how much stayed", { skip }, async () => {
+  await inFolder(async (path) => {
+    const [full, out, svg] = [join(MULTI, "summary"), join(path, "small"), join(path, "phi.svg")];
+    const { modules } = await loraJson("resize", full, "--out", out, "--energy", "0.5");
+    assert.equal(modules, 6);
+    const found = await loraJson("compare", full, out, "--of", "delta", "--svg", svg) as { cosine: number };
+    assert.ok(found.cosine > 0.7 && found.cosine < 0.9, `${found.cosine}`);
+    assert.match(readFileSync(svg, "utf8"), /^<svg [^]*<title>i 1, j 1: 1\.000<\/title>[^]*<\/svg>\n$/);
+    const { stdout } = await lora("compare", full, join(MULTI, "qa"));
+    assert.match(stdout, /^model\.layers\.0\.self_attn\.q_proj +9 2 /m);
+    assert.match(stdout, /^8 modules are in qa only$/m);
+  });
+});
+
+test("lora combine, resize and compare refuse wrong arguments with 2, and write nothing", { skip }, async () => {
+  await inFolder(async (path) => {
+    const [adapter, out] = [join(MULTI, "qa"), join(path, "out")];
+    const cases: readonly (readonly [string[], RegExp])[] = [
+      [["combine", "--out", out], /without --adapter/],
+      [["combine", "--adapter", adapter], /without --out/],
+      [["combine", "--adapter", adapter, "--out", out, "--method", "exact"], /one of cat, svd/],
+      [["resize", adapter, "--out", out], /either --rank or --energy/],
+      [["resize", adapter, "--out", out, "--rank", "1", "--energy", "1"], /either --rank or --energy/],
+      [["compare", adapter], /Cannot compare 1 adapters: two are wanted/],
+    ];
+    for (const [args, message] of cases) {
+      const { status, stderr } = await lora(...args);
+      assert.deepEqual([status, message.test(stderr)], [2, true], stderr);
+    }
+    assert.ok(!existsSync(out));
+  });
+});
+
+test("formatHeatMaps() draws every value, wraps panels and escapes titles", () => {
+  const table = [[0, 0.5], [1, 0.25]];
+  const svg = formatHeatMaps(Array.from({ length: 6 }, () => ({ title: "a<b>&", table })));
+  assert.equal(svg.match(/<rect x=/g)!.length, 24);
+  assert.equal(svg.match(/a&lt;b&gt;&amp;/g)!.length, 6);
+  assert.match(svg, /fill="rgb\(68,1,84\)"><title>i 1, j 1: 0\.000/);
+  assert.match(svg, /fill="rgb\(253,231,37\)"><title>i 2, j 1: 1\.000/);
+  assert.match(svg, /translate\(24 24\)[^]*translate\(24 82\)/);
+  assert.doesNotMatch(formatHeatMaps([{ title: "empty", table: [] }]), /NaN|Infinity|rect x/);
+});
+
+test("formatError() is short for large and for tiny errors", () => {
+  assert.deepEqual([0, 0.12345, 1, 2.6e-8].map(formatError), ["0", "0.123", "1.00", "2.6e-8"]);
+});
