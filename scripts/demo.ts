@@ -223,7 +223,9 @@ async function main(args: string[]): Promise<number> {
   else await showOwn(options.model, options, checks);
   const texts = "Texts: the human-rated snippets published with VADER (Hutto and Gilbert, ICWSM 2014; MIT licence).";
   print(`\n${options.model === undefined ? paint("dim", texts) + "\n" : ""}`);
-  const verdict = checks.failed === 0 ? paint("green", "All as it should be") : paint("red", `${checks.failed} FAILED`);
+  const verdict = checks.failed === 0
+    ? paint("green", "All is as it should be")
+    : paint("red", `${checks.failed} FAILED`);
   print(`${verdict}, in ${formatDuration(performance.now() - start)}.\n`);
   return checks.failed === 0 ? 0 : 1;
 }

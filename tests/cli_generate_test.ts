@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { FIXTURES, inTemporaryFolder, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+import { FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+import { inTemporaryFolder } from "./temporary_folder.ts";
 
 test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
   const adapter = join(FIXTURES, "llama-patterns", "adapter");

@@ -12,7 +12,8 @@ import { layoutSafetensors } from "../src/formats/safetensors_writer.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { loadTokenizer } from "../src/text/mod.ts";
-import { type Ended, FIXTURES, inTemporaryFolder, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+import { type Ended, FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+import { inTemporaryFolder } from "./temporary_folder.ts";
 
 const MODELS = process.env.LORA_MODELS ??
   join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");

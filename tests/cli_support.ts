@@ -1,9 +1,6 @@
 /** Runs the `lora` command in the engine that runs the tests. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
@@ -56,14 +53,4 @@ export async function loraJson(...args: string[]): Promise<Record<string, unknow
 /** Not `child.kill()`: Deno then reports the signal as the end, whatever the child's exit code. */
 export function kill(child: ChildProcess, signal: "SIGINT" | "SIGKILL"): void {
   process.kill(child.pid!, signal);
-}
-
-/** Gives `body` an empty folder, which ends with it. */
-export async function inTemporaryFolder(body: (path: string) => Promise<void>): Promise<void> {
-  const path = mkdtempSync(join(tmpdir(), "lora-cli-"));
-  try {
-    await body(path);
-  } finally {
-    rmSync(path, { recursive: true });
-  }
 }

@@ -1,24 +1,15 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { DisposedError, IntegrityError } from "../src/errors.ts";
 import { folder } from "../src/fs/mod.ts";
+import { inTemporaryFolder } from "./temporary_folder.ts";
 
 const KILLS = 24;
 const LENGTH = 4 << 20;
-
-async function inTemporaryFolder(body: (path: string) => Promise<void>): Promise<void> {
-  const path = mkdtempSync(join(tmpdir(), "lora-fs-"));
-  try {
-    await body(path);
-  } finally {
-    rmSync(path, { recursive: true });
-  }
-}
 
 /** Replaces "target" again and again, every version filled with one byte value. */
 function writer(path: string): string {

@@ -1,30 +1,11 @@
 import assert from "node:assert/strict";
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  symlinkSync,
-  utimesSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readdirSync, readFileSync, renameSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { FormatError, IntegrityError, MismatchError } from "../src/errors.ts";
 import { file, folder } from "../src/fs/mod.ts";
-
-async function inTemporaryFolder(body: (path: string) => Promise<void>): Promise<void> {
-  const path = mkdtempSync(join(tmpdir(), "lora-fs-"));
-  try {
-    await body(path);
-  } finally {
-    rmSync(path, { recursive: true });
-  }
-}
+import { inTemporaryFolder } from "./temporary_folder.ts";
 
 function text(bytes: Uint8Array): string {
   return new TextDecoder().decode(bytes);
