@@ -82,14 +82,16 @@ test("combineAdapters() refuses adapters that are more than plain LoRA, by field
     });
   }
   const module = plain.modules.get(Q)!;
-  const parts = [[{ magnitude: module.loraA }, /magnitude of module/], [
+  const changes = [[{ magnitude: module.loraA }, /magnitude of module/], [
     { kind: "embedding" },
     /embedding of module/,
   ]] as const;
-  for (const [part, message] of parts) {
+  for (const [part, message] of changes) {
     const modules = new Map([[Q, { ...module, ...part } as typeof module]]);
     await assert.rejects(combineAdapters([{ adapter: new Adapter({ ...plain, modules }) }]), message);
   }
+  const parts = Object.assign(new Adapter(plain), { tokenRows: new Map([["embed_tokens", module.loraA]]) });
+  await assert.rejects(combineAdapters([{ adapter: parts }]), /with tokenRows/);
   for (const [field, value] of [["modules_to_save", []], ["bias", "none"], ["init_lora_weights", "eva"]] as const) {
     await combineAdapters([{ adapter: altered(field, value) }]);
   }

@@ -74,6 +74,16 @@ test("compareAdapters() names modules of one side, and shows no directions of an
   await assert.rejects(compareAdapters(other, shape), MismatchError);
 });
 
+test("compareAdapters() counts directions, not rows: an adapter beside itself has no more of them", async () => {
+  const a = await makeAdapter(7, { [Q]: { rank: 4 } });
+  const twice = await combineAdapters([{ adapter: a }, { adapter: a }]);
+  for (const whose of ["factors", "delta"] as const) {
+    const { modules: [module] } = await compareAdapters(twice, a, { of: whose });
+    assert.deepEqual([module!.ranks, module!.input.length, module!.output.length], [[8, 4], 4, 4]);
+    assert.ok(Math.abs(module!.cosine - 1) < 1e-7 && Math.abs(module!.norms[0] / module!.norms[1] - 2) < 1e-6);
+  }
+});
+
 test("deltaNorm() is the norm of s B A", async () => {
   const adapter = await makeAdapter(6, { [Q]: { rank: 4 } }, { use_rslora: true, lora_alpha: -3 });
   const module = adapter.modules.get(Q)!;

@@ -97,6 +97,7 @@ test("readTorch() runs nothing: globals outside the list are refused by name, wi
     ["torch", "load"],
     ["torch.hub", "load"],
     ["torch", "UntypedStorage"],
+    ["torch.cuda", "FloatStorage"],
     ["torch._utils", "_rebuild_tensor_v3"],
     ["collections", "OrderedDict.fromkeys"],
     ["torch._utils._rebuild_tensor_v2", "__globals__"],
@@ -266,6 +267,7 @@ test("readTorch() refuses end records that lie, in 32 and in 64 bits", async () 
     [zip([file, [...data, { zip64: [2n ** 63n, 2n ** 63n, 0n] }]]), /below 2\^53/],
     [zip([file, [...data, { zip64: [24n] }]]), /its size elsewhere/],
     [zip([file, [...data, { zip64: [24n, 24n, 2n ** 40n] }]]), /for entry/],
+    [concat([whole.subarray(0, whole.length - 2), Uint8Array.of(1, 0)]), /without a comment/],
     [whole.subarray(0, whole.length - 1), /no zip directory/],
     [concat([whole, text("x")]), /no zip directory/],
   ];
