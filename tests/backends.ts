@@ -6,6 +6,7 @@
 import { test } from "node:test";
 import type { Backend } from "../src/backend.ts";
 import { openBackend } from "../src/open.ts";
+import { gpuSkip, openGpu } from "./webgpu_support.ts";
 
 /** One backend to test. */
 export interface BackendRow {
@@ -30,6 +31,7 @@ function relaxedRow(): BackendRow {
 export const BACKENDS: readonly BackendRow[] = [
   relaxedRow(),
   { name: "wasm simd", open: () => openBackend({ prefer: "wasm", variant: "simd" }) },
+  { name: "webgpu", ...await gpuSkip(), open: () => openGpu() },
 ];
 
 /** Registers one test per row of the table; each gets a fresh backend whose free memory is NaN. */

@@ -40,6 +40,17 @@ export async function gpuSkip(): Promise<{ skip?: string }> {
   return device ? {} : { skip: "no WebGPU in this runtime" };
 }
 
+/** The device with some of its members replaced. */
+export function wrapDevice(device: GPUDevice, members: Partial<Record<keyof GPUDevice, unknown>>): GPUDevice {
+  return new Proxy(device, {
+    get(target, key) {
+      if (key in members) return members[key as keyof GPUDevice];
+      const value = Reflect.get(target, key, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+}
+
 /** A backend on a device of its own, with the default limits or lower ones. */
 export async function openGpu(
   limits: Partial<QueueLimits> = {},

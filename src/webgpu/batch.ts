@@ -52,6 +52,7 @@ export class Batch {
     const inherited = used.filter((buffer) => !this.#fresh.has(buffer)).map(({ failure }) => failure);
     // Memory first: a buffer that does not exist makes the submission invalid, which says less.
     const failure = [...used.map(({ dead }) => dead), ...failures, ...inherited].find((error) => error !== null);
-    for (const buffer of [...this.#fresh, ...this.#written]) buffer.failure = failure ?? null;
+    for (const buffer of this.#fresh) buffer.failure = null;
+    for (const buffer of this.#written) buffer.failure = failure ?? null;
   }
 }

@@ -28,6 +28,8 @@ export const USAGE = { mapRead: 1, copySource: 4, copyTarget: 8, uniform: 64, st
 
 /** Freed buffers kept for reuse; beyond it the oldest are destroyed. */
 const MAX_IDLE_BYTES = 256 << 20;
+/** Freed buffers of one size that a batch still uses, before it is submitted for the sake of their memory. */
+const MAX_WAITING = 16;
 const SMALLEST = 256;
 /** From here on classes are multiples of this instead of powers of two, so that a big weight wastes nothing. */
 const LARGE = 1 << 18;
@@ -85,14 +87,29 @@ export class BufferPool {
     return { buffer, made: null };
   }
 
+  /** Whether buffers of this size only wait for `batch` to be submitted, and not few. */
+  isWaiting(bytes: number, batch: number): boolean {
+    const idle = this.#idle.get(classOf(bytes)) ?? [];
+    return idle.length >= MAX_WAITING && idle.every((buffer) => buffer.batch === batch);
+  }
+
   #create(size: number): { buffer: DeviceBuffer; made: Promise<void> } {
     const { value: handle, caught } = inErrorScopes(this.#device, () => this.#createHandle(size));
     const buffer: DeviceBuffer = { handle, id: this.#made++, bytes: size, batch: -1, dead: null, failure: null };
     this.#all.add(buffer);
     const made = caught.then((error) => {
-      if (error) buffer.dead = noMemory(size, error.message);
+      if (error) this.#bury(buffer, noMemory(size, error.message));
     });
     return { buffer, made };
+  }
+
+  #bury(buffer: DeviceBuffer, reason: Error): void {
+    buffer.dead = reason;
+    const idle = this.#idle.get(buffer.bytes) ?? [];
+    if (!idle.includes(buffer)) return; // Its user finds it dead, and releases it.
+    this.#idle.set(buffer.bytes, idle.filter((other) => other !== buffer));
+    this.#idleBytes -= buffer.bytes;
+    this.#destroy(buffer);
   }
 
   #createHandle(size: number): GPUBuffer {

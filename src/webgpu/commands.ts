@@ -115,6 +115,7 @@ export class CommandQueue {
   /** A buffer for results, zero if it is `made` just now. With `idle`, one that no recorded command uses. */
   acquire(bytes: number, idle = false): { buffer: DeviceBuffer; zero: boolean } {
     this.check();
+    if (idle && this.#storage.isWaiting(bytes, this.#batch.id)) this.flush();
     const { buffer, made } = this.#storage.acquire(bytes, idle ? this.#batch.id : null);
     this.#batch.begin(buffer, made);
     return { buffer, zero: made !== null };
@@ -254,7 +255,7 @@ export class CommandQueue {
   async #map(staging: DeviceBuffer, bytes: number): Promise<ArrayBuffer> {
     const settled = this.#settled;
     try {
-      await staging.handle.mapAsync(MAP_READ, 0, bytes);
+      await inErrorScopes(this.#device, () => staging.handle.mapAsync(MAP_READ, 0, bytes)).value;
       const values = staging.handle.getMappedRange(0, bytes).slice(0);
       staging.handle.unmap();
       await settled;

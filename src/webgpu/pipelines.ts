@@ -93,7 +93,9 @@ export class Pipelines {
 async function explain(name: ShaderName, module: GPUShaderModule, error: Caught): Promise<Error> {
   const { messages } = await module.getCompilationInfo();
   const first = messages.find(({ type }) => type === "error");
-  return cannotCompile(name, first ? { ...error, message: `${first.message} in line ${first.lineNum}` } : error);
+  if (!first) return cannotCompile(name, error);
+  const [words] = first.message.trim().split("\n"); // The lines after it draw the place.
+  return cannotCompile(name, { ...error, message: `${words} in line ${first.lineNum}` });
 }
 
 function cannotCompile(name: ShaderName, { message }: Caught): Error {
