@@ -84,10 +84,7 @@ async function runFile({ file, engine }: Job): Promise<{ run: FileRun; output: s
   const started = performance.now();
   const { code, signal, stdout, stderr } = await new Deno.Command(engine.path, {
     args: testArguments(engine, file, report),
-    env: {
-      NO_COLOR: "1",
-      NODE_OPTIONS: "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON --disable-warning=ExperimentalWarning",
-    },
+    env: { NO_COLOR: "1" },
     stdin: "null",
     signal: AbortSignal.timeout(MINUTES_PER_FILE * 60_000),
   }).output();
@@ -112,15 +109,12 @@ function testArguments(engine: Engine, file: string, report: string): string[] {
     case "deno":
       return ["test", "-A", "--no-check", `--junit-path=${report}`, file];
     case "node": {
-      const [spec, junit] = ["--test-reporter=spec", "--test-reporter=junit"];
-      return [
-        "--test",
-        spec,
-        "--test-reporter-destination=stdout",
-        junit,
-        `--test-reporter-destination=${report}`,
-        file,
-      ];
+      const quiet = ["MODULE_TYPELESS_PACKAGE_JSON", "ExperimentalWarning"].map((name) => `--disable-warning=${name}`);
+      const reporters = [["spec", "stdout"], ["junit", report]].flatMap(([reporter, destination]) => [
+        `--test-reporter=${reporter}`,
+        `--test-reporter-destination=${destination}`,
+      ]);
+      return [...quiet, "--test", ...reporters, file];
     }
     case "bun": // its own limit of 5 s a test is too short for a real model
       return ["test", "--timeout", "600000", "--reporter=junit", `--reporter-outfile=${report}`, `./${file}`];
