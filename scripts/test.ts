@@ -161,6 +161,9 @@ function printSkipped(runs: readonly FileRun[]): number {
   for (const [name, { engines, reason }] of skipped) {
     console.log(`skipped: ${name} [${engines.join(", ")}]${reason && reason !== "true" ? `: ${reason}` : ""}`);
   }
+  if (skipped.size > 0) {
+    console.log("what they need comes from: bash scripts/setup_runtimes.sh && bash scripts/setup_models.sh");
+  }
   return count(runs, "skipped");
 }
 
