@@ -1,7 +1,7 @@
 /** The packed tarball, installed as a user installs it, in every runtime on this machine. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -97,6 +97,13 @@ test("every export and the command of package.json is a file in the tarball", { 
   assert.ok(paths.includes("./src/wasm/kernels-relaxed.wasm") && paths.includes("./src/cli/main.js"));
   for (const path of paths) readFileSync(join(installed(), "node_modules/@lowrank/lora", path));
   assert.deepEqual([engines, sideEffects], [{ node: ">=22" }, false]);
+});
+
+test("each build of the kernels is at most 64 KiB", () => {
+  for (const build of ["relaxed", "simd"]) {
+    const { size } = statSync(here(`../src/wasm/kernels-${build}.wasm`));
+    assert.ok(size <= 65_536, `kernels-${build}.wasm has ${size} bytes`);
+  }
 });
 
 test("the tarball holds JavaScript, declarations and kernels, and nothing else", { skip }, () => {
