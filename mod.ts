@@ -47,20 +47,33 @@ export type {
   WeightOptions,
 } from "./src/backend.ts";
 export { Adapter, type AdapterParts, type LoraModule, type ReportLine } from "./src/adapter/adapter.ts";
+export { combineAdapters, type CombineOptions, resizeAdapter, type ResizeOptions } from "./src/adapter/combine.ts";
+export type { CombineMethod } from "./src/adapter/combine_module.ts";
+export {
+  type AdapterComparison,
+  compareAdapters,
+  type CompareOptions,
+  deltaNorm,
+  type ModuleComparison,
+  type Similarity,
+} from "./src/adapter/compare.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
+export type { FloatDtype } from "./src/adapter/factor_values.ts";
 export type { AdapterLimits } from "./src/adapter/limits.ts";
 export { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "./src/adapter/load.ts";
 export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/adapter/lora_config.ts";
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
+export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
 export type { MergeDtype, MergeProgress } from "./src/checkpoint/merge_writer.ts";
-export type { MergeAdapter } from "./src/checkpoint/plan.ts";
 export * from "./src/errors.ts";
 export { type Dtype, type StoredTensor, toFloat32 } from "./src/formats/dtype.ts";
 export type { JsonNumber, JsonValue } from "./src/formats/json.ts";
 export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts";
 export type { Folder, ReadOptions, Sink, SinkFile, Source } from "./src/formats/source.ts";
+export { readTorch, type TorchOptions } from "./src/formats/torch.ts";
 export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
 export {
   type LoraBackwardOptions,
@@ -79,4 +92,4 @@ export {
   type RowMix,
   type SelectionOptions,
 } from "./src/lora/selection.ts";
-export { openBackend, type OpenBackendOptions } from "./src/open.ts";
+export { type DeviceLike, openBackend, type OpenBackendOptions } from "./src/open.ts";

@@ -5,7 +5,8 @@ import { concat } from "../src/formats/concat.ts";
 import type { StoredTensor } from "../src/formats/dtype.ts";
 import { memorySource } from "../src/formats/memory.ts";
 import { readTorch, type TorchOptions } from "../src/formats/torch.ts";
-import { fixture, readTensors } from "./adapter_fixtures.ts";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { fixture, fixtureFolder, readTensors } from "./adapter_fixtures.ts";
 import { op, orderedDict, pickle, tensor, torchFile, tuple, zip } from "./torch_writer.ts";
 
 const FILE = "adapter_model.bin";
@@ -272,4 +273,16 @@ test("readTorch() refuses end records that lie, in 32 and in 64 bits", async () 
     [concat([whole, text("x")]), /no zip directory/],
   ];
   for (const [bytes, message] of cases) await refused(bytes, message);
+});
+
+test("loadAdapter() reads a torch pickle as data when asked to, and only then", async () => {
+  const plain = await loadAdapter(fixtureFolder("llama-plain/adapter"));
+  const pickled = fixtureFolder("llama-bin/adapter");
+  await assert.rejects(loadAdapter(pickled), /allowPickle/);
+  const adapter = await loadAdapter(pickled, { allowPickle: true });
+  assert.deepEqual([...adapter.modules.keys()].sort(), [...plain.modules.keys()].sort());
+  for (const [name, { loraA, loraB, scaling }] of plain.modules) {
+    const module = adapter.modules.get(name)!;
+    assert.deepEqual([module.loraA.bytes, module.loraB.bytes, module.scaling], [loraA.bytes, loraB.bytes, scaling]);
+  }
 });

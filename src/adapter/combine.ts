@@ -26,14 +26,7 @@ import { isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
 import type { MajoritySign } from "./pruning.ts";
 import { encodeWeights } from "./save.ts";
 import { type Factors, productNorm } from "./svd.ts";
-
-/** An adapter with the factor of its contribution. */
-export interface WeightedAdapter {
-  /** The adapter. */
-  readonly adapter: Adapter;
-  /** Its factor; any finite number, 1 if absent. */
-  readonly weight?: number;
-}
+import type { WeightedAdapter } from "./weighted_adapter.ts";
 
 /** Options of {@linkcode combineAdapters}. */
 export interface CombineOptions extends ReadOptions {

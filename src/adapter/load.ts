@@ -9,7 +9,9 @@ import { readText } from "../formats/json_file.ts";
 import { memoryFolder, memorySource } from "../formats/memory.ts";
 import { quote } from "../formats/quote.ts";
 import { readSafetensorsHeader, type TensorInfo } from "../formats/safetensors.ts";
+import { encodeSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
+import { readTorch } from "../formats/torch.ts";
 import { urlFolder } from "../formats/url.ts";
 import { Adapter, type LoraModule } from "./adapter.ts";
 import { identify } from "./identity.ts";
@@ -33,6 +35,8 @@ export type AdapterSource = Folder | URL | ReadonlyMap<string, Uint8Array>;
 export interface LoadAdapterOptions extends ReadOptions {
   /** Caps; what is absent has its default. */
   readonly limits?: AdapterLimits;
+  /** Reads `adapter_model.bin` where there are no safetensors: as data, without running what it may hold. */
+  readonly allowPickle?: boolean;
 }
 
 /**
@@ -63,14 +67,15 @@ export async function loadAdapter(source: AdapterSource, options: LoadAdapterOpt
   const text = await readText(configFile, { ...options, maxBytes: limits?.configBytes ?? DEFAULT_LIMITS.configBytes });
   const config = parseLoraConfig(text, { file: configFile.name, ...(limits && { limits }) });
   const weightFile = await openWeights(folder, options);
-  const bytes = await readCapped(weightFile, limits?.fileBytes ?? DEFAULT_LIMITS.fileBytes, options);
+  const stored = await readCapped(weightFile, limits?.fileBytes ?? DEFAULT_LIMITS.fileBytes, options);
+  const bytes = isPickle(weightFile) ? await fromPickle(weightFile.name, stored, options) : stored;
   const header = await readSafetensorsHeader(memorySource(weightFile.name, bytes), {
     ...(limits?.headerBytes !== undefined && { maxHeaderBytes: limits.headerBytes }),
   });
   const file: WeightFile = { name: weightFile.name, bytes, config, limits: { ...DEFAULT_LIMITS, ...limits } };
   const groups = groupTensors(header.tensors, file);
   const modules = readModules(groups.factors, file);
-  const { sha256, id } = await identify(bytes, config);
+  const { sha256, id } = await identify(stored, config);
   return new Adapter({
     name: folder.name,
     config,
@@ -78,7 +83,7 @@ export async function loadAdapter(source: AdapterSource, options: LoadAdapterOpt
     trainingState: new Map(groups.trainingState.map((info) => [info.name, view(bytes, info)])),
     sha256,
     id,
-    bytes: bytes.length,
+    bytes: stored.length,
     report: reportAdapter(config, modules),
   });
 }
@@ -108,16 +113,27 @@ async function openFile(folder: Folder, file: string, options: ReadOptions): Pro
   });
 }
 
-/** Pickles can run code when they are read, so they are never a fallback. */
-async function openWeights(folder: Folder, options: ReadOptions): Promise<Source> {
-  if (!(await folder.has(WEIGHTS_FILE, options)) && await folder.has(PICKLE_FILE, options)) {
-    throw new FormatError(
-      `Cannot load ${quote(PICKLE_FILE)} from ${quote(folder.name)}: a pickle can run code when it is read; expected ` +
-        `${quote(WEIGHTS_FILE)}, made where you trust the file by: ${CONVERSION}`,
-      { code: "pickle", file: PICKLE_FILE, expected: WEIGHTS_FILE },
-    );
+/** Pickles can run code where others read them, so they are never a silent fallback. */
+async function openWeights(folder: Folder, options: LoadAdapterOptions): Promise<Source> {
+  if (await folder.has(WEIGHTS_FILE, options) || !(await folder.has(PICKLE_FILE, options))) {
+    return await openFile(folder, WEIGHTS_FILE, options);
   }
-  return await openFile(folder, WEIGHTS_FILE, options);
+  if (options.allowPickle) return folder.open(PICKLE_FILE);
+  throw new FormatError(
+    `Cannot load ${quote(PICKLE_FILE)} from ${
+      quote(folder.name)
+    }: a pickle can run code when others read it; expected ` +
+      `${quote(WEIGHTS_FILE)}, or the option allowPickle, which reads it as data; to convert it: ${CONVERSION}`,
+    { code: "pickle", file: PICKLE_FILE, expected: WEIGHTS_FILE },
+  );
+}
+
+function isPickle(source: Source): boolean {
+  return source.name.endsWith(PICKLE_FILE);
+}
+
+async function fromPickle(name: string, bytes: Uint8Array, options: ReadOptions): Promise<Uint8Array> {
+  return encodeSafetensors(await readTorch(memorySource(name, bytes), options));
 }
 
 async function readCapped(source: Source, limit: number, options: ReadOptions): Promise<Uint8Array> {

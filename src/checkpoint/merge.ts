@@ -5,13 +5,14 @@
  */
 
 import type { ReportLine } from "../adapter/adapter.ts";
+import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Sink } from "../formats/source.ts";
 import { readBaseConfig } from "./base_config.ts";
 import { MERGE_DTYPES, type MergeDtype, type MergeProgress, MergeWriter } from "./merge_writer.ts";
-import { type MergeAdapter, planMerge } from "./plan.ts";
+import { planMerge } from "./plan.ts";
 import { Transaction } from "./transaction.ts";
 
 /** Options of {@linkcode mergeCheckpoint}. */
@@ -66,7 +67,7 @@ export interface MergeReport {
  */
 export async function mergeCheckpoint(
   base: Folder,
-  adapters: readonly MergeAdapter[],
+  adapters: readonly WeightedAdapter[],
   sink: Sink,
   options: MergeOptions = {},
 ): Promise<MergeReport> {

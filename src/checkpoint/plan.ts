@@ -7,18 +7,11 @@
 import type { Adapter, LoraModule, ReportLine } from "../adapter/adapter.ts";
 import { isFloatTensor } from "../adapter/factor_values.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
+import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError, NumericError } from "../errors.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { BaseConfig } from "./base_config.ts";
-
-/** An adapter to merge, and by how much. */
-export interface MergeAdapter {
-  /** The adapter. */
-  readonly adapter: Adapter;
-  /** Factor of its ΔW; 1 if absent. */
-  readonly weight?: number;
-}
 
 /** One ΔW = s B A that is added to a stored weight. */
 export interface MergeBranch {
@@ -54,7 +47,7 @@ export interface MergePlan {
  */
 export function planMerge(
   checkpoint: Checkpoint,
-  adapters: readonly MergeAdapter[],
+  adapters: readonly WeightedAdapter[],
   base: BaseConfig,
   options: { readonly strict: boolean },
 ): MergePlan {

@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
-import { combineAdapters, type CombineOptions, type WeightedAdapter } from "../adapter/combine.ts";
+import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
+import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { loadAdapter } from "../adapter/load.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";

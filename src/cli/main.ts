@@ -36,6 +36,18 @@ const COMMANDS: ReadonlyMap<string, Entry> = new Map<string, Entry>([
     summary: "Answer a prompt with a model, as it is or through adapters",
     load: async () => (await import("./generate.ts")).generate,
   }],
+  ["combine", {
+    summary: "Make one adapter of several, exactly or to a rank",
+    load: async () => (await import("./combine.ts")).combine,
+  }],
+  ["resize", {
+    summary: "Lower the rank of an adapter",
+    load: async () => (await import("./resize.ts")).resize,
+  }],
+  ["compare", {
+    summary: "How alike two adapters are, in numbers and as heat maps",
+    load: async () => (await import("./compare.ts")).compare,
+  }],
   ["bench", {
     summary: "Measure the kernels against what this machine can do",
     load: async () => (await import("./bench.ts")).bench,

@@ -3,7 +3,7 @@ import { parseArgs } from "node:util";
 import type { ReportLine } from "../adapter/adapter.ts";
 import { loadAdapter } from "../adapter/load.ts";
 import { mergeCheckpoint } from "../checkpoint/merge.ts";
-import type { MergeAdapter } from "../checkpoint/plan.ts";
+import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
@@ -48,8 +48,8 @@ async function openBase(path: string, options: ReadOptions): Promise<Base> {
   return { folder: withFiles(base, files), report };
 }
 
-async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadOptions): Promise<MergeAdapter[]> {
-  const loaded: MergeAdapter[] = [];
+async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadOptions): Promise<WeightedAdapter[]> {
+  const loaded: WeightedAdapter[] = [];
   for (const { source, weight } of adapters) loaded.push({ adapter: await loadAdapter(source, options), weight });
   return loaded;
 }
