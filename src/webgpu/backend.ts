@@ -47,7 +47,7 @@ export class WebGpuBackend implements Backend {
     this.info = { variant: label, threads: 1, reason };
     this.#device = opened;
     this.#queue = new CommandQueue(device, {
-      maxBinding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
+      maxBinding: Math.floor(Math.min(maxStorageBufferBindingSize, maxBufferSize) / 16) * 16,
       maxGroups: maxComputeWorkgroupsPerDimension,
       ...limits,
     });

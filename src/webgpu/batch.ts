@@ -41,7 +41,7 @@ export class Batch {
 
   /** Waits for the outcome of a creation or submission that the batch needs. */
   expect(failure: Promise<Error | null>): void {
-    this.#failures.push(failure);
+    this.#failures.push(failure.catch((error) => error));
   }
 
   /** Passes the outcome on to the buffers; to be called in the order of the batches. */

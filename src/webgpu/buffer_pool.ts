@@ -35,7 +35,7 @@ const SMALLEST = 256;
 const LARGE = 1 << 18;
 
 /** Rounds up to the size of a class. */
-export function classOf(bytes: number): number {
+function classOf(bytes: number): number {
   if (bytes > LARGE) return Math.ceil(bytes / (LARGE / 4)) * (LARGE / 4);
   return Math.max(SMALLEST, 2 ** Math.ceil(Math.log2(Math.max(bytes, 1))));
 }
@@ -55,7 +55,7 @@ export class BufferPool {
   constructor(device: GPUDevice, usage: number, maxBytes: number, onDestroy: () => void = () => {}) {
     this.#device = device;
     this.#usage = usage;
-    this.#maxBytes = maxBytes;
+    this.#maxBytes = Math.floor(maxBytes / 16) * 16; // Whole vec4s.
     this.#onDestroy = onDestroy;
   }
 
@@ -71,14 +71,14 @@ export class BufferPool {
    * @throws {OutOfMemoryError} If the device's limits do not allow the size.
    */
   acquire(bytes: number, except: number | null = null): { buffer: DeviceBuffer; made: Promise<void> | null } {
-    const size = classOf(bytes);
-    if (!(size <= this.#maxBytes)) {
+    if (!(bytes <= this.#maxBytes)) {
       const [found, expected] = [bytes, this.#maxBytes];
       throw new OutOfMemoryError(`Cannot allocate ${bytes} bytes on the GPU: the device allows ${expected} at once`, {
         found,
         expected,
       });
     }
+    const size = this.#sizeOf(bytes);
     const idle = this.#idle.get(size) ?? [];
     const at = except === null ? idle.length - 1 : idle.findLastIndex((buffer) => buffer.batch !== except);
     const [buffer] = at < 0 ? [] : idle.splice(at, 1);
@@ -87,9 +87,13 @@ export class BufferPool {
     return { buffer, made: null };
   }
 
+  #sizeOf(bytes: number): number {
+    return Math.min(classOf(bytes), this.#maxBytes);
+  }
+
   /** Whether buffers of this size only wait for `batch` to be submitted, and not few. */
   isWaiting(bytes: number, batch: number): boolean {
-    const idle = this.#idle.get(classOf(bytes)) ?? [];
+    const idle = this.#idle.get(this.#sizeOf(bytes)) ?? [];
     return idle.length >= MAX_WAITING && idle.every((buffer) => buffer.batch === batch);
   }
 
