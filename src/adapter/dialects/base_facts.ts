@@ -1,0 +1,57 @@
+import { FormatError } from "../../errors.ts";
+import { openCheckpoint } from "../../formats/checkpoint.ts";
+import type { JsonValue } from "../../formats/json.ts";
+import { readJson } from "../../formats/json_file.ts";
+import { readSafetensorsHeader, type TensorInfo } from "../../formats/safetensors.ts";
+import type { Folder, ReadOptions, Source } from "../../formats/source.ts";
+import { ggufArchitecture } from "./gguf_names.ts";
+import type { BaseFacts } from "./options.ts";
+import { isEmbedding } from "./refusals.ts";
+
+const MAX_CONFIG = 2 ** 20;
+
+/**
+ * Reads what converters may need of a base model: its linear layers by the headers of its checkpoint, and architecture
+ * and heads by its `config.json`, where it has one. No weights are read.
+ *
+ * @param base A folder with `model.safetensors` or its shards, or one safetensors file.
+ * @param options A signal.
+ * @returns The facts.
+ * @throws {FormatError} If a file is malformed.
+ * @throws {MismatchError} If the folder holds no checkpoint.
+ */
+export async function readBaseFacts(base: Folder | Source, options: ReadOptions = {}): Promise<BaseFacts> {
+  if (!("open" in base)) return { modules: linearLayers((await readSafetensorsHeader(base, options)).tensors) };
+  const { tensors } = await openCheckpoint(base, options);
+  const config = await base.has("config.json", options)
+    ? await readJson(base.open("config.json"), { ...options, maxBytes: MAX_CONFIG, keepNumberText: true })
+    : new Map<string, JsonValue>();
+  const fields = config instanceof Map ? config : new Map<string, JsonValue>();
+  const type = fields.get("model_type");
+  const architecture = typeof type === "string" ? ggufArchitecture(type) : undefined;
+  const heads = count(fields, "num_attention_heads");
+  const kvHeads = count(fields, "num_key_value_heads");
+  return {
+    modules: linearLayers(tensors),
+    ...(architecture !== undefined && { architecture }),
+    ...(heads !== undefined && { heads }),
+    ...(kvHeads !== undefined && { kvHeads }),
+  };
+}
+
+function linearLayers(tensors: ReadonlyMap<string, TensorInfo>): readonly string[] {
+  const modules: string[] = [];
+  for (const { name, shape } of tensors.values()) {
+    const path = /^(.+)\.weight$/.exec(name)?.[1];
+    if (path !== undefined && shape.length === 2 && !isEmbedding(path)) modules.push(path);
+  }
+  // A tied head has no weight of its own.
+  return modules.includes("lm_head") ? modules : [...modules, "lm_head"];
+}
+
+function count(fields: ReadonlyMap<string, JsonValue>, field: string): number | undefined {
+  const value = fields.get(field) ?? undefined;
+  if (value === undefined || (typeof value === "number" && Number.isSafeInteger(value) && value >= 1)) return value;
+  const message = `Cannot read "config.json" with "${field}" of type ${typeof value}: expected a whole number from 1`;
+  throw new FormatError(message, { file: "config.json", field, found: value });
+}

@@ -1,0 +1,231 @@
+/**
+ * llama.cpp: one GGUF file with `<tensor>.lora_a` (r, in), `.lora_b` (out, r) and one alpha, s = alpha / r of each pair.
+ *
+ * @module
+ */
+
+import { FormatError, MismatchError } from "../../errors.ts";
+import type { StoredTensor } from "../../formats/dtype.ts";
+import { type Gguf, readGguf, readGgufTensor } from "../../formats/gguf.ts";
+import { encodeGguf, type GgufField } from "../../formats/gguf_writer.ts";
+import { quote } from "../../formats/quote.ts";
+import type { Sink, Source } from "../../formats/source.ts";
+import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
+import { requirePlain } from "../factors.ts";
+import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
+import { FactorPairs } from "./factor_pairs.ts";
+import { foldScales } from "./fold.ts";
+import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "./gguf_names.ts";
+import { reorderHeads, type RowOrder } from "./matrix_bytes.ts";
+import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
+import { refuseForeign, refuseKind } from "./refusals.ts";
+import { scaleConfig } from "./scale_config.ts";
+import { cappedSize, writeFiles } from "./tensor_file.ts";
+
+/** Default name of the file. */
+export const GGUF_FILE = "adapter.gguf";
+const ALPHA_KEY = "adapter.lora.alpha";
+const ALORA_KEY = "adapter.alora.invocation_tokens";
+/** Key of the metadata with the PEFT config, which llama.cpp does not know. */
+const CONFIG_KEY = "adapter.lora.peft_config";
+const EXPECTED = '"<tensor of the base>.weight.lora_a" or "….lora_b"';
+
+/**
+ * Reads an adapter of llama.cpp. Names and rows become Hugging Face's; quantised factors become F32.
+ *
+ * @param source The file.
+ * @param options `heads` and `kvHeads`, which Llama's family needs where q or k is adapted and the file does not tell;
+ * `modules`, caps and a signal.
+ * @returns The adapter.
+ * @throws {FormatError} If it is no such file, or a tensor is no factor of a linear layer.
+ * @throws {MismatchError} If a factor lacks its partner, or the heads are unknown or do not fit.
+ * @throws {LimitError} If a cap is passed.
+ * @throws {NumericError} If a factor or the alpha is not finite.
+ */
+export async function readGgufAdapter(source: Source, options: ReadDialectOptions = {}): Promise<Adapter> {
+  await cappedSize(source, options);
+  const { limits, modules } = options;
+  const gguf = await readGguf(source, options);
+  const architecture = requireAdapter(gguf, source.name);
+  const heads = headCounts(gguf, architecture, options);
+  const pairs = new FactorPairs(source.name, { modules, ...(limits && { limits }) });
+  const quantised = new Set<string>();
+  for (const info of gguf.tensors.values()) {
+    const [, tensor, part] = /^(.+)\.lora_([ab])$/.exec(info.name) ?? [];
+    if (tensor === undefined) throw refuseForeign(info.name, source.name, EXPECTED);
+    const path = modulePath(tensor, architecture);
+    if (path === undefined) throw refuseTensor(info.name, tensor, source.name, architecture);
+    const stored = await readGgufTensor(source, info, options);
+    if (stored.dtype !== info.type) quantised.add(info.type);
+    const factor = part === "b"
+      ? orderRows(stored, { path, heads, file: source.name, tensor: info.name }, "halves")
+      : stored;
+    pairs.add(path, part as "a" | "b", info.name, factor);
+  }
+  const alpha = readAlpha(gguf, source.name);
+  const complete = pairs.complete();
+  return await assembleAdapter({
+    name: source.name,
+    file: source.name,
+    // llama.cpp takes an alpha that is absent or 0 for the rank.
+    pairs: complete.map((pair) => ({ ...pair, alpha: alpha || pair.a.shape[0]! })),
+    config: carriedConfig(gguf.metadata.get(CONFIG_KEY), source.name, limits),
+    report: reportQuantised(quantised, source.name),
+    limits,
+  });
+}
+
+function requireAdapter({ metadata }: Gguf, file: string): string {
+  for (const [field, expected] of [["general.type", "adapter"], ["adapter.type", "lora"]] as const) {
+    if (metadata.get(field) !== expected) throw refuseField(field, metadata.get(field), file, quote(expected));
+  }
+  if (metadata.has(ALORA_KEY)) {
+    throw refuseField(ALORA_KEY, "set (aLoRA, which acts only after its tokens)", file, "plain LoRA");
+  }
+  const architecture = metadata.get("general.architecture");
+  if (typeof architecture === "string" && GGUF_ARCHITECTURES.includes(architecture)) return architecture;
+  throw refuseField("general.architecture", architecture, file, `one of ${GGUF_ARCHITECTURES.join(", ")}`);
+}
+
+function refuseField(field: string, found: unknown, file: string, expected: string): FormatError {
+  const shown = typeof found === "string" ? quote(found) : found === undefined ? "absent" : typeof found;
+  const message = `Cannot read ${quote(file)} as an adapter with ${quote(field)} ${shown}: expected ${expected}`;
+  return new FormatError(message, { file, field, found, expected });
+}
+
+function refuseTensor(tensor: string, base: string, file: string, architecture: string): FormatError {
+  if (base.startsWith("token_embd.")) return refuseKind(tensor, file, "a factor of an embedding");
+  if (/_exps\.weight$/.test(base)) return refuseKind(tensor, file, "a factor of fused experts");
+  return refuseForeign(tensor, file, `a linear layer of architecture ${quote(architecture)}`);
+}
+
+function readAlpha({ metadata }: Gguf, file: string): number {
+  const alpha = metadata.get(ALPHA_KEY) ?? 0;
+  if (typeof alpha === "number") return alpha;
+  throw refuseField(ALPHA_KEY, alpha, file, "a 32-bit float");
+}
+
+function reportQuantised(types: ReadonlySet<string>, file: string): readonly ReportLine[] {
+  if (types.size === 0) return [];
+  const what = `factors of type ${[...types].join(", ")} became F32`;
+  return [{ module: file, what, why: "PEFT has no quantised factors; the values are the same" }];
+}
+
+interface HeadCounts {
+  readonly q: number | undefined;
+  readonly k: number | undefined;
+}
+
+/** Null where the rows are in Hugging Face's order. */
+function headCounts(gguf: Gguf | null, architecture: string, { heads, kvHeads }: BaseFacts): HeadCounts | null {
+  if (!hasPairedRows(architecture)) return null;
+  const stored = (key: string) => {
+    const value = gguf?.metadata.get(`${architecture}.attention.${key}`);
+    return typeof value === "number" ? value : undefined;
+  };
+  const q = heads ?? stored("head_count");
+  return { q, k: kvHeads ?? (heads === undefined ? stored("head_count_kv") : undefined) ?? q };
+}
+
+/** Brings the rows of q and k into the order wanted; the others stay. */
+function orderRows(
+  stored: StoredTensor,
+  at: { readonly path: string; readonly heads: HeadCounts | null; readonly file: string; readonly tensor: string },
+  to: RowOrder,
+): StoredTensor {
+  const which = /\.self_attn\.([qk])_proj$/.exec(at.path)?.[1] as "q" | "k" | undefined;
+  if (at.heads === null || which === undefined) return stored;
+  const count = at.heads[which];
+  const { tensor, file } = at;
+  if (count === undefined) {
+    const message = `Cannot order the rows of ${quote(tensor)} in ${quote(file)} without the number of heads`;
+    const details = { code: "heads", file, tensor, field: "heads", expected: "the base's heads and kvHeads" };
+    throw new MismatchError(`${message}: expected heads and kvHeads, or the base model, which tells them`, details);
+  }
+  const rows = stored.shape[0] ?? 0;
+  if (Number.isSafeInteger(count) && count >= 1 && rows > 0 && rows % (2 * count) === 0) {
+    return reorderHeads(stored, count, to);
+  }
+  const message = `Cannot order the ${rows} rows of ${quote(tensor)} in ${quote(file)} by ${count} heads`;
+  const details = { code: "heads", file, tensor, found: rows, expected: count };
+  throw new MismatchError(`${message}: expected an even number of rows for each`, details);
+}
+
+/**
+ * Writes an adapter that llama.cpp loads. One alpha serves all modules; where theirs differ, or s is not alpha / r, s goes
+ * into B and the alpha is 0, which means s = 1: exact for powers of two, else rounded once to F32 and reported.
+ *
+ * @param adapter Plain LoRA of linear layers.
+ * @param sink Where the file goes.
+ * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `file`.
+ * @returns What was changed.
+ * @throws {MismatchError} If the adapter is more than plain LoRA, has a module that GGUF has no name for, or facts about
+ * the base are missing.
+ */
+export async function writeGgufAdapter(
+  adapter: Adapter,
+  sink: Sink,
+  options: WriteDialectOptions = {},
+): Promise<readonly ReportLine[]> {
+  requirePlain(adapter, "convert");
+  const { file = GGUF_FILE } = options;
+  const architecture = requireArchitecture(options.architecture, file);
+  const heads = headCounts(null, architecture, options);
+  const alpha = commonAlpha(adapter.modules.values());
+  const folded = foldScales(adapter.modules.values(), (module) => alpha === 0 ? 1 : module.scaling, {
+    file,
+    why: "a GGUF adapter has one alpha, and s = alpha / r",
+  });
+  const tensors = new Map<string, StoredTensor>();
+  for (const { name, loraA, loraB } of folded.modules) {
+    const tensor = ggufTensorName(name, architecture);
+    if (tensor === undefined) throw refuseModule(name, architecture, file);
+    tensors.set(`${tensor}.lora_a`, loraA);
+    tensors.set(`${tensor}.lora_b`, orderRows(loraB, { path: name, heads, file, tensor: name }, "pairs"));
+  }
+  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
+  const metadata = new Map<string, GgufField>([
+    ["general.architecture", { type: "string", value: architecture }],
+    ["general.type", { type: "string", value: "adapter" }],
+    ["adapter.type", { type: "string", value: "lora" }],
+    [ALPHA_KEY, { type: "f32", value: alpha }],
+    [CONFIG_KEY, { type: "string", value: carryConfig(config) }],
+  ]);
+  for (const [key, value] of [["head_count", heads?.q], ["head_count_kv", heads?.k]] as const) {
+    if (value !== undefined) metadata.set(`${architecture}.attention.${key}`, { type: "u32", value });
+  }
+  await writeFiles(sink, new Map([[file, encodeGguf(metadata, tensors)]]), options);
+  return [...reportTrainingState(adapter), ...folded.report];
+}
+
+function requireArchitecture(architecture: string | undefined, file: string): string {
+  if (architecture !== undefined && GGUF_ARCHITECTURES.includes(architecture)) return architecture;
+  const found = architecture === undefined ? "without an architecture" : `of architecture ${quote(architecture)}`;
+  const expected = `one of ${GGUF_ARCHITECTURES.join(", ")}, as the base model tells`;
+  throw new MismatchError(`Cannot write ${quote(file)} ${found}: expected ${expected}`, {
+    code: "architecture",
+    file,
+    field: "architecture",
+    found: architecture,
+    expected: GGUF_ARCHITECTURES,
+  });
+}
+
+/** The alpha that gives every module its scale, in 32 bits; 0 if there is none. */
+function commonAlpha(modules: Iterable<LoraModule>): number {
+  let common: number | undefined;
+  for (const { alpha, rank, scaling } of modules) {
+    common ??= alpha;
+    if (alpha !== common || alpha / rank !== scaling || Math.fround(alpha) !== alpha) return 0;
+  }
+  return common ?? 0;
+}
+
+function refuseModule(module: string, architecture: string, file: string): MismatchError {
+  const message = `Cannot write module ${quote(module)} to ${quote(file)}`;
+  return new MismatchError(`${message}: expected a linear layer of architecture ${quote(architecture)}`, {
+    file,
+    tensor: module,
+    unexpected: [module],
+  });
+}

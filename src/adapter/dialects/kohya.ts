@@ -1,0 +1,176 @@
+/**
+ * Kohya's sd-scripts: `lora_unet_<path with underscores>.lora_down.weight` (r, in), `.lora_up.weight` (out, r), and
+ * `.alpha` for each module, s = alpha / r.
+ *
+ * @module
+ */
+
+import { FormatError, MismatchError } from "../../errors.ts";
+import type { StoredTensor } from "../../formats/dtype.ts";
+import { type JsonValue, parseJson } from "../../formats/json.ts";
+import { quote } from "../../formats/quote.ts";
+import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
+import type { Sink, Source } from "../../formats/source.ts";
+import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
+import { requirePlain } from "../factors.ts";
+import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
+import { kohyaPrefix, oneComponent } from "./component.ts";
+import { FactorPairs } from "./factor_pairs.ts";
+import { foldScales } from "./fold.ts";
+import { flattenPath, pathReader } from "./kohya_names.ts";
+import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
+import { refuseForeign } from "./refusals.ts";
+import { commonest, scaleConfig } from "./scale_config.ts";
+import { readAlpha } from "./stored_alpha.ts";
+import { readTensorFile, type TensorFile, writeFiles } from "./tensor_file.ts";
+
+/** Default name of the file. */
+export const KOHYA_FILE = "lora.safetensors";
+/** Key of the file's metadata with the PEFT config, which sd-scripts does not know. */
+const CONFIG_KEY = "peft_config";
+/** Key with the paths, which the names alone do not tell. */
+const MODULES_KEY = "peft_modules";
+const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight" or "….alpha"';
+const KEY = /^(lora_[a-z]+\d*)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha))$/;
+
+/**
+ * Reads a file of sd-scripts. Its names are looked up in the base's list of modules; without one in the list that files
+ * of {@linkcode writeKohya} carry, or among the names of the architectures that sd-scripts trains.
+ *
+ * @param source The file.
+ * @param options `modules`, `component` (the prefix, where the file has several: `"lora_te1"`), caps and a signal.
+ * @returns The adapter.
+ * @throws {FormatError} If a tensor is no factor of a linear layer, or a name is that of several modules.
+ * @throws {MismatchError} If a name is that of no module, a factor lacks its partner, or the component is not given.
+ * @throws {LimitError} If a cap is passed.
+ * @throws {NumericError} If a factor or an alpha is not finite.
+ */
+export async function readKohya(source: Source, options: ReadDialectOptions = {}): Promise<Adapter> {
+  const file = await readTensorFile(source, options);
+  const { limits } = options;
+  const { component, report, keys } = chooseComponent(file, options.component);
+  const pathOf = pathReader(options.modules ?? carriedModules(file), file.name);
+  const pairs = new FactorPairs(file.name, limits ? { limits } : {});
+  const alphas = new Map<string, number>();
+  for (const { tensor, prefix, name, part, stored } of keys) {
+    if (prefix !== component) continue;
+    const path = pathOf(name, tensor);
+    if (part === "alpha") alphas.set(path, readAlpha(stored, tensor, file.name));
+    else pairs.add(path, part === "down" ? "a" : "b", tensor, stored);
+  }
+  const complete = pairs.complete();
+  const known = new Set(complete.map(({ name }) => name));
+  const lone = [...alphas.keys()].find((path) => !known.has(path));
+  if (lone !== undefined) {
+    const tensor = `${component}_${flattenPath(lone)}.alpha`;
+    const message = `Cannot read tensor ${quote(tensor)} of ${quote(file.name)} without factors beside it`;
+    throw new MismatchError(`${message}: expected lora_down and lora_up`, { file: file.name, tensor });
+  }
+  return await assembleAdapter({
+    name: source.name,
+    file: file.name,
+    // Trainers and loaders take an alpha that is absent or 0 for the rank.
+    pairs: complete.map((pair) => ({ ...pair, alpha: alphas.get(pair.name) || pair.a.shape[0]! })),
+    config: carriedConfig(file.metadata.get(CONFIG_KEY), file.name, limits),
+    report,
+    limits,
+  });
+}
+
+interface KohyaKey {
+  readonly tensor: string;
+  readonly prefix: string;
+  readonly name: string;
+  readonly part: "down" | "up" | "alpha";
+  readonly stored: StoredTensor;
+}
+
+function chooseComponent(file: TensorFile, wanted: string | undefined) {
+  const keys = Array.from(file.tensors, ([tensor, stored]): KohyaKey => {
+    const [, prefix, name, part, alpha] = KEY.exec(tensor) ?? [];
+    if (prefix === undefined || name === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
+    return { tensor, prefix, name, part: (part ?? alpha) as KohyaKey["part"], stored };
+  });
+  const prefixes = [...new Set(keys.map(({ prefix }) => prefix))];
+  const { component, report } = oneComponent(file.name, prefixes, kohyaPrefix(wanted, prefixes));
+  return { component, report, keys };
+}
+
+function carriedModules({ name, metadata }: TensorFile): readonly string[] | undefined {
+  const text = metadata.get(MODULES_KEY);
+  if (text === undefined) return undefined;
+  const list: JsonValue = parseJson(text, { file: `${MODULES_KEY} of ${name}`, maxDepth: 1 });
+  if (Array.isArray(list) && list.every((path) => typeof path === "string")) return list;
+  const message = `Cannot read ${quote(MODULES_KEY)} of ${quote(name)}: expected a list of module paths`;
+  throw new FormatError(message, { file: name, field: MODULES_KEY, expected: "a list of paths" });
+}
+
+/**
+ * Writes a file that sd-scripts, ComfyUI and diffusers load. Factors stay as they are; each module has its own alpha,
+ * rounded to F32, and where that would be 0, which means s = 1, the scaling goes into B.
+ *
+ * @param adapter Plain LoRA of linear layers.
+ * @param sink Where the file goes.
+ * @param options `component`, the prefix; that of text encoders or `"lora_unet"`, by the paths, if absent. `file`.
+ * @returns What was changed.
+ * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {FormatError} If two modules would have one name.
+ */
+export async function writeKohya(
+  adapter: Adapter,
+  sink: Sink,
+  options: WriteDialectOptions = {},
+): Promise<readonly ReportLine[]> {
+  requirePlain(adapter, "convert");
+  const { file = KOHYA_FILE } = options;
+  const names = [...adapter.modules.keys()];
+  const prefix = kohyaPrefix(options.component) ??
+    (names.every((name) => name.startsWith("text_model.")) ? "lora_te" : "lora_unet");
+  const folded = foldScales(adapter.modules.values(), (module) => isSayable(module) ? module.scaling : 1, {
+    file,
+    why: "Kohya's files hold alphas in F32, and one of 0 means s = 1",
+  });
+  const tensors = new Map<string, StoredTensor>();
+  const owners = new Map<string, string>();
+  for (const { name, alpha, loraA, loraB } of folded.modules) {
+    const key = `${prefix}_${flattenPath(name)}`;
+    refuseTwins(key, owners.get(key), name);
+    owners.set(key, name);
+    tensors.set(`${key}.lora_down.weight`, loraA).set(`${key}.lora_up.weight`, loraB);
+    tensors.set(`${key}.alpha`, { dtype: "F32", shape: [], bytes: new Uint8Array(Float32Array.of(alpha).buffer) });
+  }
+  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
+  const metadata = new Map([
+    ["ss_network_module", "networks.lora"],
+    ["ss_network_dim", String(commonest(folded.modules.map(({ rank }) => rank)))],
+    ["ss_network_alpha", String(Math.fround(commonest(folded.modules.map(({ alpha }) => alpha))))],
+    [CONFIG_KEY, carryConfig(config)],
+    [MODULES_KEY, JSON.stringify(names)],
+  ]);
+  await writeFiles(sink, new Map([[file, encodeSafetensors(tensors, metadata)]]), options);
+  return [...reportTrainingState(adapter), ...folded.report, ...reportRounding(folded.modules, file)];
+}
+
+function isSayable({ scaling, rank }: LoraModule): boolean {
+  const alpha = Math.fround(scaling * rank);
+  return alpha !== 0 && Number.isFinite(alpha);
+}
+
+function reportRounding(modules: readonly LoraModule[], file: string): readonly ReportLine[] {
+  const errors = modules.map(({ scaling, rank, alpha }) => Math.abs(Math.fround(alpha) / rank / scaling - 1));
+  const error = Math.max(...errors);
+  if (!(error > 2 ** -52)) return [];
+  const what = `alphas of ${errors.filter((each) => each > 2 ** -52).length} modules are rounded to F32`;
+  return [{ module: file, what, why: "s = alpha / r only comes that close to rsLoRA's alpha / √r", error }];
+}
+
+function refuseTwins(key: string, twin: string | undefined, name: string): void {
+  if (twin === undefined) return;
+  const found = `${quote(twin)} and ${quote(name)}`;
+  const message = `Cannot write modules ${found} under the one name ${quote(key)}`;
+  throw new FormatError(`${message}: expected paths that differ in more than "." and "_"`, {
+    code: "ambiguous-name",
+    tensor: key,
+    found: [twin, name],
+  });
+}

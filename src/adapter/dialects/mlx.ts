@@ -1,0 +1,184 @@
+/**
+ * mlx-lm: `adapters.safetensors` with `<path>.lora_a` (in, r) and `.lora_b` (r, out), and `adapter_config.json` with one
+ * scale, ΔW = s (a b)ᵀ.
+ *
+ * @module
+ */
+
+import { FormatError, MismatchError, NumericError } from "../../errors.ts";
+import type { StoredTensor } from "../../formats/dtype.ts";
+import { JsonNumber, type JsonValue } from "../../formats/json.ts";
+import { readJson } from "../../formats/json_file.ts";
+import { stringifyJson } from "../../formats/json_writer.ts";
+import { quote } from "../../formats/quote.ts";
+import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
+import type { Folder, Sink } from "../../formats/source.ts";
+import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
+import { requirePlain } from "../factors.ts";
+import { DEFAULT_LIMITS } from "../limits.ts";
+import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "../lora_config.ts";
+import { assembleAdapter, reportTrainingState } from "./assemble.ts";
+import { FactorPairs } from "./factor_pairs.ts";
+import { foldScales } from "./fold.ts";
+import { transposeStored } from "./matrix_bytes.ts";
+import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
+import { refuseForeign } from "./refusals.ts";
+import { alphaOf, commonest, scaleConfig } from "./scale_config.ts";
+import { readTensorFile, writeFiles } from "./tensor_file.ts";
+
+/** Name of the tensor file. */
+export const MLX_FILE = "adapters.safetensors";
+/** Key of the config with PEFT's, which mlx-lm does not know. */
+const CONFIG_KEY = "peft_config";
+const DEFAULT_SCALE = 20;
+const EXPECTED = '"<path>.lora_a" or "<path>.lora_b"';
+
+/**
+ * Reads a folder of mlx-lm. The factors are transposed; the scale of the config is that of every module.
+ *
+ * @param folder The folder with `adapter_config.json` and `adapters.safetensors`.
+ * @param options `modules`, caps and a signal.
+ * @returns The adapter.
+ * @throws {FormatError} If a tensor is no factor of a linear layer, or the config is of another kind of training.
+ * @throws {MismatchError} If a file or a factor is missing.
+ * @throws {LimitError} If a cap is passed.
+ * @throws {NumericError} If a factor or the scale is not finite.
+ */
+export async function readMlx(folder: Folder, options: ReadDialectOptions = {}): Promise<Adapter> {
+  const { limits, modules } = options;
+  for (const file of [CONFIG_FILE, MLX_FILE]) {
+    if (await folder.has(file, options)) continue;
+    const message = `Cannot read an adapter of mlx-lm from ${quote(folder.name)}: expected a file ${quote(file)}`;
+    throw new MismatchError(message, { code: "missing-file", file, missing: [file] });
+  }
+  const config = await readConfig(folder, options);
+  const file = await readTensorFile(folder.open(MLX_FILE), options);
+  const pairs = new FactorPairs(file.name, { modules, ...(limits && { limits }) });
+  for (const [tensor, stored] of file.tensors) {
+    const [, path, part] = /^(.+)\.lora_([ab])$/.exec(tensor) ?? [];
+    if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
+    const factor = stored.shape.length === 2 ? transposeStored(requireBytes(stored, tensor, file.name)) : stored;
+    pairs.add(path, part as "a" | "b", tensor, factor);
+  }
+  return await assembleAdapter({
+    name: folder.name,
+    file: file.name,
+    pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphaOf(config.scale, pair.a.shape[0]!) })),
+    config: config.peft,
+    fields: config.fields,
+    report: config.report,
+    limits,
+  });
+}
+
+function requireBytes(stored: StoredTensor, tensor: string, file: string): StoredTensor {
+  if (["F32", "F16", "BF16"].includes(stored.dtype)) return stored;
+  const message = `Cannot read tensor ${quote(tensor)} of ${quote(file)} and dtype ${stored.dtype}`;
+  const details = { file, tensor, field: "dtype", found: stored.dtype, expected: ["F32", "F16", "BF16"] };
+  throw new FormatError(`${message}: expected F32, F16 or BF16`, details);
+}
+
+interface MlxConfig {
+  readonly scale: number;
+  readonly peft: LoraConfig | null;
+  readonly fields: ReadonlyMap<string, JsonValue>;
+  readonly report: readonly ReportLine[];
+}
+
+async function readConfig(folder: Folder, options: ReadDialectOptions): Promise<MlxConfig> {
+  const { limits } = options;
+  const maxBytes = limits?.configBytes ?? DEFAULT_LIMITS.configBytes;
+  const json = await readJson(folder.open(CONFIG_FILE), { ...options, maxBytes, maxDepth: 16, keepNumberText: true });
+  const config = json instanceof Map ? json : new Map<string, JsonValue>();
+  const kind = config.get("fine_tune_type") ?? "lora";
+  if (kind !== "lora") throw refuseConfig("fine_tune_type", kind, '"lora"; merge it with mlx_lm.fuse');
+  const parameters = config.get("lora_parameters");
+  if (!(parameters instanceof Map)) throw refuseConfig("lora_parameters", parameters ?? null, "an object");
+  const peft = config.get(CONFIG_KEY);
+  const file = `${CONFIG_KEY} of ${CONFIG_FILE}`;
+  const dropout = parameters.get("dropout");
+  return {
+    ...readScale(parameters),
+    peft: peft instanceof Map ? readLoraConfig(peft, { file, ...(limits && { limits }) }) : null,
+    fields: new Map(dropout === undefined ? [] : [["lora_dropout", dropout]]),
+  };
+}
+
+function readScale(parameters: ReadonlyMap<string, JsonValue>): Pick<MlxConfig, "scale" | "report"> {
+  const value = parameters.get("scale");
+  if (value === undefined) {
+    const what = `lora_parameters has no scale: ${DEFAULT_SCALE} is taken`;
+    return { scale: DEFAULT_SCALE, report: [{ module: CONFIG_FILE, what, why: "it is the default of mlx-lm" }] };
+  }
+  const scale = value instanceof JsonNumber ? value.value : value;
+  if (typeof scale !== "number") throw refuseConfig("scale", value, "a number");
+  if (Number.isFinite(Math.fround(scale))) return { scale, report: [] };
+  const message = `Cannot read "scale" of ${quote(CONFIG_FILE)} with value ${scale}: expected a finite 32-bit float`;
+  throw new NumericError(message, { file: CONFIG_FILE, field: "scale", found: scale });
+}
+
+function refuseConfig(field: string, found: JsonValue, expected: string): FormatError {
+  const shown = typeof found === "string" ? quote(found) : found === null ? "absent" : typeof found;
+  const message = `Cannot read ${quote(CONFIG_FILE)} of mlx-lm with ${quote(field)} ${shown}: expected ${expected}`;
+  return new FormatError(message, { file: CONFIG_FILE, field, found, expected });
+}
+
+/**
+ * Writes a folder that mlx-lm loads. The factors are transposed; where the scales of modules differ, they go into b and
+ * the scale is 1: exact for powers of two, else rounded once to F32 and reported.
+ *
+ * @param adapter Plain LoRA of linear layers.
+ * @param sink Where the files go.
+ * @param options A signal.
+ * @returns What was changed.
+ * @throws {MismatchError} If the adapter is more than plain LoRA.
+ */
+export async function writeMlx(
+  adapter: Adapter,
+  sink: Sink,
+  options: WriteDialectOptions = {},
+): Promise<readonly ReportLine[]> {
+  requirePlain(adapter, "convert");
+  const modules = [...adapter.modules.values()];
+  const [first] = modules;
+  const scale = modules.every(({ scaling }) => scaling === first?.scaling) ? first?.scaling ?? 1 : 1;
+  const why = "the config of mlx-lm has one scale";
+  const folded = foldScales(modules, () => scale, { file: MLX_FILE, why });
+  const tensors = new Map<string, StoredTensor>();
+  for (const { name, loraA, loraB } of folded.modules) {
+    tensors.set(`${name}.lora_a`, transposeStored(loraA)).set(`${name}.lora_b`, transposeStored(loraB));
+  }
+  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
+  const text = stringifyJson(mlxConfig(folded.modules, scale, config), { indent: 4, sortKeys: true });
+  const files = new Map([
+    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"]]))],
+    [CONFIG_FILE, new TextEncoder().encode(text)],
+  ]);
+  await writeFiles(sink, files, options);
+  return [...reportTrainingState(adapter), ...folded.report, ...reportRanks(folded.modules)];
+}
+
+function mlxConfig(modules: readonly LoraModule[], scale: number, config: LoraConfig): Map<string, JsonValue> {
+  const names = modules.map(({ name }) => name);
+  const layers = names.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
+  const parameters = new Map<string, JsonValue>([
+    ["rank", commonest(modules.map(({ rank }) => rank))],
+    ["scale", scale],
+    ["dropout", config.loraDropout],
+    // Whole paths, so that exactly these layers are adapted, whatever num_layers counts from the end.
+    ["keys", names],
+  ]);
+  return new Map<string, JsonValue>([
+    ["fine_tune_type", "lora"],
+    ["num_layers", Math.max(1, ...layers)],
+    ["lora_parameters", parameters],
+    [CONFIG_KEY, new Map(config.raw)],
+  ]);
+}
+
+function reportRanks(modules: readonly LoraModule[]): readonly ReportLine[] {
+  const ranks = new Set(modules.map(({ rank }) => rank));
+  if (ranks.size === 1) return [];
+  const what = `its modules have ${ranks.size} ranks, the config of mlx-lm one`;
+  return [{ module: MLX_FILE, what, why: "mlx-lm takes the ranks of the file when it loads the tensors" }];
+}

@@ -1,0 +1,39 @@
+import type { ReadOptions } from "../../formats/source.ts";
+import type { AdapterLimits } from "../limits.ts";
+
+/** Name of a form in which adapters are stored. */
+export type Dialect = "peft" | "kohya" | "diffusers" | "gguf" | "mlx" | "loralib";
+
+/** What the base model tells a converter, where the adapter does not: see `readBaseFacts()`. */
+export interface BaseFacts {
+  /** Paths of its linear layers. */
+  readonly modules?: Iterable<string>;
+  /** Its name in GGUF files: `"llama"`, `"qwen3"`. */
+  readonly architecture?: string;
+  /** Attention heads. */
+  readonly heads?: number;
+  /** Heads of keys and values; as many as `heads` if absent. */
+  readonly kvHeads?: number;
+}
+
+/** Options of the readers; each says which ones it takes. */
+export interface ReadDialectOptions extends BaseFacts, ReadOptions {
+  /** Caps; what is absent has its default. */
+  readonly limits?: AdapterLimits;
+  /** The alpha, where the file has none: loralib. */
+  readonly alpha?: number;
+  /** The part of a pipeline that is wanted, as in the file's keys: `"unet"`, `"lora_te1"`. */
+  readonly component?: string;
+  /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
+  readonly merged?: Readonly<Record<string, readonly boolean[]>>;
+}
+
+/** Options of the writers; each says which ones it takes. */
+export interface WriteDialectOptions extends BaseFacts, ReadOptions {
+  /** Name of the file, where the dialect is one file. */
+  readonly file?: string;
+  /** The alpha that loralib's layers will be made with; that of the config if absent. */
+  readonly alpha?: number;
+  /** The part of a pipeline that the adapter is for: `"unet"`, `"lora_te1"`. */
+  readonly component?: string;
+}

@@ -1,0 +1,149 @@
+import { stat } from "node:fs/promises";
+import { basename, dirname, extname } from "node:path";
+import { parseArgs } from "node:util";
+import type { Adapter, ReportLine } from "../adapter/adapter.ts";
+import { readBaseFacts } from "../adapter/dialects/base_facts.ts";
+import { DIALECTS, readAdapter, writeAdapter } from "../adapter/dialects/convert.ts";
+import type { BaseFacts, Dialect } from "../adapter/dialects/options.ts";
+import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
+import { urlFolder } from "../formats/url.ts";
+import { folder } from "../fs/mod.ts";
+import { ggufFolder } from "../models/mod.ts";
+import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
+import { type Command, UsageError } from "./command.ts";
+import { formatReport } from "./report.ts";
+import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
+
+const HELP =
+  `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
+
+Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME] [--json]
+
+  ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; which one it is is
+                    told by what it holds
+  --to DIALECT      peft, kohya, diffusers, gguf, mlx or loralib
+  --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
+  --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture and
+                    heads, and kohya's names are looked up in its list of layers; no weights are read
+  --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
+  --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
+  --json            { from, to, out, files, bytes, modules, parameters, report: [{ module, what, why, error }] }
+`;
+
+const OPTIONS = {
+  to: { type: "string" },
+  out: { type: "string" },
+  base: { type: "string" },
+  alpha: { type: "string" },
+  component: { type: "string" },
+  json: { type: "boolean", default: false },
+} as const;
+
+/** Endings of the dialects that are one file. */
+const ENDINGS: Readonly<Partial<Record<Dialect, readonly string[]>>> = {
+  kohya: [".safetensors"],
+  diffusers: [".safetensors"],
+  gguf: [".gguf"],
+  loralib: [".pt", ".pth", ".bin", ".safetensors"],
+};
+
+/** Where files go, and what has gone there. */
+interface Output {
+  readonly sink: Sink;
+  readonly file?: string;
+  readonly written: { readonly name: string; bytes: number }[];
+}
+
+async function openAdapter(path: string): Promise<Folder | Source> {
+  return /^https?:\/\//i.test(path) ? urlFolder(new URL(path)) : await modelArgument(path);
+}
+
+async function readFacts(path: string | undefined, options: ReadOptions): Promise<BaseFacts> {
+  if (path === undefined) return {};
+  const base = await modelArgument(path);
+  const isGguf = !("open" in base) && path.endsWith(".gguf");
+  return await readBaseFacts(isGguf ? await ggufFolder(base, options) : base, options);
+}
+
+function openOutput(path: string, to: Dialect): Output {
+  const written: Output["written"] = [];
+  const ending = ENDINGS[to]?.find((ending) => extname(path) === ending);
+  const place = folder(ending === undefined ? path : dirname(path));
+  const create = async (name: string): Promise<SinkFile> => {
+    const file = await place.create(name);
+    const count = { name, bytes: 0 };
+    written.push(count);
+    return {
+      write: async (bytes) => {
+        await file.write(bytes);
+        count.bytes += bytes.length;
+      },
+      commit: () => file.commit(),
+      abort: () => file.abort(),
+    };
+  };
+  const sink: Sink = { name: place.name, create };
+  return { sink, written, ...(ending !== undefined && { file: basename(path) }) };
+}
+
+/** A folder of another kind in place of a file is a slip of the pen, found before anything is read. */
+async function checkOutput(path: string, to: Dialect): Promise<void> {
+  const entry = await stat(path).catch(() => undefined);
+  const isFile = ENDINGS[to]?.includes(extname(path)) ?? false;
+  if (entry === undefined || entry.isFile() === isFile) return;
+  throw new UsageError(`Cannot write ${to} to "${path}": a ${isFile ? "file" : "folder"} is wanted`);
+}
+
+function formatResult(adapter: Adapter, from: Dialect, to: Dialect, out: string, { written }: Output): string {
+  const bytes = written.reduce((sum, file) => sum + file.bytes, 0);
+  const what = `${formatCount(adapter.modules.size)} modules, ${formatCount(adapter.parameters)} parameters`;
+  return `${out}: ${from} to ${to}, ${what}, ${formatBytes(bytes)}\n`;
+}
+
+/** `lora convert` */
+export const convert: Command = {
+  help: HELP,
+  async run(args, signal) {
+    const { values, positionals } = parseArgs({ args, allowPositionals: true, options: OPTIONS });
+    const [path] = positionals;
+    if (path === undefined || positionals.length > 1) {
+      throw new UsageError(`Cannot convert ${positionals.length} adapters: one is wanted`);
+    }
+    const to = choiceOption(requiredOption(values.to, "to"), "to", DIALECTS)!;
+    const out = requiredOption(values.out, "out");
+    const alpha = numberOption(values.alpha, "alpha", {});
+    await checkOutput(out, to);
+    const facts = await readFacts(values.base, { signal });
+    const { component } = values;
+    const options = { ...facts, signal, ...(alpha !== undefined && { alpha }) };
+    const { dialect, adapter } = await readAdapter(await openAdapter(path), {
+      ...options,
+      ...(component !== undefined && { component }),
+    });
+    const output = openOutput(out, to);
+    const changes = await writeAdapter(adapter, to, output.sink, {
+      ...options,
+      ...(output.file !== undefined && { file: output.file }),
+      ...(component !== undefined && { component }),
+    });
+    const report: readonly ReportLine[] = [...adapter.report, ...changes];
+    if (values.json) return printJson(describe(adapter, { from: dialect, to, out, output, report }));
+    print(formatReport(report), "stderr");
+    print(formatResult(adapter, dialect, to, out, output));
+  },
+};
+
+function describe(
+  { modules, parameters }: Adapter,
+  { from, to, out, output: { written }, report }: {
+    readonly from: Dialect;
+    readonly to: Dialect;
+    readonly out: string;
+    readonly output: Output;
+    readonly report: readonly ReportLine[];
+  },
+): unknown {
+  const bytes = written.reduce((sum, file) => sum + file.bytes, 0);
+  const files = written.map(({ name }) => name);
+  return { from, to, out, files, bytes, modules: modules.size, parameters, report };
+}
