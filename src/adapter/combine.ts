@@ -74,9 +74,14 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  *
  * @example
  * ```ts
- * const half = await combineAdapters([{ adapter: emotion, weight: 0.5 }, { adapter: summary, weight: 0.5 }]);
- * const small = await combineAdapters([{ adapter: half }], { method: "svd", energy: 0.99 });
- * for (const { module, error } of small.report) console.log(module, error);
+ * import { combineAdapters, loadAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const news = await loadAdapter(folder("examples/models/tiny/news"));
+ * const tweets = await loadAdapter(folder("examples/models/tiny/tweets"));
+ * const half = await combineAdapters([{ adapter: news, weight: 0.5 }, { adapter: tweets, weight: 0.5 }]);
+ * assert.equal(half.modules.get("model.layers.0.self_attn.q_proj")?.rank, 8 + 4);
  * ```
  */
 export async function combineAdapters(
@@ -117,8 +122,12 @@ export async function combineAdapters(
  *
  * @example
  * ```ts
- * const small = await resizeAdapter(adapter, { energy: 0.99 });
- * for (const { module, what, error } of small.report) console.log(module, what, error);
+ * import { loadAdapter, resizeAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const small = await resizeAdapter(await loadAdapter(folder("examples/models/tiny/tweets")), { rank: 2 });
+ * for (const { error = 0 } of small.report) assert.ok(error < 1);
  * ```
  */
 export async function resizeAdapter(adapter: Adapter, options: ResizeOptions): Promise<Adapter> {

@@ -87,8 +87,13 @@ export function deltaNorm(module: LoraModule): number {
  *
  * @example
  * ```ts
- * const { modules } = await compareAdapters(seed1, seed2);
- * for (const { module, input } of modules) console.log(module, input[0]?.[0]);
+ * import { compareAdapters, loadAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const news = await loadAdapter(folder("examples/models/tiny/news"));
+ * const { modules } = await compareAdapters(news, news);
+ * assert.ok(Math.abs(modules[0]!.input[0]![0]! - 1) < 1e-6); // one adapter spans what it spans
  * ```
  */
 export async function compareAdapters(

@@ -55,8 +55,13 @@ export interface LoadAdapterOptions extends ReadOptions {
  *
  * @example
  * ```ts
- * const adapter = await loadAdapter(new URL("https://example.com/adapters/emotion/"));
- * for (const [path, { rank, scaling }] of adapter.modules) console.log(path, rank, scaling);
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/tweets"));
+ * const { rank, alpha, scaling } = adapter.modules.get("model.layers.0.self_attn.q_proj")!;
+ * assert.deepEqual([rank, alpha, scaling], [4, 8, 4]); // rsLoRA: 8 / sqrt(4)
  * ```
  */
 export async function loadAdapter(source: AdapterSource, options: LoadAdapterOptions = {}): Promise<Adapter> {

@@ -48,8 +48,13 @@ export function encodeConfig(config: LoraConfig): Uint8Array {
  *
  * @example
  * ```ts
- * const adapter = await loadAdapter(folder("./emotion"));
- * await saveAdapter(adapter, folder("./copy"));
+ * import { loadAdapter, memorySink, saveAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const sink = memorySink();
+ * await saveAdapter(await loadAdapter(folder("examples/models/tiny/tweets")), sink);
+ * assert.deepEqual([...sink.files.keys()].sort(), ["adapter_config.json", "adapter_model.safetensors"]);
  * ```
  */
 export async function saveAdapter(adapter: Adapter, sink: Sink, options: ReadOptions = {}): Promise<void> {

@@ -42,7 +42,9 @@ const CLASSIFIERS: ReadonlySet<string> = new Set(["score", "classifier"]);
  *
  * @example
  * ```ts
+ * import { parseLoraConfig } from "@lowrank/lora";
  * import assert from "node:assert/strict";
+ *
  * const config = parseLoraConfig('{"peft_type": "LORA", "target_modules": ["q", "v"]}');
  * const targets = listTargets(config, ["layers.0.q", "layers.0.k", "layers.1.q"]);
  * assert.deepEqual(targets.modules, ["layers.0.q", "layers.1.q"]);

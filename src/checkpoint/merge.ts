@@ -60,9 +60,14 @@ export interface MergeReport {
  *
  * @example
  * ```ts
- * const adapter = await loadAdapter(folder("./emotion"));
- * const { merged } = await mergeCheckpoint(folder("./base"), [{ adapter }], folder("./merged"), { dtype: "bf16" });
- * console.log(`${merged.length} weights changed`);
+ * import { loadAdapter, memorySink, mergeCheckpoint } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/tweets"));
+ * const sink = memorySink(); // or a folder
+ * const { merged } = await mergeCheckpoint(folder("examples/models/tiny/base"), [{ adapter }], sink);
+ * assert.equal(merged.length, adapter.modules.size);
  * ```
  */
 export async function mergeCheckpoint(

@@ -38,8 +38,12 @@ const LEGACY_START = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9];
  *
  * @example
  * ```ts
- * const tensors = await readTorch(folder("./emotion").open("adapter_model.bin"));
- * for (const [name, { dtype, shape }] of tensors) console.log(name, dtype, shape);
+ * import { readTorch } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const tensors = await readTorch(folder("tests/fixtures/llama-bin/adapter").open("adapter_model.bin"));
+ * for (const { dtype } of tensors.values()) assert.equal(dtype, "F32");
  * ```
  */
 export async function readTorch(

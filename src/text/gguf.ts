@@ -63,9 +63,16 @@ const PRE_TOKENIZATIONS: ReadonlyMap<string, PreTokenization> = new Map([
  *
  * @example
  * ```ts
- * import { file } from "@lowrank/lora/fs";
- * const { metadata } = await readGguf(file("./SmolLM2-135M-Instruct.gguf"));
- * const tokenizer = ggufTokenizer(metadata);
+ * import { type GgufValue, ggufTokenizer } from "@lowrank/lora/text";
+ * import assert from "node:assert/strict";
+ *
+ * const metadata = new Map<string, GgufValue>([
+ *   ["tokenizer.ggml.model", "gpt2"],
+ *   ["tokenizer.ggml.pre", "gpt-2"],
+ *   ["tokenizer.ggml.tokens", ["a", "b", "ab"]],
+ *   ["tokenizer.ggml.merges", ["a b"]],
+ * ]);
+ * assert.deepEqual(ggufTokenizer(metadata).encode("aba"), [2, 0]);
  * ```
  */
 export function ggufTokenizer(metadata: ReadonlyMap<string, GgufValue>): Tokenizer {

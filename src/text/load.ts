@@ -29,8 +29,11 @@ const TEMPLATE_TOKENS = ["bos_token", "eos_token", "unk_token", "pad_token", "se
  * @example
  * ```ts
  * import { folder } from "@lowrank/lora/fs";
- * const tokenizer = await loadTokenizer(folder("./SmolLM2-135M-Instruct"));
- * const ids = tokenizer.chat([{ role: "user", content: "What is the capital of France?" }]);
+ * import { loadTokenizer } from "@lowrank/lora/text";
+ * import assert from "node:assert/strict";
+ *
+ * const tokenizer = await loadTokenizer(folder("examples/models/tiny/base"));
+ * assert.equal(tokenizer.decode(tokenizer.encode("The movie<|end|>")), "The movie<|end|>");
  * ```
  */
 export async function loadTokenizer(folder: Folder, options: ReadOptions = {}): Promise<Tokenizer> {

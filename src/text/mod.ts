@@ -7,9 +7,10 @@
  * ```ts
  * import { folder } from "@lowrank/lora/fs";
  * import { loadTokenizer } from "@lowrank/lora/text";
+ * import assert from "node:assert/strict";
  *
- * const tokenizer = await loadTokenizer(folder("./SmolLM2-135M-Instruct"));
- * const ids = tokenizer.chat([{ role: "user", content: "What is the capital of France?" }]);
+ * const tokenizer = await loadTokenizer(folder("examples/models/tiny/base"));
+ * assert.deepEqual(tokenizer.encode("<|end|>The movie"), [0, 341, 441]);
  * ```
  *
  * @module
