@@ -96,16 +96,23 @@ pub unsafe extern "C" fn attention(
                 panels.fill(&head);
             }
             let group = heads / kv_heads;
-            for h in kv * group..(kv + 1) * group {
-                let at = i * length * q_stride + h * dim;
-                (head.q, head.y) = (q.add(at), y.add(at));
-                if length >= MANY {
-                    blocks(&head, &panels);
-                } else {
-                    stream(&head, scratch);
-                }
-            }
+            let at = i * length * q_stride + kv * group * dim;
+            (head.q, head.y) = (q.add(at), y.add(at));
+            query_heads(head, group, &panels, scratch);
         }
+    }
+}
+
+/// The `group` query heads that share the keys and values of `head`, whose queries are those of the first.
+#[inline(always)]
+unsafe fn query_heads(mut head: Head, group: usize, panels: &Panels, scratch: *mut f32) {
+    for _ in 0..group {
+        if head.length >= MANY {
+            blocks(&head, panels);
+        } else {
+            stream(&head, scratch);
+        }
+        (head.q, head.y) = (head.q.add(head.dim), head.y.add(head.dim));
     }
 }
 

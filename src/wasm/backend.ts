@@ -17,7 +17,8 @@ import type {
   WeightOptions,
 } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
-import * as check from "../shape.ts";
+import * as check from "../check.ts";
+import { sizeOf } from "../shape.ts";
 import { WasmTensor } from "./handles.ts";
 import type { Kernels, LoadedKernels } from "./kernels.ts";
 import { addGradients, runLinear } from "./linear.ts";
@@ -63,7 +64,7 @@ export class WasmBackend implements Backend {
 
   /** See {@linkcode Backend.tensor}. */
   tensor(shape: readonly number[], values?: Float32Array): Tensor {
-    const size = check.sizeOf(shape);
+    const size = sizeOf(shape);
     if (values) check.checkValues(shape, size, values);
     const tensor = this.#memory.create(shape);
     if (values) this.#memory.floats(tensor).set(values);

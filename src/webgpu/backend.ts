@@ -17,7 +17,8 @@ import type {
   WeightOptions,
 } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
-import * as check from "../shape.ts";
+import * as check from "../check.ts";
+import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { CommandQueue, type Dispatch, type GpuCounts, type QueueLimits } from "./commands.ts";
 import type { OpenedDevice } from "./device.ts";
@@ -104,7 +105,7 @@ export class WebGpuBackend implements Backend {
 
   /** See {@linkcode Backend.tensor}. */
   tensor(shape: readonly number[], values?: Float32Array): Tensor {
-    const size = check.sizeOf(shape);
+    const size = sizeOf(shape);
     if (values) check.checkValues(shape, size, values);
     return values ? this.#live.fromValues(shape, values) : this.#live.zeros(shape);
   }

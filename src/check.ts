@@ -1,0 +1,253 @@
+/**
+ * The checks of every operation's arguments, made once, before dispatch, for all backends.
+ *
+ * @module
+ */
+
+import type {
+  AttentionOptions,
+  LinearBackwardOptions,
+  LinearOptions,
+  LoraBranch,
+  LoraGradientBranch,
+  MatrixValues,
+  RowBranches,
+  Tensor,
+  Weight,
+} from "./backend.ts";
+import { NumericError } from "./errors.ts";
+import {
+  formatShape,
+  type ProductSizes,
+  refuse,
+  refuseValue,
+  requireColumns,
+  requireMatrix,
+  requireShape,
+  requireWhole,
+  sizeOf,
+} from "./shape.ts";
+
+const VALUE_BYTES: Readonly<Record<string, number>> = { f32: 4, f16: 2, bf16: 2 };
+const WEIGHT_DTYPES: readonly string[] = ["f32", "bf16"];
+
+/** Checks a matrix for `weight`: known types, and as many bytes as its shape says. */
+export function checkMatrixValues({ shape, dtype, bytes }: MatrixValues, wanted: string): void {
+  const elementBytes = VALUE_BYTES[dtype];
+  if (elementBytes === undefined || !WEIGHT_DTYPES.includes(wanted)) {
+    throw new TypeError(
+      `Cannot create a "${wanted}" weight from "${dtype}": expected f32 or bf16 from f32, f16 or bf16`,
+    );
+  }
+  if (!(bytes instanceof Uint8Array)) {
+    throw new TypeError(`Cannot create a weight from bytes of type ${typeof bytes}: expected a Uint8Array`);
+  }
+  if (shape.length !== 2) throw refuse("create a weight", "values", shape, "two dimensions");
+  const length = sizeOf(shape) * elementBytes;
+  if (bytes.byteLength !== length) {
+    throw refuseValue("create a weight", "bytes", bytes.byteLength, `${length} for ${dtype} ${formatShape(shape)}`);
+  }
+}
+
+/** Checks that as many values are given as the tensor holds. */
+export function checkValues(shape: readonly number[], size: number, values: Float32Array): void {
+  if (!(values instanceof Float32Array)) {
+    throw new TypeError(`Cannot fill a tensor from ${typeof values}: values must be a Float32Array`);
+  }
+  if (values.length !== size) {
+    throw refuseValue("fill a tensor", "values", values.length, `${size} for shape ${formatShape(shape)}`);
+  }
+}
+
+/** Checks that a new shape has as many elements, and returns it. */
+export function checkReshape(tensor: Tensor, shape: readonly number[]): void {
+  if (sizeOf(shape) !== tensor.size) {
+    throw refuse("run reshape", "tensor", tensor.shape, `as many elements as ${formatShape(shape)} has`);
+  }
+}
+
+function checkBranch(operation: string, branch: LoraBranch, n: number, k: number): void {
+  const [rank, inFeatures] = branch.a.shape;
+  if (inFeatures !== k) throw refuse(`run ${operation}`, "A", branch.a.shape, `${k} columns to match W [${n}, ${k}]`);
+  if (branch.b.shape[0] !== n || branch.b.shape[1] !== rank) {
+    throw refuse(`run ${operation}`, "B", branch.b.shape, `[${n}, ${rank}] to match W [${n}, ${k}] and A`);
+  }
+  if (branch.a.dtype !== "f32" || branch.b.dtype !== "f32") {
+    throw refuseValue(`run ${operation}`, "factors of dtype", `${branch.a.dtype} and ${branch.b.dtype}`, "f32");
+  }
+  if (!Number.isFinite(branch.scaling)) {
+    throw new NumericError(`Cannot run ${operation} with scaling ${branch.scaling}: expected a finite number`, {
+      field: "scaling",
+      found: branch.scaling,
+    });
+  }
+}
+
+function checkRanges(operation: string, ranges: readonly RowBranches[], { m, n, k }: ProductSizes): void {
+  let end = 0;
+  for (const range of ranges) {
+    if (!(Number.isSafeInteger(range.start) && range.start >= end && range.end >= range.start && range.end <= m)) {
+      const found = `${range.start} to ${range.end}`;
+      throw refuseValue(`run ${operation}`, "rows", found, `ascending ranges without overlap in 0 to ${m}`);
+    }
+    end = range.end;
+    for (const branch of range.branches) checkBranch(operation, branch, n, k);
+  }
+}
+
+/** Checks the arguments of `linear`. */
+export function checkLinear(x: Tensor, weight: Weight, options: LinearOptions): ProductSizes {
+  const [n, k] = weight.shape;
+  const m = requireColumns("linear", "x", x, k, `W of shape ${formatShape(weight.shape)}`);
+  if (options.bias) requireShape("linear", "bias", options.bias, [n]);
+  checkRanges("linear", options.adapters ?? [], { m, n, k });
+  return { m, n, k };
+}
+
+function checkGradients(branch: LoraGradientBranch): void {
+  if (branch.da) requireShape("linearBackward", "da", branch.da, branch.a.shape);
+  if (branch.db) requireShape("linearBackward", "db", branch.db, branch.b.shape);
+}
+
+/** Checks the arguments of `linearBackward`. */
+export function checkLinearBackward(
+  dy: Tensor,
+  x: Tensor,
+  weight: Weight,
+  options: LinearBackwardOptions,
+): ProductSizes {
+  const operation = "linearBackward";
+  const [n, k] = weight.shape;
+  const m = requireColumns(operation, "x", x, k, `W of shape ${formatShape(weight.shape)}`);
+  requireShape(operation, "dy", dy, [m, n]);
+  if (weight.merged) {
+    throw new RangeError("Cannot run linearBackward on a merged weight: unmerge it first");
+  }
+  if (options.dx) requireShape(operation, "dx", options.dx, [m, k]);
+  if (options.dw) requireShape(operation, "dw", options.dw, [n, k]);
+  if (options.dbias) requireShape(operation, "dbias", options.dbias, [n]);
+  checkRanges(operation, options.adapters ?? [], { m, n, k });
+  for (const range of options.adapters ?? []) range.branches.forEach(checkGradients);
+  return { m, n, k };
+}
+
+/** Checks one branch of its own, for `deltaWeight`. */
+export function checkDelta(branch: LoraBranch): readonly [number, number] {
+  const [n, k] = [branch.b.shape[0], branch.a.shape[1]];
+  checkBranch("deltaWeight", branch, n, k);
+  return [n, k];
+}
+
+/** Checks the arguments of `merge`. */
+export function checkMerge(weight: Weight, branches: readonly LoraBranch[]): void {
+  if (weight.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this weight");
+  for (const branch of branches) checkBranch("merge", branch, weight.shape[0], weight.shape[1]);
+}
+
+/** Checks the argument of `unmerge`. */
+export function checkUnmerge(weight: Weight): void {
+  if (!weight.merged) throw new RangeError("Cannot unmerge a weight: no adapter is merged into it");
+}
+
+/** Checks that every index is below `count`. */
+export function checkIndices(operation: string, field: string, indices: Uint32Array, count: number): void {
+  if (!(indices instanceof Uint32Array)) {
+    throw new TypeError(`Cannot run ${operation} with ${field} of type ${typeof indices}: expected a Uint32Array`);
+  }
+  const at = indices.findIndex((index) => index >= count);
+  if (at >= 0) throw refuseValue(`run ${operation}`, `${field}[${at}] =`, indices[at], `below ${count}`);
+}
+
+/** Checks the arguments of `takeRows`. */
+export function checkTakeRows(x: Tensor, rows: Uint32Array): readonly [number, number] {
+  const sizes = requireMatrix("takeRows", "x", x);
+  checkIndices("takeRows", "rows", rows, sizes[0]);
+  return sizes;
+}
+
+/** Checks the arguments of `rmsNorm`, and returns `[rows, dim]`. */
+export function checkRmsNorm(x: Tensor, gain: Tensor, eps: number): readonly [number, number] {
+  const dim = gain.shape[0] ?? 0;
+  if (gain.shape.length !== 1 || dim === 0) throw refuse("run rmsNorm", "gain", gain.shape, "one dimension from 1");
+  const columns = x.shape.at(-1) ?? 0;
+  if (columns % dim !== 0) throw refuse("run rmsNorm", "x", x.shape, `a last dimension that is a multiple of ${dim}`);
+  if (!(eps >= 0 && Number.isFinite(eps))) throw refuseValue("run rmsNorm", "eps", eps, "a finite number from 0");
+  return [x.size / dim, dim];
+}
+
+/** Checks the arguments of `rope`. */
+export function checkRope(x: Tensor, cos: Tensor, sin: Tensor): { rows: number; heads: number; half: number } {
+  const [rows, columns] = requireMatrix("rope", "x", x);
+  const half = cos.shape[1] ?? 0;
+  requireShape("rope", "cos", cos, [rows, half]);
+  requireShape("rope", "sin", sin, [rows, half]);
+  if (half === 0 || columns % (2 * half) !== 0) {
+    throw refuse("run rope", "x", x.shape, `columns that are a multiple of ${2 * half}, twice the columns of cos`);
+  }
+  return { rows, heads: columns / (2 * half), half };
+}
+
+/** Checks the arguments of `append`. */
+export function checkAppend(
+  cache: Tensor,
+  x: Tensor,
+  past: number,
+): { batch: number; capacity: number; dim: number; length: number } {
+  const [batch = 0, capacity = 0, dim = 0] = cache.shape;
+  if (cache.shape.length !== 3) throw refuse("run append", "cache", cache.shape, "[batch, capacity, dim]");
+  const rows = requireColumns("append", "x", x, dim, `cache of shape ${formatShape(cache.shape)}`);
+  if (batch === 0 ? rows !== 0 : rows % batch !== 0) {
+    throw refuse("run append", "x", x.shape, `rows that are a multiple of the batch of ${batch}`);
+  }
+  requireWhole("append", "past", past, 0);
+  const length = batch === 0 ? 0 : rows / batch;
+  if (past + length > capacity) {
+    throw refuseValue("run append", "past + length", past + length, `at most the capacity of ${capacity}`);
+  }
+  return { batch, capacity, dim, length };
+}
+
+/** Checks the arguments of `attention`; returns the queries per sequence, the room of the cache, the width of a head. */
+export function checkAttention(
+  q: Tensor,
+  keys: Tensor,
+  values: Tensor,
+  options: AttentionOptions,
+): { length: number; capacity: number; dim: number } {
+  const { heads, kvHeads, batch, past, window = 1 } = options;
+  const operation = "attention";
+  for (const [field, value] of Object.entries({ kvHeads, heads, batch, window })) {
+    requireWhole(operation, field, value, 1);
+  }
+  requireWhole(operation, "past", past, 0);
+  if (heads % kvHeads !== 0) throw refuseValue("run attention", "heads", heads, `a multiple of kvHeads ${kvHeads}`);
+  const [rows, columns] = requireMatrix(operation, "q", q);
+  if (columns % heads !== 0) throw refuse("run attention", "q", q.shape, `columns that are a multiple of ${heads}`);
+  if (rows % batch !== 0) throw refuse("run attention", "q", q.shape, `rows that are a multiple of ${batch}`);
+  const dim = columns / heads;
+  const capacity = keys.shape[1] ?? 0;
+  requireShape(operation, "keys", keys, [batch, capacity, kvHeads * dim]);
+  requireShape(operation, "values", values, [batch, capacity, kvHeads * dim]);
+  const length = rows / batch;
+  if (past + length > capacity) {
+    throw refuseValue("run attention", "past + length", past + length, `at most the capacity of ${capacity}`);
+  }
+  return { length, capacity, dim };
+}
+
+/** Checks that two tensors have one shape. */
+export function checkSame(
+  operation: string,
+  first: readonly [string, Tensor],
+  second: readonly [string, Tensor],
+): void {
+  requireShape(operation, second[0], second[1], first[1].shape);
+}
+
+/** Checks the arguments of `crossEntropy`. */
+export function checkCrossEntropy(logits: Tensor, targets: Uint32Array): readonly [number, number] {
+  const [rows, classes] = requireMatrix("crossEntropy", "logits", logits);
+  checkIndices("crossEntropy", "targets", targets, classes);
+  if (targets.length !== rows) throw refuseValue("run crossEntropy", "targets", targets.length, `${rows}, one per row`);
+  return [rows, classes];
+}
