@@ -42,7 +42,7 @@ export async function requestDevice(anyAdapter: boolean): Promise<OpenedDevice> 
   if (!gpu) throw unavailable('no "navigator.gpu" in this runtime; Node and Bun can pass a device of npm "webgpu"');
   const gpuAdapter = await gpu.requestAdapter({ powerPreference: "high-performance" }).catch(refuse);
   if (!gpuAdapter) throw unavailable("no GPU adapter in this runtime");
-  if (!anyAdapter && gpuAdapter.info.isFallbackAdapter) throw unavailable("only a software adapter in this runtime");
+  if (!anyAdapter && isSoftware(gpuAdapter)) throw unavailable("only a software adapter in this runtime");
   const least = ({ maxBufferSize, maxStorageBufferBindingSize }: GPUSupportedLimits) => ({
     maxBufferSize: Math.min(maxBufferSize, WANTED_BYTES),
     maxStorageBufferBindingSize: Math.min(maxStorageBufferBindingSize, WANTED_BYTES),
@@ -50,6 +50,11 @@ export async function requestDevice(anyAdapter: boolean): Promise<OpenedDevice> 
   const requiredLimits = least(gpuAdapter.limits);
   const device = await gpuAdapter.requestDevice({ label: "@lowrank/lora", requiredLimits }).catch(refuse);
   return { device, owned: true, label: describe(gpuAdapter.info) };
+}
+
+/** Older browsers say it on the adapter itself. */
+function isSoftware(gpuAdapter: GPUAdapter & { readonly isFallbackAdapter?: boolean }): boolean {
+  return gpuAdapter.info?.isFallbackAdapter ?? gpuAdapter.isFallbackAdapter ?? false;
 }
 
 function describe(info: GPUAdapterInfo | undefined): string {
