@@ -16,6 +16,8 @@ const STORAGES: ReadonlyMap<Dtype, string> = new Map<Dtype, string>([
   ["BF16", "BFloat16Storage"],
 ]);
 const ROOT = "archive";
+/** Items that one opcode puts into the dict: readers cap their stack. */
+const BATCH = 1000;
 /** Sizes and offsets above need the 64-bit fields of zip, which this writer has not. */
 const MAX_FILE = 2 ** 32 - 1;
 const MAX_ENTRIES = 2 ** 16 - 1;
@@ -48,12 +50,15 @@ export function encodeTorch(tensors: ReadonlyMap<string, StoredTensor>): Uint8Ar
   ]);
 }
 
-/** Protocol 2: an OrderedDict-free dict whose values call `torch._utils._rebuild_tensor_v2`. */
+/** Protocol 2: a dict whose values call `torch._utils._rebuild_tensor_v2`, filled by thousands as Python does. */
 function encodePickle(tensors: ReadonlyMap<string, StoredTensor>): Uint8Array {
-  const parts = [Uint8Array.of(0x80, 2), ascii("}(")];
+  const parts = [Uint8Array.of(0x80, 2), ascii("}")];
   let key = 0;
-  for (const [name, tensor] of tensors) parts.push(text(name), ...rebuild(name, String(key++), tensor));
-  parts.push(ascii("u."));
+  for (const [name, tensor] of tensors) {
+    if (key % BATCH === 0) parts.push(ascii(key === 0 ? "(" : "u("));
+    parts.push(text(name), ...rebuild(name, String(key++), tensor));
+  }
+  parts.push(ascii(key === 0 ? "." : "u."));
   return concat(parts);
 }
 

@@ -90,6 +90,7 @@ export function foldScales(
   });
   if (count === 0) return { modules: written, count, report: [] };
   const wide = widened === 0 ? "" : `, ${widened} of them widened to F32`;
-  const what = `the scaling is folded into B of ${count} modules${wide}`;
+  const rounded = error === 0 ? "" : `, rounded by ${error.toExponential(1)} at most`;
+  const what = `the scaling is folded into B of ${count} modules${wide}${rounded}`;
   return { modules: written, count, report: [{ module: reason.file, what, why: reason.why, error }] };
 }

@@ -20,7 +20,7 @@ import { reorderHeads, type RowOrder } from "./matrix_bytes.ts";
 import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign, refuseKind } from "./refusals.ts";
 import { scaleConfig } from "./scale_config.ts";
-import { cappedSize, writeFiles } from "./tensor_file.ts";
+import { cappedSize, checkName, writeFiles } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const GGUF_FILE = "adapter.gguf";
@@ -51,6 +51,7 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
   const pairs = new FactorPairs(source.name, { modules, ...(limits && { limits }) });
   const quantised = new Set<string>();
   for (const info of gguf.tensors.values()) {
+    checkName(info.name, source.name);
     const [, tensor, part] = /^(.+)\.lora_([ab])$/.exec(info.name) ?? [];
     if (tensor === undefined) throw refuseForeign(info.name, source.name, EXPECTED);
     const path = modulePath(tensor, architecture);

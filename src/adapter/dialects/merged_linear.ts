@@ -44,9 +44,9 @@ export function mergedLayer(
   const slices = Object.entries(merged).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
   const [rows = 0, rank = 0] = [a.shape[0], b.shape[1]];
   const ratio = rank === 0 ? 0 : rows / rank;
-  if (slices === undefined && !(Number.isInteger(ratio) && ratio > 1)) return null;
-  const enabled = slices?.filter(Boolean).length ?? 0;
   const isMatrix = a.shape.length === 2 && b.shape.length === 2;
+  if (slices === undefined && !(isMatrix && Number.isInteger(ratio) && ratio > 1)) return null;
+  const enabled = slices?.filter(Boolean).length ?? 0;
   if (slices && isMatrix && enabled >= 1 && enabled === ratio && b.shape[0]! % enabled === 0) {
     return { slices, enabled };
   }

@@ -7,6 +7,8 @@ import { readExactly, type ReadOptions, type Sink, type SinkFile, type Source } 
 import { readTorch } from "../../formats/torch.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 
+const MAX_NAME = 1024;
+
 /** The tensors of a file, and the texts beside them. */
 export interface TensorFile {
   /** Name of the file. */
@@ -36,14 +38,33 @@ export async function readTensorFile(source: Source, options: TensorFileOptions 
   const { name } = source;
   const bytes = await readCapped(source, options);
   const memory = memorySource(name, bytes);
-  if (isZip(bytes)) return { name, tensors: await readTorch(memory, options), metadata: new Map() };
+  if (isZip(bytes)) {
+    const tensors = await readTorch(memory, options);
+    for (const tensor of tensors.keys()) checkName(tensor, name);
+    return { name, tensors, metadata: new Map() };
+  }
   const maxHeaderBytes = options.limits?.headerBytes;
   const header = await readSafetensorsHeader(memory, maxHeaderBytes === undefined ? {} : { maxHeaderBytes });
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, dtype, shape, offset, length } of header.tensors.values()) {
-    tensors.set(name, { dtype, shape, bytes: bytes.subarray(offset, offset + length) });
+  for (const { name: tensor, dtype, shape, offset, length } of header.tensors.values()) {
+    checkName(tensor, name);
+    tensors.set(tensor, { dtype, shape, bytes: bytes.subarray(offset, offset + length) });
   }
   return { name, tensors, metadata: header.metadata };
+}
+
+/**
+ * Refuses a name that is longer than any tool's: matching takes time that grows with the square of the length.
+ *
+ * @param tensor The name.
+ * @param file Name of the file.
+ * @throws {LimitError} If it has more than 1024 characters.
+ */
+export function checkName(tensor: string, file: string): void {
+  if (tensor.length <= MAX_NAME) return;
+  const message = `Cannot read tensor ${quote(tensor)} of ${quote(file)} with a name of ${tensor.length} characters`;
+  const details = { file, tensor, field: "name", limit: MAX_NAME, value: tensor.length };
+  throw new LimitError(`${message}: expected at most ${MAX_NAME}`, details);
 }
 
 /**
