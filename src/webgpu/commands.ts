@@ -233,6 +233,7 @@ export class CommandQueue {
     this.#settled = this.#settled.then(() => batch.settle());
     for (const start of batch.onSubmit) start();
     this.#storage.trim();
+    this.#staging.trim();
   }
 
   /** Copies out the first bytes of a buffer, as they are after all commands recorded before. */
