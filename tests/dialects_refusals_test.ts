@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { Adapter } from "../src/adapter/adapter.ts";
 import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
 import type { Dialect } from "../src/adapter/dialects/options.ts";
 import { recogniseDialect } from "../src/adapter/dialects/recognise.ts";
@@ -16,7 +17,7 @@ import { bitsPerElement, type StoredTensor } from "../src/formats/dtype.ts";
 import { encodeGguf, type GgufField } from "../src/formats/gguf_writer.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
-import { FACTS, randomAdapter, store } from "./dialects_support.ts";
+import { FACTS, peftFiles, randomAdapter, store } from "./dialects_support.ts";
 import { random } from "./values.ts";
 
 const TYPED = [FormatError, MismatchError, LimitError, NumericError, IntegrityError, ShapeError, OutOfMemoryError];
@@ -205,6 +206,35 @@ test("a config that a file carries counts only where it agrees with the file", a
   assert(other.report.some(({ what }) => what.includes("another rank or scale")));
   const scaling = other.modules.get(first.name)!.scaling;
   assert(Math.abs(scaling / first.scaling - 1) < 1e-7);
+});
+
+test("a carried config of another rank is left aside, and one that asks for DoRA is refused", async () => {
+  const source = (config: object) => {
+    const metadata = new Map([["peft_config", JSON.stringify({ peft_type: "LORA", ...config })]]);
+    return memorySource("a.safetensors", encodeSafetensors(new Map(Object.entries(pair("kohya"))), metadata));
+  };
+  const { adapter } = await readAdapter(source({ r: 3, lora_alpha: 3, target_modules: ["v_proj"] }));
+  assert.deepEqual([adapter.config.r, adapter.modules.get(PATH)!.scaling], [2, 1]);
+  assert(adapter.report.some(({ module, what }) => module === PATH && what.includes("another rank or scale")));
+  const same = (await readAdapter(source({ r: 2, lora_alpha: 2, target_modules: ["v_proj"] }))).adapter;
+  assert.deepEqual(same.config.targetModules, ["v_proj"]);
+  const dora = source({ r: 2, lora_alpha: 2, use_dora: true });
+  await assert.rejects(readAdapter(dora), { name: "FormatError", field: "use_dora" });
+});
+
+test("an alpha that 32 bits do not hold is folded for a GGUF", async () => {
+  const config = { r: 2, lora_alpha: 0.3, target_modules: ["v_proj"] };
+  const names = [`base_model.model.${PATH}.lora_A.weight`, `base_model.model.${PATH}.lora_B.weight`] as const;
+  const { adapter } = await readAdapter(memoryFolder(peftFiles(config, new Map([[names[0], A], [names[1], B]]))));
+  const [report, exact] = await Promise.all(
+    [0.3, 0.25].map((alpha) => {
+      const module = { ...adapter.modules.get(PATH)!, alpha, scaling: alpha / 2 };
+      const parts = { ...adapter, config: adapter.config, modules: new Map([[PATH, module]]) };
+      return writeAdapter(new Adapter(parts), "gguf", memorySink(), FACTS);
+    }),
+  );
+  assert(report!.some(({ what, error = 0 }) => what.includes("folded into B of 1") && error > 0 && error < 1e-7));
+  assert.deepEqual(exact, []);
 });
 
 test("recogniseDialect() names what it cannot tell", async () => {

@@ -11,9 +11,9 @@ import { type Folder, readExactly, type Source } from "../../formats/source.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
 import { CONFIG_FILE } from "../lora_config.ts";
 import { parseDiffusersKey } from "./diffusers_names.ts";
-import type { Dialect } from "./options.ts";
+import type { Dialect, ReadDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
-import { isZip, readTensorFile, type TensorFileOptions } from "./tensor_file.ts";
+import { isZip, readTensorFile } from "./tensor_file.ts";
 
 /** An adapter whose dialect is known. */
 export type Recognised =
@@ -48,7 +48,7 @@ const TORCH_OR_SAFETENSORS: readonly (readonly [Exclude<Dialect, "gguf">, (tenso
  * assert.equal((await recognise(memorySource("a.safetensors", bytes))).dialect, "kohya");
  * ```
  */
-export async function recognise(source: Folder | Source, options: TensorFileOptions = {}): Promise<Recognised> {
+export async function recognise(source: Folder | Source, options: ReadDialectOptions = {}): Promise<Recognised> {
   if (!("open" in source)) return { dialect: await recogniseFile(source, options), source } as Recognised;
   if (await source.has(CONFIG_FILE, options)) return { dialect: await recogniseConfig(source, options), source };
   const file = source.open(await onlyFile(source, options));
@@ -66,11 +66,11 @@ export async function recognise(source: Folder | Source, options: TensorFileOpti
  * @throws {FormatError} As {@linkcode recognise}.
  * @throws {MismatchError} As {@linkcode recognise}.
  */
-export async function recogniseDialect(source: Folder | Source, options: TensorFileOptions = {}): Promise<Dialect> {
+export async function recogniseDialect(source: Folder | Source, options: ReadDialectOptions = {}): Promise<Dialect> {
   return (await recognise(source, options)).dialect;
 }
 
-async function recogniseConfig(folder: Folder, options: TensorFileOptions): Promise<"peft" | "mlx"> {
+async function recogniseConfig(folder: Folder, options: ReadDialectOptions): Promise<"peft" | "mlx"> {
   const maxBytes = options.limits?.configBytes ?? DEFAULT_LIMITS.configBytes;
   const config = await readJson(folder.open(CONFIG_FILE), { ...options, maxBytes, maxDepth: 16, keepNumberText: true });
   if (config instanceof Map) {
@@ -82,7 +82,7 @@ async function recogniseConfig(folder: Folder, options: TensorFileOptions): Prom
   throw new FormatError(message, { code: "unknown-dialect", file: CONFIG_FILE, expected });
 }
 
-async function onlyFile(folder: Folder, options: TensorFileOptions): Promise<string> {
+async function onlyFile(folder: Folder, options: ReadDialectOptions): Promise<string> {
   const names = (await folder.list?.(options) ?? []).filter((name) => FILE_ENDINGS.test(name));
   const [name] = names;
   if (name !== undefined && names.length === 1) return name;
@@ -96,7 +96,7 @@ async function onlyFile(folder: Folder, options: TensorFileOptions): Promise<str
   });
 }
 
-async function recogniseFile(source: Source, options: TensorFileOptions): Promise<Dialect> {
+async function recogniseFile(source: Source, options: ReadDialectOptions): Promise<Dialect> {
   const size = await source.size(options);
   const start = await readExactly(source, 0, Math.min(4, size), options);
   if (String.fromCharCode(...start) === "GGUF") return "gguf";
