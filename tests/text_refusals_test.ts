@@ -33,6 +33,8 @@ const UNSUPPORTED: [path: string, value: unknown, field: string][] = [
   ["model.end_of_word_suffix", "</w>", "model.end_of_word_suffix"],
   ["model.continuing_subword_prefix", "##", "model.continuing_subword_prefix"],
   ["model.unk_token", "<none>", "model.unk_token"],
+  ["normalizer", { type: "Prepend", prepend: "x".repeat(17) }, "normalizer.prepend"],
+  ["normalizer", { type: "Sequence", normalizers: Array(33).fill({ type: "NFC" }) }, "normalizer.normalizers"],
   ["model.vocab", { a: -1 }, "model.vocab"],
   ["model.vocab", { a: 2 ** 30 }, "model.vocab"],
   ["model.vocab", [["a", 0]], "model.vocab"],
@@ -101,6 +103,8 @@ const GGUF: [key: string, value: GgufValue | undefined][] = [
   ["token_type", [1]],
   ["bos_token_id", 1_000_000],
   ["eos_token_id", -1],
+  ["eos_token_id", "5"],
+  ["bos_token_id", []],
   ["remove_extra_whitespaces", true],
 ];
 
@@ -127,4 +131,47 @@ test("ggufTokenizer() refuses an unknown pre-tokenizer by name, broken merges an
   assert.throws(() => ggufTokenizer(new Map([...metadata, ["tokenizer.ggml.merges", ["b a"]]])), /merges\[0\]/);
   const many = Array.from({ length: (1 << 20) + 1 }, () => "a");
   assert.throws(() => ggufTokenizer(new Map([...metadata, ["tokenizer.ggml.tokens", many]])), LimitError);
+});
+
+test("a tokenizer.json cannot make text or memory grow without bounds", async () => {
+  const twice = { type: "Replace", pattern: { String: "a" }, content: "aa" };
+  const growing = changed("normalizer", { type: "Sequence", normalizers: Array(32).fill(twice) });
+  const tokenizer = await fromFiles({ "tokenizer.json": growing });
+  assert.throws(() => tokenizer.encode("a"), { name: "LimitError", field: "normalizer" });
+  const long = changed("added_tokens", [{ id: 0, content: "a".repeat(600_000) }]);
+  await assert.rejects(fromFiles({ "tokenizer.json": long }), { name: "LimitError", field: "added_tokens" });
+});
+
+test("ggufTokenizer() refuses a token whose cuts would take minutes", () => {
+  const { gguf } = small();
+  const grown = (key: string, value: GgufValue): [string, GgufValue] => {
+    const field = `tokenizer.ggml.${key}`;
+    return [field, [...gguf[field] as GgufValue[], value]];
+  };
+  const more = [grown("tokens", "ab".repeat(100_000)), grown("scores", 0), grown("token_type", 1)];
+  const metadata = new Map([...Object.entries(gguf), ...more]);
+  assert.throws(() => ggufTokenizer(metadata), { name: "LimitError", field: "tokenizer.ggml.tokens" });
+});
+
+test("chat() gives up on a template that takes too many steps", async () => {
+  const doubling = (value: string, sign: string) =>
+    `{% set ns = namespace(x=${value}) %}{% for i in range(60) %}{% set ns.x = ns.x ${sign} ns.x %}{% endfor %}`;
+  const templates = [
+    "{% set l = range(9000) %}{% for a in l %}{% for b in l %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    doubling("[1]", "+"),
+    doubling("'x'", "~"),
+  ];
+  for (const template of templates) {
+    const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
+    assert.throws(() => tokenizer.chat([{ role: "user", content: "a" }]), {
+      name: "FormatError",
+      field: "chat_template",
+      message: /takes more than 2000000 steps/,
+    });
+  }
+  const long = Array.from({ length: 500 }, () => ({ role: "user", content: "word ".repeat(100) }));
+  const template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}";
+  const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
+  assert.ok(tokenizer.chat(long).length > 50_000);
 });

@@ -1,4 +1,5 @@
-import type { Normalizer } from "@huggingface/tokenizers";
+import { LimitError } from "../errors.ts";
+import type { TextNormalizer } from "./pre_tokenizer.ts";
 
 /** A token that is found in the text before anything else is done to it. */
 export interface AddedToken {
@@ -26,6 +27,8 @@ interface Node {
   token?: AddedToken;
 }
 
+/** Letters of all added tokens together; models with thousands of them have some 100,000. */
+const MAX_LETTERS = 500_000;
 const WORD_END = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/u;
 const WORD_START = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/u;
 const SPACE = /^\p{White_Space}$/u;
@@ -60,11 +63,12 @@ class Trie {
 export class AddedTokens {
   readonly #raw: Trie = new Trie();
   readonly #normalized: Trie = new Trie();
-  readonly #normalizer: Normalizer | null;
+  readonly #normalizer: TextNormalizer | null;
   /** Every special token as written. */
   readonly #special: Trie = new Trie();
 
-  constructor(tokens: readonly AddedToken[], normalizer: Normalizer | null) {
+  constructor(tokens: readonly AddedToken[], normalizer: TextNormalizer | null) {
+    checkLength(tokens);
     this.#normalizer = normalizer;
     for (const token of tokens) {
       const content = token.normalized && normalizer ? normalizer.normalize(token.content) : token.content;
@@ -95,6 +99,17 @@ export class AddedTokens {
     }
     return broken + text.slice(from);
   }
+}
+
+/** Every letter is a node, of some hundred bytes. */
+function checkLength(tokens: readonly AddedToken[]): void {
+  const length = tokens.reduce((sum, { content }) => sum + content.length, 0);
+  if (length <= MAX_LETTERS) return;
+  throw new LimitError(`Cannot read added tokens of ${length} characters together: expected at most ${MAX_LETTERS}`, {
+    field: "added_tokens",
+    limit: MAX_LETTERS,
+    value: length,
+  });
 }
 
 function* cut(trie: Trie, stretch: Stretch, special: boolean): Generator<number | Stretch> {

@@ -1,8 +1,9 @@
-import { BPE, type Normalizer, type PreTokenizer } from "@huggingface/tokenizers";
+import { BPE, type PreTokenizer } from "@huggingface/tokenizers";
 import { LimitError } from "../errors.ts";
 import { type AddedToken, AddedTokens, type Stretch } from "./added_tokens.ts";
 import { ChatTemplate } from "./chat_template.ts";
 import { decoderOf, type DecoderPlan, type TokenStream } from "./decoder.ts";
+import type { TextNormalizer } from "./pre_tokenizer.ts";
 import type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, TextStream, Tokenizer } from "./tokenizer.ts";
 
 /** Longest text that is encoded, in UTF-16 units. */
@@ -18,7 +19,7 @@ export interface TokenizerParts {
   readonly fuseUnk: boolean;
   readonly byteFallback: boolean;
   readonly ignoreMerges: boolean;
-  readonly normalizer: Normalizer | null;
+  readonly normalizer: TextNormalizer | null;
   readonly preTokenizer: PreTokenizer | null;
   readonly decoder: DecoderPlan;
   readonly added: readonly AddedToken[];

@@ -1,6 +1,7 @@
-import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
+import { Environment, parse, tokenize } from "@huggingface/jinja";
 import { FormatError, LimitError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
+import { BoundedInterpreter } from "./bounded_interpreter.ts";
 import { strftime } from "./strftime.ts";
 import type { ChatMessage, ChatOptions } from "./tokenizer.ts";
 
@@ -8,6 +9,8 @@ import type { ChatMessage, ChatOptions } from "./tokenizer.ts";
 const MAX_TEMPLATE = 65_536;
 /** Numbers that `range` hands out in one rendering. */
 const MAX_RANGE = 100_000;
+/** Longest reason that a template may give for refusing messages. */
+const MAX_REASON = 1000;
 /** Deepest nesting of values in messages. */
 const MAX_DEPTH = 64;
 /** The mark is the first character of this block that occurs nowhere in the messages. */
@@ -84,7 +87,7 @@ export class ChatTemplate {
     return this.#guarded("render", () => {
       const environment = new Environment(globals(options.now ?? new Date()));
       for (const [name, value] of Object.entries(values)) environment.set(name, value);
-      return String(new Interpreter(environment).run(this.#program).value);
+      return String(new BoundedInterpreter(environment).run(this.#program).value);
     });
   }
 
@@ -92,7 +95,7 @@ export class ChatTemplate {
     try {
       return work();
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
+      const reason = (cause instanceof Error ? cause.message : String(cause)).slice(0, MAX_REASON);
       throw new FormatError(`Cannot ${action} the chat template of ${quote(this.#file)}: ${reason}`, {
         file: this.#file,
         field: "chat_template",

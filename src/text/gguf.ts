@@ -208,8 +208,7 @@ function id(metadata: Metadata, name: string, tokens: readonly string[]): number
   const field = `tokenizer.ggml.${name}_token_id`;
   const value = metadata.get(field);
   if (value === undefined) return null;
-  const id = Number(value);
-  if (Number.isInteger(id) && id >= 0 && id < tokens.length) return id;
+  if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value < tokens.length) return value;
   throw refusal(field, value, `an id below ${tokens.length}`);
 }
 

@@ -5,7 +5,8 @@
  * @module
  */
 
-import { type Normalizer, type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
+import { type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
+import { LimitError } from "../errors.ts";
 import { type Fields, plainJson } from "./fields.ts";
 
 type NormalizerConfig = ConstructorParameters<typeof SequenceNormalizer>[0]["normalizers"][number];
@@ -24,11 +25,29 @@ export function bytesStep(): PreTokenizerConfig {
   return { type: "ByteLevel", add_prefix_space: false, use_regex: false };
 }
 
+/** Changes a text before it is split. */
+export interface TextNormalizer {
+  /**
+   * The changed text.
+   *
+   * @throws {LimitError} If it grows too long.
+   */
+  normalize(text: string): string;
+}
+
+/** Most steps of a normaliser, and most characters that one of them writes in place of another or before all. */
+const MAX_STEPS = 32;
+const MAX_WRITTEN = 16;
+/** Longest text between two steps, in UTF-16 units. */
+const MAX_NORMALIZED = 1 << 23;
+
 /** Builds a normaliser; null where there is nothing to do. */
-export function buildNormalizer(config: Fields | null): Normalizer | null {
-  const normalizers = normalizerSteps(config);
-  if (normalizers.length === 0) return null;
-  return guarded(config, () => new SequenceNormalizer({ type: "Sequence", normalizers }));
+export function buildNormalizer(config: Fields | null): TextNormalizer | null {
+  const steps = normalizerSteps(config);
+  if (steps.length > MAX_STEPS) {
+    throw config!.refusal("normalizers", `${steps.length} steps`, `at most ${MAX_STEPS}`);
+  }
+  return guarded(config, () => normalizerOf(steps));
 }
 
 /** Builds a pre-tokeniser; null where there is nothing to do. */
@@ -44,8 +63,21 @@ export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenize
 }
 
 /** Makes a normaliser of checked steps. */
-export function normalizerOf(normalizers: NormalizerConfig[]): Normalizer | null {
-  return normalizers.length === 0 ? null : new SequenceNormalizer({ type: "Sequence", normalizers });
+export function normalizerOf(steps: NormalizerConfig[]): TextNormalizer | null {
+  if (steps.length === 0) return null;
+  const normalizers = steps.map((step) => new SequenceNormalizer({ type: "Sequence", normalizers: [step] }));
+  return {
+    normalize: (text) => normalizers.reduce((changed, normalizer) => checkGrowth(normalizer.normalize(changed)), text),
+  };
+}
+
+/** A few steps that each replace a letter by several make any text as long as memory. */
+function checkGrowth(text: string): string {
+  if (text.length <= MAX_NORMALIZED) return text;
+  throw new LimitError(
+    `Cannot normalize a text to ${text.length} characters: expected at most ${MAX_NORMALIZED}`,
+    { field: "normalizer", limit: MAX_NORMALIZED, value: text.length },
+  );
 }
 
 function normalizerSteps(config: Fields | null): NormalizerConfig[] {
@@ -60,14 +92,20 @@ function normalizerSteps(config: Fields | null): NormalizerConfig[] {
     case "NFKD":
       return [{ type }];
     case "Prepend":
-      return [{ type, prepend: config.text("prepend") ?? "" }];
+      return [{ type, prepend: written(config, "prepend") }];
     case "Replace":
       checkPattern(config);
       // The package takes the replacement for a JavaScript pattern, in which "$" means more than itself.
-      return [{ type, pattern: pattern(config), content: (config.text("content") ?? "").replaceAll("$", "$$$$") }];
+      return [{ type, pattern: pattern(config), content: written(config, "content").replaceAll("$", "$$$$") }];
     default:
       throw config.refusal("type", type, "NFC, NFD, NFKC, NFKD, Prepend, Replace or Sequence");
   }
+}
+
+function written(config: Fields, key: string): string {
+  const text = config.text(key) ?? "";
+  if (text.length > MAX_WRITTEN) throw config.refusal(key, text, `at most ${MAX_WRITTEN} characters`);
+  return text;
 }
 
 function preTokenizerSteps(config: Fields | null): PreTokenizerConfig[] {

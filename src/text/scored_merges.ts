@@ -1,3 +1,8 @@
+import { LimitError } from "../errors.ts";
+
+/** Longest token, in UTF-16 units. */
+const MAX_LENGTH = 256;
+
 /**
  * The merges that a SentencePiece vocabulary with scores means, best first: every way to make a token of two others.
  * The order is that of transformers' conversion, so that ties fall alike.
@@ -6,12 +11,14 @@
  * @param scores By id.
  * @param skip Tokens that are never made by merging.
  * @returns Pairs, best first.
+ * @throws {LimitError} If a token is too long.
  */
 export function scoredMerges(
   vocab: ReadonlyMap<string, number>,
   scores: readonly number[],
   skip: ReadonlySet<string>,
 ): [string, string][] {
+  checkLengths(vocab.keys());
   const merges: { pair: [string, string]; score: number; lengths: [number, number] }[] = [];
   for (const [token, id] of vocab) {
     if (skip.has(token)) continue;
@@ -25,6 +32,18 @@ export function scoredMerges(
   }
   merges.sort((a, b) => b.score - a.score || b.lengths[0] - a.lengths[0] || b.lengths[1] - a.lengths[1]);
   return merges.map((merge) => merge.pair);
+}
+
+/** Cutting a token costs the square of its length; real ones have a few dozen letters. */
+function checkLengths(tokens: Iterable<string>): void {
+  let longest = 0;
+  for (const token of tokens) longest = Math.max(longest, token.length);
+  if (longest <= MAX_LENGTH) return;
+  throw new LimitError(`Cannot read a token of ${longest} characters: expected at most ${MAX_LENGTH}`, {
+    field: "tokenizer.ggml.tokens",
+    limit: MAX_LENGTH,
+    value: longest,
+  });
 }
 
 /** Every way to cut a token in two, never inside a surrogate pair. */
