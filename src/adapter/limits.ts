@@ -19,3 +19,21 @@ export const DEFAULT_LIMITS: Required<Omit<AdapterLimits, "headerBytes">> = {
   rank: 256,
   modules: 4096,
 };
+
+/**
+ * Completes caps. One that is undefined has its default too: a caller's missing setting never lifts a cap.
+ *
+ * @param limits What a caller gives.
+ * @returns The caps.
+ * @throws {TypeError} If one is no number from 0.
+ */
+export function completeLimits(
+  limits: AdapterLimits = {},
+): Required<Omit<AdapterLimits, "headerBytes">> & AdapterLimits {
+  const given = Object.entries(limits).filter(([, value]) => value !== undefined);
+  for (const [name, value] of given) {
+    if (typeof value === "number" && value >= 0) continue;
+    throw new TypeError(`Cannot use ${value} as the limit ${name}: expected a number from 0`);
+  }
+  return { ...DEFAULT_LIMITS, ...Object.fromEntries(given) };
+}

@@ -15,7 +15,7 @@ import { readTorch } from "../formats/torch.ts";
 import { urlFolder } from "../formats/url.ts";
 import { Adapter, type LoraModule } from "./adapter.ts";
 import { identify } from "./identity.ts";
-import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
+import { type AdapterLimits, completeLimits } from "./limits.ts";
 import { reportAdapter } from "./load_report.ts";
 import { CONFIG_FILE, type LoraConfig, parseLoraConfig } from "./lora_config.ts";
 import { moduleReader } from "./lora_module.ts";
@@ -24,6 +24,8 @@ import { unsupportedTensor } from "./unsupported.ts";
 
 /** File name of the tensors in a PEFT folder. */
 export const WEIGHTS_FILE = "adapter_model.safetensors";
+/** Longest name of a tensor: a path of 512 characters with all that tools put around it. */
+const MAX_TENSOR_NAME = 1024;
 const PICKLE_FILE = "adapter_model.bin";
 const CONVERSION = `python -c "import torch; from safetensors.torch import save_file; ` +
   `save_file(torch.load('${PICKLE_FILE}', weights_only=True), '${WEIGHTS_FILE}', {'format': 'pt'})"`;
@@ -65,19 +67,19 @@ export interface LoadAdapterOptions extends ReadOptions {
  * ```
  */
 export async function loadAdapter(source: AdapterSource, options: LoadAdapterOptions = {}): Promise<Adapter> {
-  const { limits } = options;
+  const limits = completeLimits(options.limits);
   options.signal?.throwIfAborted();
   const folder = asFolder(source);
   const configFile = await openFile(folder, CONFIG_FILE, options);
-  const text = await readText(configFile, { ...options, maxBytes: limits?.configBytes ?? DEFAULT_LIMITS.configBytes });
-  const config = parseLoraConfig(text, { file: configFile.name, ...(limits && { limits }) });
+  const text = await readText(configFile, { ...options, maxBytes: limits.configBytes });
+  const config = parseLoraConfig(text, { file: configFile.name, limits });
   const weightFile = await openWeights(folder, options);
-  const stored = await readCapped(weightFile, limits?.fileBytes ?? DEFAULT_LIMITS.fileBytes, options);
+  const stored = await readCapped(weightFile, limits.fileBytes, options);
   const bytes = isPickle(weightFile) ? await fromPickle(weightFile.name, stored, options) : stored;
   const header = await readSafetensorsHeader(memorySource(weightFile.name, bytes), {
-    ...(limits?.headerBytes !== undefined && { maxHeaderBytes: limits.headerBytes }),
+    ...(limits.headerBytes !== undefined && { maxHeaderBytes: limits.headerBytes }),
   });
-  const file: WeightFile = { name: weightFile.name, bytes, config, limits: { ...DEFAULT_LIMITS, ...limits } };
+  const file: WeightFile = { name: weightFile.name, bytes, config, limits };
   const groups = groupTensors(header.tensors, file);
   const modules = readModules(groups.factors, file);
   const { sha256, id } = await identify(stored, config);
@@ -97,7 +99,7 @@ interface WeightFile {
   readonly name: string;
   readonly bytes: Uint8Array;
   readonly config: LoraConfig;
-  readonly limits: typeof DEFAULT_LIMITS;
+  readonly limits: ReturnType<typeof completeLimits>;
 }
 
 type Factors = { readonly [part in "loraA" | "loraB"]?: TensorInfo };
@@ -162,6 +164,7 @@ function groupTensors(
   const factors = new Map<string, Factors>();
   const trainingState: TensorInfo[] = [];
   for (const info of tensors.values()) {
+    checkName(info.name, file.name);
     const { module, part } = parseTensorKey(info.name);
     if (part === "training state") {
       trainingState.push(info);
@@ -179,6 +182,19 @@ function groupTensors(
     throw new LimitError(message, { file: file.name, limit, value: factors.size });
   }
   return { factors, trainingState };
+}
+
+/** Matching a name takes time that grows with the square of its length. */
+function checkName(tensor: string, file: string): void {
+  if (tensor.length <= MAX_TENSOR_NAME) return;
+  const message = `Cannot load tensor ${quote(tensor)} with a name of ${tensor.length} characters`;
+  throw new LimitError(`${message}: expected at most ${MAX_TENSOR_NAME}`, {
+    file,
+    tensor,
+    field: "name",
+    limit: MAX_TENSOR_NAME,
+    value: tensor.length,
+  });
 }
 
 function refuseTensor(

@@ -8,7 +8,7 @@ import { FormatError, LimitError, NumericError } from "../errors.ts";
 import { JsonNumber, type JsonValue, parseJson } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { ConfigFields } from "./config_fields.ts";
-import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
+import { type AdapterLimits, completeLimits } from "./limits.ts";
 import { refuseUnsupportedFields } from "./unsupported.ts";
 
 /** File name of the config in a PEFT folder. */
@@ -92,7 +92,7 @@ export function parseLoraConfig(text: string, options: LoraConfigOptions = {}): 
  */
 export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: LoraConfigOptions = {}): LoraConfig {
   const { file = CONFIG_FILE } = options;
-  const limits = { ...DEFAULT_LIMITS, ...options.limits };
+  const limits = completeLimits(options.limits);
   const fields = new ConfigFields(raw, file, limits.modules);
   const kind = fields.string("peft_type");
   if (kind !== "LORA") throw fields.refuse("peft_type", '"LORA"');

@@ -78,10 +78,10 @@ function targetEntries(config: TargetConfig, work: MatchingWork): (module: strin
     });
   }
   if (typeof targetModules !== "string") {
-    const entries = new Set(targetModules);
+    const entries = new Tails(targetModules);
     const isInLayers = layerTest(config, work);
     return (module) => {
-      const tails = tailsIn(entries, module);
+      const tails = entries.of(module);
       return isInLayers(module) ? tails : tails.filter((tail) => tail === module);
     };
   }
@@ -92,11 +92,28 @@ function targetEntries(config: TargetConfig, work: MatchingWork): (module: strin
   return (module) => pattern.fullMatch(module) ? [targetModules] : [];
 }
 
-/** The entries that are the path or a tail of it after a dot. */
-function tailsIn(entries: ReadonlySet<string>, module: string): string[] {
-  const tails = [module];
-  for (let dot = module.indexOf("."); dot >= 0; dot = module.indexOf(".", dot + 1)) tails.push(module.slice(dot + 1));
-  return tails.filter((tail) => entries.has(tail));
+/** Names, each of which stands for the paths that end with it after a dot. */
+class Tails {
+  readonly #names: ReadonlySet<string>;
+  readonly #longest: number;
+
+  constructor(names: Iterable<string>) {
+    this.#names = new Set(names);
+    this.#longest = Math.max(0, ...[...this.#names].map((name) => name.length));
+  }
+
+  /** The names that are the path or a tail of it, the longest first. */
+  of(path: string): string[] {
+    // Tails longer than every name are not even looked up: a path of dots has as many tails as characters.
+    let start = Math.max(0, path.length - this.#longest);
+    if (start > 0) start = path.indexOf(".", start - 1) + 1 || path.length;
+    const found: string[] = [];
+    for (; start < path.length; start = path.indexOf(".", start) + 1 || path.length) {
+      const tail = path.slice(start);
+      if (this.#names.has(tail)) found.push(tail);
+    }
+    return found;
+  }
 }
 
 function isHead(module: string, taskType: string | null): boolean {
@@ -110,8 +127,8 @@ function nameTest(names: readonly string[] | string, options: PatternOptions): (
     const pattern = new Pattern(names, options);
     return (module) => pattern.fullMatch(module);
   }
-  const entries = new Set(names);
-  return (module) => tailsIn(entries, module).length > 0;
+  const entries = new Tails(names);
+  return (module) => entries.of(module).length > 0;
 }
 
 /**
