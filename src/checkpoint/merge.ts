@@ -7,6 +7,7 @@
 import type { ReportLine } from "../adapter/adapter.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
+import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Sink } from "../formats/source.ts";
@@ -53,7 +54,7 @@ export interface MergeReport {
  * @param sink Where the merged model goes.
  * @param options Backend, dtype, progress and a signal.
  * @returns What was written.
- * @throws {MismatchError} If an adapter does not fit the checkpoint.
+ * @throws {MismatchError} If an adapter does not fit the checkpoint, or the sink is the folder of the base.
  * @throws {FormatError} If the checkpoint is malformed.
  * @throws {NumericError} If a merged or converted value is not finite.
  * @throws {IntegrityError} If the checkpoint changes meanwhile.
@@ -81,6 +82,7 @@ export async function mergeCheckpoint(
     throw new TypeError(`Cannot merge with dtype ${quote(String(dtype))}: expected "f32", "bf16" or "f16"`);
   }
   signal?.throwIfAborted();
+  await refuseSame(base, sink);
   const checkpoint = await openCheckpoint(base, options);
   const plan = planMerge(checkpoint, adapters, await readBaseConfig(base, options), { strict });
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });
@@ -102,4 +104,13 @@ export async function mergeCheckpoint(
     bytes: output.bytes,
     report: plan.report,
   };
+}
+
+/** A merge into its own base would leave no base. */
+async function refuseSame(base: Folder, sink: Sink): Promise<void> {
+  const place = await base.location?.();
+  if (Object.is(base, sink) || (place !== undefined && place === await sink.location?.())) {
+    const message = `Cannot merge ${quote(base.name)} into itself: expected another folder, the base would be lost`;
+    throw new MismatchError(message, { code: "same-folder", file: base.name, field: "sink" });
+  }
 }

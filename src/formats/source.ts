@@ -38,6 +38,8 @@ export interface Folder {
   open(file: string): Source;
   /** The names of all files, sorted, where the place can list them. */
   list?(options?: ReadOptions): Promise<string[]>;
+  /** Where it really is: two folders, or a folder and a sink, with one location are one place. */
+  location?(): Promise<string>;
 }
 
 /** A place that takes new files, each one whole or not at all. */
@@ -46,6 +48,8 @@ export interface Sink {
   readonly name: string;
   /** Begins a file. Nothing has its final name before `commit()`. */
   create(file: string): Promise<SinkFile>;
+  /** Where it really is: a folder and a sink with one location are one place. */
+  location?(): Promise<string>;
 }
 
 /** A file being written. */

@@ -56,6 +56,11 @@ class DiskFolder implements Folder, Sink {
     }
   }
 
+  /** The path without links; as it was given where there is no such folder yet. */
+  async location(): Promise<string> {
+    return await realpath(this.#path).catch(() => this.#path);
+  }
+
   async create(file: string): Promise<SinkFile> {
     return await createAtomicFile(this.#path, checkPlainName(file, this.name));
   }
