@@ -1,6 +1,6 @@
 import { FormatError, LimitError } from "../errors.ts";
 import { quote } from "./quote.ts";
-import { decodeUtf8 } from "./utf8.ts";
+import { decodeUtf8, strictDecoder } from "./utf8.ts";
 
 /** A metadata value; integers of 64 bits are bigints only where a number cannot hold them. */
 export type GgufValue = number | bigint | boolean | string | readonly GgufValue[];
@@ -29,6 +29,7 @@ export class GgufCursor {
   readonly #view: DataView;
   readonly #file: string;
   readonly #size: number;
+  readonly #decoder: TextDecoder = strictDecoder();
   #at = 0;
   #elements = 0;
 
@@ -70,7 +71,7 @@ export class GgufCursor {
   string(field: string): string {
     const length = this.count(field, 1, MAX_STRING);
     const start = this.#take(length, field);
-    return decodeUtf8(this.#bytes.subarray(start, start + length), this.#file);
+    return decodeUtf8(this.#bytes.subarray(start, start + length), this.#file, this.#decoder);
   }
 
   /** Reads a metadata value of a numbered type. */

@@ -275,8 +275,12 @@ class JsonReader {
   }
 
   #position(): string {
-    const before = this.#text.slice(0, this.#at).split("\n");
-    return `line ${before.length}, column ${before.at(-1)!.length + 1}`;
+    let [line, start] = [1, 0];
+    for (let at = this.#text.indexOf("\n"); at >= 0 && at < this.#at; at = this.#text.indexOf("\n", start)) {
+      line++;
+      start = at + 1;
+    }
+    return `line ${line}, column ${this.#at - start + 1}`;
   }
 
   #refuse(expected: string, field?: string, what?: string): FormatError {
