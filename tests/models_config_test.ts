@@ -92,6 +92,7 @@ test("readLlamaConfig() refuses what it cannot compute, or what has no sense, by
     [{ rope_scaling: { type: "linear" } }, "rope_scaling.factor"],
     [{ rope_scaling: { type: "linear", factor: 0 } }, "rope_scaling.factor"],
     [{ rope_parameters: [] }, "rope_parameters"],
+    [{ rope_parameters: {}, rope_scaling: { rope_type: "linear", factor: 2 } }, "rope_scaling"],
     [{ num_key_value_heads: 3 }, "num_key_value_heads"],
     [{ num_attention_heads: 7 }, "num_attention_heads"],
     [{ head_dim: 5 }, "head_dim"],

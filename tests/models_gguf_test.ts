@@ -182,6 +182,8 @@ test("loadModel() refuses a GGUF that asks for what is not computed, by its key"
     [{ "rope.scaling.type": "yarn" }, "llama.rope.scaling.type"],
     [{ "rope.dimension_count": 6 }, "llama.rope.dimension_count"],
     [{ "attention.value_length": 24 }, "llama.attention.value_length"],
+    [{ "rope.freq_base": NaN }, "llama.rope.freq_base"],
+    [{ "attention.layer_norm_rms_epsilon": Infinity }, "llama.attention.layer_norm_rms_epsilon"],
   ];
   for (const [numbers, field] of cases) {
     await assert.rejects(loadModel(await llamaGguf(numbers)), (error) => {
@@ -210,6 +212,10 @@ test("loadModel() refuses a GGUF without a tensor, with one too many, or of anot
     assert.deepEqual(error.unexpected, ["blk.0.attn_sinks.weight"]);
     return true;
   });
+  const twice = await llamaGguf({}, (tensors) => {
+    tensors.set("model.layers.0.input_layernorm.weight", tensors.get("blk.1.attn_norm.weight")!);
+  });
+  await assert.rejects(loadModel(twice), { name: "FormatError", tensor: "model.layers.0.input_layernorm.weight" });
   const other = await llamaGguf({ "feed_forward_length": 71 });
   await assert.rejects(
     loadModel(other),

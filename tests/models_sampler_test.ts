@@ -98,5 +98,7 @@ test("Sampler refuses options out of range by name, and logits that are not fini
       assert.throws(() => new Sampler({ temperature }).next(Float32Array.of(bad, 1)), NumericError);
     }
   }
-  assert.throws(() => new Sampler({ temperature: 1 }).next(Float32Array.of(1, NaN)), NumericError);
+  for (const temperature of [0, 1]) {
+    assert.throws(() => new Sampler({ temperature }).next(Float32Array.of(1, NaN, 2)), NumericError);
+  }
 });

@@ -44,8 +44,9 @@ export interface SelectionOptions {
  */
 export function resolveChoice(choice: AdapterChoice, known: SelectionOptions["known"]): Mix {
   if (choice === null) return [];
-  if (typeof choice !== "string" && (typeof choice !== "object" || Array.isArray(choice))) {
-    throw new TypeError(`Cannot select adapters with a ${typeof choice}: expected a name, { name: weight } or null`);
+  if (typeof choice !== "string" && !isPlainObject(choice)) {
+    const found = typeof choice === "object" ? (choice as object).constructor?.name : typeof choice;
+    throw new TypeError(`Cannot select adapters with a ${found}: expected a name, { name: weight } or null`);
   }
   const mix: Mix = typeof choice === "string" ? [[choice, 1]] : Object.entries(choice);
   for (const [name, weight] of mix) {
@@ -95,6 +96,13 @@ export function resolveSelection(selection: AdapterSelection | undefined, option
     else ranges.push({ start, end, mix });
   });
   return ranges;
+}
+
+/** A Map or another class has no entries of its own: it would choose the base without a word. */
+function isPlainObject(value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === null || Object.getPrototypeOf(prototype) === null;
 }
 
 function isPerRow(selection: AdapterSelection | undefined): selection is readonly AdapterChoice[] {

@@ -6,6 +6,7 @@
 
 import { FormatError } from "../errors.ts";
 import type { Gguf, GgufValue } from "../formats/gguf.ts";
+import { quote } from "../formats/quote.ts";
 import { inverseFrequencies } from "./rope.ts";
 
 /** Architectures of GGUF files that this package reads, with their `model_type`. */
@@ -92,13 +93,18 @@ const ARCHITECTURES: Readonly<Record<string, string>> = {
 };
 
 function refuse(file: string, field: string, found: GgufValue | undefined, expected: string): never {
-  const shown = typeof found === "bigint" ? String(found) : JSON.stringify(found) ?? "nothing";
-  throw new FormatError(`Cannot read "${file}" with "${field}" = ${shown}: expected ${expected}`, {
+  throw new FormatError(`Cannot read ${quote(file)} with ${quote(field)} = ${show(found)}: expected ${expected}`, {
     file,
     field,
     found,
     expected,
   });
+}
+
+function show(found: GgufValue | undefined): string {
+  if (found === undefined) return "nothing";
+  if (typeof found === "object") return "a list";
+  return typeof found === "string" ? quote(found) : String(found);
 }
 
 /** The keys under the architecture's prefix. */
@@ -119,6 +125,8 @@ class Metadata {
     if (typeof value === "bigint") return Number(value);
     if (typeof value === "object") return this.refuse(key, "one value for all layers");
     if (typeof value !== "number") return value;
+    // JSON would write null for it, which stands for a default.
+    if (!Number.isFinite(value)) return this.refuse(key, "a finite number");
     const short = Number(value.toPrecision(7));
     return Math.fround(short) === Math.fround(value) && !Number.isInteger(value) ? short : value;
   }

@@ -8,6 +8,7 @@ import { FormatError, MismatchError } from "../errors.ts";
 import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { type Gguf, type GgufTensorInfo, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { memorySource } from "../formats/memory.ts";
+import { quote } from "../formats/quote.ts";
 import { layoutSafetensors } from "../formats/safetensors_writer.ts";
 import type { Folder, ReadOptions, Source } from "../formats/source.ts";
 import { readJson } from "../formats/json_file.ts";
@@ -104,7 +105,10 @@ class DequantizedSource implements Source {
     this.#source = source;
     const infos = new Map<string, GgufTensorInfo>();
     for (const info of gguf.tensors.values()) {
-      if (info.name !== ROPE_FACTORS) infos.set(huggingFaceName(info.name), info);
+      if (info.name === ROPE_FACTORS) continue;
+      const name = huggingFaceName(info.name);
+      if (infos.has(name)) throw refuseTwins(source.name, infos.get(name)!.name, info.name);
+      infos.set(name, info);
     }
     const specs = [...infos].map(([name, info]) => ({ name, dtype: storedDtype(info), shape: info.shape }));
     const { header, order } = layoutSafetensors(specs, new Map([["format", "pt"]]));
@@ -147,6 +151,11 @@ class DequantizedSource implements Source {
     const message = `Cannot read "${this.name}" with "${info.name}" of shape [${info.shape}]: expected ${heads} heads`;
     throw new MismatchError(message, { file: this.name, tensor: info.name, found: info.shape, expected: heads });
   }
+}
+
+function refuseTwins(file: string, first: string, second: string): FormatError {
+  const message = `Cannot read ${quote(file)} with both ${quote(first)} and ${quote(second)}: they are one parameter`;
+  return new FormatError(message, { file, tensor: second, found: [first, second] });
 }
 
 function storedDtype({ type }: GgufTensorInfo): Dtype {

@@ -225,7 +225,7 @@ export class LanguageModel implements Disposable {
     }
     if (typeof prompt !== "string") {
       if (chat) throw new TypeError("Cannot generate a chat answer from token ids: chat needs the prompt as text");
-      return prompt;
+      return [...prompt];
     }
     if (!this.tokenizer) {
       throw new TypeError("Cannot generate from text: this model has no tokenizer, pass token ids");
@@ -263,6 +263,7 @@ export class LanguageModel implements Disposable {
   async merge(adapter: AdapterChoice): Promise<void> {
     this.#requireLive();
     await this.#adapters.merge(adapter);
+    this.#requireLive();
   }
 
   /**

@@ -139,8 +139,19 @@ function readWidths(
 /** New configs say `rope_parameters`, old ones `rope_theta` and `rope_scaling`. */
 function readRope(fields: ConfigFields): Pick<LlamaConfig, "ropeTheta" | "ropeScaling"> {
   const outer = fields.positive("rope_theta", { absent: 10000 });
-  const rope = fields.object("rope_parameters") ?? fields.object("rope_scaling");
-  if (rope === null) return { ropeTheta: outer, ropeScaling: { type: "default" } };
+  const parameters = readRopeObject(fields.object("rope_parameters"), outer);
+  const scaling = readRopeObject(fields.object("rope_scaling"), outer);
+  if (parameters && scaling && JSON.stringify(parameters) !== JSON.stringify(scaling)) {
+    fields.refuse("rope_scaling", "the same as rope_parameters, or null");
+  }
+  return parameters ?? scaling ?? { ropeTheta: outer, ropeScaling: { type: "default" } };
+}
+
+function readRopeObject(
+  rope: ConfigFields | null,
+  outer: number,
+): Pick<LlamaConfig, "ropeTheta" | "ropeScaling"> | null {
+  if (rope === null) return null;
   const ropeTheta = rope.positive("rope_theta", { absent: outer });
   if ((rope.value("partial_rotary_factor") ?? 1) !== 1) rope.refuse("partial_rotary_factor", "1");
   const key = rope.value("rope_type") === null && rope.value("type") !== null ? "type" : "rope_type";

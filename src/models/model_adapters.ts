@@ -120,7 +120,8 @@ export class ModelAdapters {
     if (mix.length === 0) throw new RangeError("Cannot merge nothing: choose an adapter or a mix of them");
     this.#epoch++;
     this.#merging = true;
-    this.#merged = choice;
+    // A copy: what a caller does to its mix later is no merge.
+    this.#merged = typeof choice === "string" ? choice : Object.fromEntries(mix);
     const done: LoraLinear[] = [];
     try {
       for (const module of this.#modules.values()) {

@@ -81,7 +81,12 @@ function notFinite(found: number): NumericError {
 
 function indexOfMax(logits: Float32Array): number {
   let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
+  for (let i = 0; i < logits.length; i++) {
+    // Written so that NaN comes here too, and ends the search.
+    if (logits[i]! <= logits[best]!) continue;
+    best = i;
+    if (Number.isNaN(logits[i])) break;
+  }
   if (!Number.isFinite(logits[best])) throw notFinite(logits[best] ?? NaN);
   return best;
 }

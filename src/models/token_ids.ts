@@ -59,5 +59,8 @@ export function flattenRows(action: string, rows: readonly (readonly number[])[]
   }
   if (rows.length === 0) throw new ShapeError(`Cannot ${action} with no rows: expected at least one`, { field: "ids" });
   for (const row of rows) checkTokenIds(action, row, config);
-  return Uint32Array.from(rows.flat());
+  // Not flat(), which leaves typed arrays whole.
+  const flat = new Uint32Array(rows.length * length);
+  rows.forEach((row, i) => flat.set(row, i * length));
+  return flat;
 }
