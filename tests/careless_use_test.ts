@@ -1,0 +1,116 @@
+/** What callers do without thinking must not answer wrongly, lose files or lift a cap. */
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
+import { DisposedError, LimitError, MismatchError } from "../src/errors.ts";
+import { memoryFolder, memorySink } from "../src/formats/memory.ts";
+import type { Sink } from "../src/formats/source.ts";
+import { folder } from "../src/fs/mod.ts";
+import { loadModel } from "../src/models/mod.ts";
+import { filled, fixtureFolder, MODEL, smallAdapter, smallBase } from "./adapter_fixtures.ts";
+import { generate, IDS, withLlama } from "./models_support.ts";
+
+test("forward() takes rows that are typed arrays as it takes arrays", async () => {
+  await withLlama(async (model) => {
+    const { shape, values } = await model.forward([[5, 17, 99], [4, 42, 7]]);
+    const typed = [Uint32Array.of(5, 17, 99), Uint32Array.of(4, 42, 7)] as never;
+    assert.deepEqual(await model.forward(typed), { shape, values });
+  });
+});
+
+test("a choice of adapters that is no plain object is refused, never taken for the base", async () => {
+  await withLlama(async (model) => {
+    class Mix {}
+    for (const adapter of [new Map([["a", 1]]), new Set(["a"]), new Mix(), Object.create({ a: 1 })]) {
+      await assert.rejects(model.forward(IDS, { adapter: adapter as never }), TypeError);
+    }
+    const bare = Object.assign(Object.create(null), { a: 1 });
+    const { values } = await model.forward(IDS, { adapter: bare });
+    assert.deepEqual(values, (await model.forward(IDS, { adapter: "a" })).values);
+  });
+});
+
+test("any string names an adapter, and none is found in an object's prototype", async () => {
+  await withLlama(async (model) => {
+    const want = (await model.forward(IDS, { adapter: "a" })).values;
+    for (const name of ["__proto__", "constructor", "toString", "", "a\nb", "\u0000"]) {
+      await assert.rejects(model.forward(IDS, { adapter: name }), MismatchError);
+      await model.loadAdapter(name, fixtureFolder("llama-plain/adapter"));
+      const mix = Object.fromEntries([[name, 1]]);
+      assert.deepEqual((await model.forward(IDS, { adapter: mix })).values, want, name);
+      await model.merge(mix);
+      model.unmerge();
+      assert.ok(model.unloadAdapter(name));
+    }
+  });
+});
+
+test("what a caller does to its prompt or its mix later changes nothing", async () => {
+  await withLlama(async (model) => {
+    const prompt = [5, 17, 99];
+    const want = (await generate(model, prompt, { maxNewTokens: 3 })).tokens;
+    const generation = model.generate(prompt, { maxNewTokens: 3 });
+    prompt.fill(1e9);
+    for await (const _ of generation);
+    assert.deepEqual(generation.tokens, want);
+    const mix: Record<string, number> = { a: 1 };
+    await model.merge(mix);
+    delete mix.a;
+    assert.throws(() => model.unloadAdapter("a"), /merged/);
+    assert.deepEqual(model.merged, { a: 1 });
+  });
+});
+
+test("merge() of a model that is disposed meanwhile does not say that it merged", async () => {
+  const model = await loadModel(fixtureFolder("base/llama"));
+  await model.loadAdapter("a", fixtureFolder("llama-plain/adapter"));
+  const merging = model.merge("a");
+  model.dispose();
+  await assert.rejects(merging, DisposedError);
+});
+
+test("a limit that is undefined is the default, and one that is no number is refused", async () => {
+  const path = "base_model.model.layers.0.q_proj";
+  const files = smallAdapter({
+    config: { r: 300 },
+    tensors: { [`${path}.lora_A.weight`]: filled([300, 4]), [`${path}.lora_B.weight`]: filled([6, 300]) },
+  });
+  const limits = { rank: undefined, modules: undefined, configBytes: undefined, fileBytes: undefined } as never;
+  await assert.rejects(loadAdapter(files, { limits }), LimitError);
+  for (const rank of [NaN, -1, "9", null]) {
+    await assert.rejects(loadAdapter(files, { limits: { rank: rank as never } }), TypeError);
+  }
+  assert.equal((await loadAdapter(files, { limits: { rank: Infinity } })).modules.size, 1);
+});
+
+test("a base whose paths are all dots is searched at once", async () => {
+  const adapter = await loadAdapter(smallAdapter());
+  const base = memoryFolder(smallBase({ [`${"a.".repeat(50_000)}weight`]: filled([2, 2]) }));
+  const start = performance.now();
+  await mergeCheckpoint(base, [{ adapter }], memorySink());
+  assert.ok(performance.now() - start < 1000);
+});
+
+test("mergeCheckpoint() never writes over its base, whatever names it", async () => {
+  const place = mkdtempSync(join(tmpdir(), "lora-same-"));
+  try {
+    const path = join(place, MODEL);
+    const bytes = smallBase().get(MODEL)!;
+    writeFileSync(path, bytes);
+    symlinkSync(place, join(place, "link"));
+    const adapter = await loadAdapter(smallAdapter());
+    const same = folder(place);
+    const outs: Sink[] = [same, folder(`${place}/./`), folder(join(place, "link"))];
+    for (const out of outs) {
+      await assert.rejects(mergeCheckpoint(same, [{ adapter }], out), { name: "MismatchError", code: "same-folder" });
+    }
+    await mergeCheckpoint(same, [{ adapter }], folder(join(place, "out")));
+    assert.deepEqual(new Uint8Array(readFileSync(path)), bytes);
+  } finally {
+    rmSync(place, { recursive: true });
+  }
+});
