@@ -15,6 +15,7 @@ import {
   type Row,
   safetensors,
 } from "./bad_input_support.ts";
+import { pickle, tensor, torchFile } from "./torch_writer.ts";
 
 const CONFIG = "adapter_config.json";
 const WEIGHTS = "adapter_model.safetensors";
@@ -243,4 +244,16 @@ test("loadAdapter() is not held up by a pattern that backtracks", async () => {
   });
   assert.equal((await loadAdapter(files)).modules.size, 2);
   assert.ok(performance.now() - start < MAX_MS);
+});
+
+test("loadAdapter() does not write out a pickle whose tensors are all one storage", async () => {
+  const shared = tensor({ length: 10_000, shape: [100, 100], strides: [100, 1] });
+  const names = Array.from({ length: 10 }, (_, i) => [`w${i}`, shared] as const);
+  const file = torchFile(pickle(Object.fromEntries(names)), { "0": new Uint8Array(40_000) });
+  const files = new Map([[CONFIG, smallAdapter().get(CONFIG)!], ["adapter_model.bin", file]]);
+  await check({
+    what: "400,000 bytes from 40,000",
+    run: () => loadAdapter(files, { allowPickle: true, limits: { fileBytes: 100_000 } }),
+    refusal: { name: "LimitError", file: "adapter_model.bin", field: "size", limit: 100_000 },
+  });
 });

@@ -75,7 +75,7 @@ export async function loadAdapter(source: AdapterSource, options: LoadAdapterOpt
   const config = parseLoraConfig(text, { file: configFile.name, limits });
   const weightFile = await openWeights(folder, options);
   const stored = await readCapped(weightFile, limits.fileBytes, options);
-  const bytes = isPickle(weightFile) ? await fromPickle(weightFile.name, stored, options) : stored;
+  const bytes = isPickle(weightFile) ? await fromPickle(weightFile.name, stored, { ...options, limits }) : stored;
   const header = await readSafetensorsHeader(memorySource(weightFile.name, bytes), {
     ...(limits.headerBytes !== undefined && { maxHeaderBytes: limits.headerBytes }),
   });
@@ -139,16 +139,27 @@ function isPickle(source: Source): boolean {
   return source.name.endsWith(PICKLE_FILE);
 }
 
-async function fromPickle(name: string, bytes: Uint8Array, options: ReadOptions): Promise<Uint8Array> {
-  return encodeSafetensors(await readTorch(memorySource(name, bytes), options));
+async function fromPickle(
+  name: string,
+  bytes: Uint8Array,
+  options: ReadOptions & { readonly limits: WeightFile["limits"] },
+): Promise<Uint8Array> {
+  const tensors = await readTorch(memorySource(name, bytes), options);
+  // Many tensors may be views of one storage, which would all be written out.
+  const total = [...tensors.values()].reduce((sum, tensor) => sum + tensor.bytes.length, 0);
+  checkSize(name, total, options.limits.fileBytes);
+  return encodeSafetensors(tensors);
+}
+
+function checkSize(file: string, size: number, limit: number): void {
+  if (size <= limit) return;
+  const message = `Cannot load ${quote(file)} of ${size} bytes: expected at most ${limit}`;
+  throw new LimitError(message, { file, field: "size", limit, value: size });
 }
 
 async function readCapped(source: Source, limit: number, options: ReadOptions): Promise<Uint8Array> {
   const size = await source.size(options);
-  if (size > limit) {
-    const message = `Cannot load ${quote(source.name)} of ${size} bytes: expected at most ${limit}`;
-    throw new LimitError(message, { file: source.name, field: "size", limit, value: size });
-  }
+  checkSize(source.name, size, limit);
   return await readExactly(source, 0, size, options);
 }
 
