@@ -58,6 +58,10 @@ export {
   type Similarity,
 } from "./src/adapter/compare.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
+export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
+export { DIALECTS, readAdapter, type ReadAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
+export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
+export { recogniseDialect } from "./src/adapter/dialects/recognise.ts";
 export type { FloatDtype } from "./src/adapter/factor_values.ts";
 export type { AdapterLimits } from "./src/adapter/limits.ts";
 export { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "./src/adapter/load.ts";

@@ -3,7 +3,7 @@
  * It uses `node:` modules only, because tests import it and run under every engine.
  */
 import { execFileSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { homedir } from "node:os";
 import { delimiter, join } from "node:path";
 import process from "node:process";
@@ -46,6 +46,29 @@ export function findEngines(): { found: Engine[]; missing: Engine["name"][] } {
     else missing.push(name);
   }
   return { found, missing };
+}
+
+/**
+ * What makes an engine compute WebGPU on the software drivers of `setup_gpu.sh`, when `SOFTWARE_GPU` is set: otherwise
+ * it takes what the machine has. Deno runs on lavapipe, Dawn (Node, Bun and Chromium) refuses it and runs on SwiftShader.
+ */
+export function gpuEnvironment({ kind }: Engine): Record<string, string> {
+  if (!process.env.SOFTWARE_GPU) return {};
+  const home = join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "gpu");
+  const driver = kind === "deno"
+    ? "/usr/share/vulkan/icd.d/lvp_icd.x86_64.json"
+    : "/usr/lib/chromium/vk_swiftshader_icd.json";
+  const runtimeFolder = join(home, "xdg");
+  mkdirSync(runtimeFolder, { recursive: true, mode: 0o700 });
+  return {
+    VK_DRIVER_FILES: driver,
+    VK_ICD_FILENAMES: driver, // older loaders know only this name
+    DENO_WEBGPU_BACKEND: "vulkan", // with a driver that is missing Deno would silently take GL
+    XDG_RUNTIME_DIR: process.env.XDG_RUNTIME_DIR ?? runtimeFolder,
+    JSRT_WEBGPU: join(home, "node_modules", "webgpu", "index.js"),
+    JSRT_PLAYWRIGHT: join(home, "node_modules", "playwright-core", "index.mjs"),
+    JSRT_CHROMIUM: "/usr/lib/chromium/chromium",
+  };
 }
 
 function versionOf(path: string | null): string {

@@ -6,11 +6,18 @@
  * passes over an error thrown at top level after the first test, and what it hides shows only in that number.
  */
 import { basename } from "node:path";
-import { type Engine, findEngines } from "./engines.ts";
+import { type Engine, findEngines, gpuEnvironment } from "./engines.ts";
 import { parseJunit, type TestResult } from "./junit.ts";
 
 /** Tests of the repository and its package, not of the code: one engine runs them once. */
-const ONCE = ["layers_test.ts", "package_test.ts", "readme_test.ts", "runner_test.ts"];
+const ONCE = [
+  "layers_test.ts",
+  "package_test.ts",
+  "readme_test.ts",
+  "runner_test.ts",
+  "webgpu_browser_test.ts",
+  "webgpu_smollm2_test.ts", // half a minute on a software driver
+];
 const MINUTES_PER_FILE = 15;
 
 interface Job {
@@ -84,7 +91,7 @@ async function runFile({ file, engine }: Job): Promise<{ run: FileRun; output: s
   const started = performance.now();
   const { code, signal, stdout, stderr } = await new Deno.Command(engine.path, {
     args: testArguments(engine, file, report),
-    env: { NO_COLOR: "1" },
+    env: { NO_COLOR: "1", ...gpuEnvironment(engine) },
     stdin: "null",
     signal: AbortSignal.timeout(MINUTES_PER_FILE * 60_000),
   }).output();
@@ -163,6 +170,7 @@ function printSkipped(runs: readonly FileRun[]): number {
   }
   if (skipped.size > 0) {
     console.log("what they need comes from: bash scripts/setup_runtimes.sh && bash scripts/setup_models.sh");
+    console.log("WebGPU without a GPU: bash scripts/setup_gpu.sh, then SOFTWARE_GPU=1 deno task test");
   }
   return count(runs, "skipped");
 }

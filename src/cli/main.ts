@@ -36,6 +36,10 @@ const COMMANDS: ReadonlyMap<string, Entry> = new Map<string, Entry>([
     summary: "Answer a prompt with a model, as it is or through adapters",
     load: async () => (await import("./generate.ts")).generate,
   }],
+  ["convert", {
+    summary: "Bring an adapter into the form that another tool reads",
+    load: async () => (await import("./convert.ts")).convert,
+  }],
   ["combine", {
     summary: "Make one adapter of several, exactly or to a rank",
     load: async () => (await import("./combine.ts")).combine,

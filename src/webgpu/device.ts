@@ -33,16 +33,15 @@ export function takeDevice(device: object): OpenedDevice {
 }
 
 /**
- * Makes a device. With `anyAdapter` a software adapter serves too.
+ * Makes a device of this runtime's GPU; a software adapter serves too, and its label says so.
  *
  * @throws {BackendUnavailableError} If this runtime has no WebGPU, no adapter, or gives no device.
  */
-export async function requestDevice(anyAdapter: boolean): Promise<OpenedDevice> {
+export async function requestDevice(): Promise<OpenedDevice> {
   const gpu = (globalThis.navigator as Navigator | undefined)?.gpu;
   if (!gpu) throw unavailable('no "navigator.gpu" in this runtime; Node and Bun can pass a device of npm "webgpu"');
   const gpuAdapter = await gpu.requestAdapter({ powerPreference: "high-performance" }).catch(refuse);
   if (!gpuAdapter) throw unavailable("no GPU adapter in this runtime");
-  if (!anyAdapter && isSoftware(gpuAdapter)) throw unavailable("only a software adapter in this runtime");
   const least = ({ maxBufferSize, maxStorageBufferBindingSize }: GPUSupportedLimits) => ({
     maxBufferSize: Math.min(maxBufferSize, WANTED_BYTES),
     maxStorageBufferBindingSize: Math.min(maxStorageBufferBindingSize, WANTED_BYTES),
@@ -50,11 +49,6 @@ export async function requestDevice(anyAdapter: boolean): Promise<OpenedDevice> 
   const requiredLimits = least(gpuAdapter.limits);
   const device = await gpuAdapter.requestDevice({ label: "@lowrank/lora", requiredLimits }).catch(refuse);
   return { device, owned: true, label: describe(gpuAdapter.info) };
-}
-
-/** Older browsers say it on the adapter itself. */
-function isSoftware(gpuAdapter: GPUAdapter & { readonly isFallbackAdapter?: boolean }): boolean {
-  return gpuAdapter.info?.isFallbackAdapter ?? gpuAdapter.isFallbackAdapter ?? false;
 }
 
 function describe(info: GPUAdapterInfo | undefined): string {
