@@ -59,7 +59,7 @@ export {
 } from "./src/adapter/compare.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
 export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
-export { DIALECTS, readAdapter, type ReadAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
+export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
 export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
 export { recogniseDialect } from "./src/adapter/dialects/recognise.ts";
 export type { FloatDtype } from "./src/adapter/factor_values.ts";

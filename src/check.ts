@@ -75,8 +75,8 @@ function checkBranch(operation: string, branch: LoraBranch, n: number, k: number
   if (branch.a.dtype !== "f32" || branch.b.dtype !== "f32") {
     throw refuseValue(`run ${operation}`, "factors of dtype", `${branch.a.dtype} and ${branch.b.dtype}`, "f32");
   }
-  if (!Number.isFinite(branch.scaling)) {
-    throw new NumericError(`Cannot run ${operation} with scaling ${branch.scaling}: expected a finite number`, {
+  if (!Number.isFinite(Math.fround(branch.scaling))) {
+    throw new NumericError(`Cannot run ${operation} with scaling ${branch.scaling}: expected a finite f32`, {
       field: "scaling",
       found: branch.scaling,
     });

@@ -5,7 +5,6 @@
  */
 
 import type { Backend } from "./backend.ts";
-import { BackendUnavailableError } from "./errors.ts";
 
 /** A `GPUDevice`, described by its shape so that programs without GPU types can name it. */
 export interface DeviceLike {
