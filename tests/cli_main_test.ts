@@ -7,7 +7,7 @@ import { formatTable } from "../src/cli/table.ts";
 import { formatBytes, formatDuration, printable } from "../src/cli/terminal.ts";
 import { lora } from "./cli_support.ts";
 
-const COMMANDS = ["inspect", "merge", "generate", "bench"];
+const COMMANDS = ["inspect", "merge", "generate", "convert", "combine", "resize", "compare", "bench"];
 
 test("lora --help names every command and exits 0; lora alone says it on stderr and exits 2", async () => {
   const help = await lora("--help");
@@ -32,7 +32,7 @@ test("every command has --help with its options, in lines that fit 120 columns",
 
 test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout", async () => {
   const wrong: [string[], RegExp][] = [
-    [["frobnicate"], /Cannot run "frobnicate": one of inspect, merge, generate, bench is wanted/],
+    [["frobnicate"], new RegExp(`Cannot run "frobnicate": one of ${COMMANDS.join(", ")} is wanted`)],
     [["inspect"], /Cannot inspect 0 adapters: one is wanted/],
     [["inspect", "a", "--nope"], /--nope/],
     [["generate", "--prompt", "x"], /Cannot run without --model/],
