@@ -19,12 +19,12 @@ const HELP =
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME] [--json]
 
-  ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; which one it is is
-                    told by what it holds
+  ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
+                    tells which one it is
   --to DIALECT      peft, kohya, diffusers, gguf, mlx or loralib
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
-  --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture and
-                    heads, and kohya's names are looked up in its list of layers; no weights are read
+  --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture
+                    and heads, and kohya's names are looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --json            { from, to, out, files, bytes, modules, parameters, report: [{ module, what, why, error }] }
