@@ -64,7 +64,10 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
       [["combine", "--adapter", adapter], /without --out/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "exact"], /one of cat, svd/],
       [["resize", adapter, "--out", out], /either --rank or --energy/],
-      [["resize", adapter, "--out", out, "--rank", "1", "--energy", "1"], /either --rank or --energy/],
+      [["combine", "--adapter", adapter, "--out", out, "--method", "dare_ties_svd"], /without --density/],
+      [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],
+      [["resize", adapter, "--out", adapter, "--rank", "1"], /qa", which is read too/],
+      [["resize", adapter, "--out", out, "--rank", "1", "--energy", "1"], /with two sizes: either --rank or --energy/],
       [["compare", adapter], /Cannot compare 1 adapters: two are wanted/],
     ];
     for (const [args, message] of cases) {

@@ -82,9 +82,15 @@ test("what cannot be loaded exits 1 with one line that names it", async () => {
     const tiny = join(TINY, "base");
     const cases: [string[], RegExp][] = [
       [["inspect", join(path, "empty")], /adapter_config\.json/],
+      [["inspect", join(path, "emtpy")], /emtpy": there is no such folder/],
+      [["inspect", join(tiny, "model.safetensors")], /model\.safetensors": it is a file/],
       [["inspect", join(FIXTURES, "llama-bin", "adapter")], /adapter_model\.bin/],
       [["inspect", join(FIXTURES, "llama-dora", "adapter")], /use_dora|DoRA/],
-      [["generate", "--model", join(path, "absent"), "--prompt", "x"], /absent/],
+      [["generate", "--model", join(path, "absent"), "--prompt", "x"], /absent": there is no such file or folder/],
+      [
+        ["generate", "--model", tiny, "--adapter", join(path, "nope"), "--prompt", "x"],
+        /nope": there is no such folder/,
+      ],
       [["generate", "--model", tiny, "--prompt", ""], /empty prompt/],
       [["generate", "--model", tiny, "--adapter", join(FIXTURES, "llama-plain", "adapter"), "--prompt", "x"], /q_proj/],
     ];

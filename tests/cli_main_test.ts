@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { adapterArguments, adapterMix, numberOption, parseAdapter } from "../src/cli/arguments.ts";
 import { UsageError } from "../src/cli/command.ts";
@@ -19,6 +20,12 @@ test("lora --help names every command and exits 0; lora alone says it on stderr 
   assert.equal(nothing.stderr, help.stdout);
 });
 
+test("lora --version tells the manifest's version; lora help COMMAND is its --help", async () => {
+  const manifest = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
+  assert.deepEqual(await lora("--version"), { status: 0, stdout: `${manifest.version}\n`, stderr: "" });
+  assert.deepEqual(await lora("help", "merge"), await lora("merge", "--help"));
+});
+
 test("every command has --help with its options, in lines that fit 120 columns", async () => {
   const helps = await Promise.all(COMMANDS.map((command) => lora(command, "--help")));
   for (const [index, command] of COMMANDS.entries()) {
@@ -34,7 +41,8 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
   const wrong: [string[], RegExp][] = [
     [["frobnicate"], new RegExp(`Cannot run "frobnicate": one of ${COMMANDS.join(", ")} is wanted`)],
     [["inspect"], /Cannot inspect 0 adapters: one is wanted/],
-    [["inspect", "a", "--nope"], /--nope/],
+    [["inspect", "a", "--nope"], /^Unknown option '--nope'\n/],
+    [["inspect", "https://"], /Cannot read "https:\/\/": a whole URL is wanted/],
     [["generate", "--prompt", "x"], /Cannot run without --model/],
     [["generate", "--model", "m", "--prompt", "x", "--dtype", "f8"], /--dtype "f8": one of f32, bf16 is wanted/],
     [["generate", "--model", "m", "--prompt", "x", "--top-p", "1.5"], /--top-p "1\.5": a number above 0 up to 1/],
@@ -46,7 +54,7 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
     assert.equal(status, 2, `${args}: ${stderr}`);
     assert.equal(stdout, "");
     assert.match(stderr, message);
-    assert.match(stderr, /Try: lora .*--help/);
+    assert.match(stderr, /\nTry: lora (?:\w+ )?--help\n$/);
   }
 });
 
@@ -79,6 +87,7 @@ test("adapters are named after their folders, and equal names stay apart", () =>
   const adapters = adapterArguments(["x/emotion/=0.5", "y/emotion", "https://example.com/hub/news?rev=1"]);
   assert.deepEqual(adapterMix(adapters), { emotion: 0.5, "emotion-2": 1, news: 1 });
   assert.ok(adapters[2]?.source instanceof URL);
+  assert.deepEqual(adapterArguments(["x/a=2"], false).map(({ name, weight }) => [name, weight]), [["a=2", 1]]);
   assert.equal(adapterMix([]), null);
 });
 
@@ -107,6 +116,10 @@ test("tables align their columns, and numbers read as people write them", () => 
     "name        n\na           1\nlong name  12\n",
   );
   assert.equal(formatTable(columns, []), "name  n\n");
+  const rows = [["model.layers.a.q", "1"], ["model.layers.b", "2"]] as const;
+  assert.equal(formatTable(columns, rows, undefined, 19), formatTable(columns, rows));
+  assert.equal(formatTable(columns, rows, undefined, 18), "name  n\n…a.q  1\n…b    2\n");
+  assert.equal(formatTable(columns, [["", "1"], [".a", "2"]], undefined, 1), "name  n\n      1\n.a    2\n");
   assert.deepEqual([0, 999, 1000, 98_040_000, 2.5e9].map(formatBytes), ["0 B", "999 B", "1.0 kB", "98.0 MB", "2.5 GB"]);
   assert.deepEqual([1.26, 12.3, 999.9, 61_000, 200_000].map(formatDuration), [
     "1.3 ms",

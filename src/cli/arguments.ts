@@ -1,6 +1,10 @@
-import { stat } from "node:fs/promises";
+import { realpath, stat } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
-import type { Folder, Source } from "../formats/source.ts";
+import type { Adapter } from "../adapter/adapter.ts";
+import { loadAdapter } from "../adapter/load.ts";
+import { MismatchError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
+import type { Folder, ReadOptions, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
 import { UsageError } from "./command.ts";
 
@@ -8,6 +12,8 @@ import { UsageError } from "./command.ts";
 export interface AdapterArgument {
   /** Last part of the path, with a number where two are alike. */
   readonly name: string;
+  /** What was written, without the weight. */
+  readonly path: string;
   /** Where its files are. */
   readonly source: Folder | URL;
   /** Factor of its contribution. */
@@ -79,18 +85,59 @@ function localFolder(path: string): Folder {
   return folder(path, cached ? { linksWithin: resolve(revision, "..", "..") } : {});
 }
 
-/** Reads all `--adapter` options, in order. */
-export function adapterArguments(texts: readonly string[]): AdapterArgument[] {
+function missingFile(message: string, path: string): MismatchError {
+  return new MismatchError(message, { code: "missing-file", file: path, missing: [path] });
+}
+
+function parseUrl(path: string): URL | undefined {
+  if (!/^https?:\/\//i.test(path)) return undefined;
+  const url = URL.parse(path);
+  if (url) return url;
+  throw new UsageError(`Cannot read ${quote(path)}: a whole URL is wanted`);
+}
+
+/** Names adapters after their folders, in order: all `--adapter` options, or positionals, which are paths alone. */
+export function adapterArguments(texts: readonly string[], weighted = true): AdapterArgument[] {
   const names = new Set<string>();
   return texts.map((text) => {
-    const { path, weight } = parseAdapter(text);
-    const url = /^https?:\/\//i.test(path) ? new URL(path) : undefined;
+    const { path, weight } = weighted ? parseAdapter(text) : { path: text, weight: 1 };
+    const url = parseUrl(path);
     const stem = basename(url ? url.pathname : resolve(path)) || "adapter";
     let name = stem;
     for (let copy = 2; names.has(name); copy++) name = `${stem}-${copy}`;
     names.add(name);
-    return { name, weight, source: url ?? localFolder(path) };
+    return { name, path, weight, source: url ?? localFolder(path) };
   });
+}
+
+/**
+ * Checks that an adapter's folder is there: a slip of the pen is told before anything large is read.
+ *
+ * @throws {MismatchError} If it is no folder.
+ */
+export async function checkAdapterPath({ path, source }: AdapterArgument): Promise<void> {
+  if (source instanceof URL) return;
+  const entry = await stat(path).catch(() => undefined);
+  if (entry?.isDirectory()) return;
+  const why = entry ? 'it is a file, expected a PEFT folder ("lora convert" makes one)' : "there is no such folder";
+  throw missingFile(`Cannot load an adapter from ${quote(path)}: ${why}`, path);
+}
+
+/** Loads the adapter that an argument names. */
+export async function loadArgument(argument: AdapterArgument, options: ReadOptions): Promise<Adapter> {
+  await checkAdapterPath(argument);
+  return await loadAdapter(argument.source, options);
+}
+
+/**
+ * Refuses to write where something is read.
+ *
+ * @throws {UsageError} If `out` is one of the paths.
+ */
+export async function refuseOverwrite(out: string, paths: readonly string[]): Promise<void> {
+  const [to, ...from] = await Promise.all([out, ...paths].map((path) => realpath(path).catch(() => resolve(path))));
+  if (!from.includes(to!)) return;
+  throw new UsageError(`Cannot write to ${quote(out)}, which is read too: another --out is wanted`);
 }
 
 /** The mix of several adapters, each with its weight; none is the base alone. */
@@ -98,8 +145,13 @@ export function adapterMix(adapters: readonly AdapterArgument[]): Readonly<Recor
   return adapters.length === 0 ? null : Object.fromEntries(adapters.map(({ name, weight }) => [name, weight]));
 }
 
-/** A model on disk: a Hugging Face folder, or a file such as a `.gguf`. */
+/**
+ * A model on disk: a Hugging Face folder, or a file such as a `.gguf`.
+ *
+ * @throws {MismatchError} If there is nothing.
+ */
 export async function modelArgument(path: string): Promise<Folder | Source> {
   const entry = await stat(path).catch(() => undefined);
-  return entry?.isFile() ? file(path) : localFolder(path);
+  if (!entry) throw missingFile(`Cannot read ${quote(path)}: there is no such file or folder`, path);
+  return entry.isFile() ? file(path) : localFolder(path);
 }

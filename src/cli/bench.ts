@@ -8,7 +8,7 @@ import { BENCH_CASES, type BenchCase, type Body } from "./bench_cases.ts";
 import type { Command } from "./command.ts";
 import { openPeaks, type Peaks } from "./peak.ts";
 import { formatTable } from "./table.ts";
-import { isTerminal, paint, print, printJson } from "./terminal.ts";
+import { dimTitles, isTerminal, print, printJson } from "./terminal.ts";
 
 const HELP =
   `Measure the kernels, in one thread, against what this machine can do: the peak of multiply-adds and of reading
@@ -136,7 +136,7 @@ function formatResults(results: readonly Result[]): string {
     formatPercent(ofPeak),
     overBase === undefined ? "" : formatPercent(overBase),
   ]);
-  return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
+  return formatTable(columns, rows, dimTitles);
 }
 
 /** Measures each case in turns with the peak that bounds it. */

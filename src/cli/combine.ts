@@ -1,10 +1,16 @@
 import { parseArgs } from "node:util";
 import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
-import { loadAdapter } from "../adapter/load.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, choiceOption, numberOption, requiredOption } from "./arguments.ts";
+import {
+  adapterArguments,
+  choiceOption,
+  loadArgument,
+  numberOption,
+  refuseOverwrite,
+  requiredOption,
+} from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
 import { printJson } from "./terminal.ts";
@@ -68,6 +74,9 @@ function combineOptions(values: Values): CombineOptions {
     seed: numberOption(text("seed"), "seed", { min: 0, whole: true }),
     dtype: dtypeOption(text("dtype")),
   };
+  if (options.density === undefined && /^(ties|dare|magnitude)/.test(options.method ?? "")) {
+    throw new UsageError(`Cannot combine by "${options.method}" without --density: the share that it keeps is wanted`);
+  }
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }
 
@@ -85,9 +94,11 @@ export const combine: Command = {
     const out = requiredOption(values.out, "out");
     const options = combineOptions(values);
     if (values.adapter.length === 0) throw new UsageError("Cannot combine without --adapter: at least one is wanted");
+    const named = adapterArguments(values.adapter);
+    await refuseOverwrite(out, named.map(({ path }) => path));
     const adapters: WeightedAdapter[] = [];
-    for (const { source, weight } of adapterArguments(values.adapter)) {
-      adapters.push({ adapter: await loadAdapter(source, { signal }), weight });
+    for (const argument of named) {
+      adapters.push({ adapter: await loadArgument(argument, { signal }), weight: argument.weight });
     }
     const combined = await combineAdapters(adapters, { ...options, signal });
     await saveAdapter(combined, folder(out), { signal });

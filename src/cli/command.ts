@@ -18,3 +18,9 @@ export class UsageError extends Error {
     this.name = "UsageError";
   }
 }
+
+/** Whether the arguments were wrong, as a command or `parseArgs` found. */
+export function isUsageError(error: unknown): error is Error {
+  if (error instanceof UsageError) return true;
+  return error instanceof TypeError && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
+}

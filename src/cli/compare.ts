@@ -1,13 +1,12 @@
 import { basename, dirname, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { type AdapterComparison, compareAdapters, type Similarity } from "../adapter/compare.ts";
-import { loadAdapter } from "../adapter/load.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, choiceOption } from "./arguments.ts";
+import { adapterArguments, choiceOption, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatHeatMaps } from "./heat_map.ts";
 import { formatTable } from "./table.ts";
-import { formatCount, paint, print, printable, printJson } from "./terminal.ts";
+import { dimTitles, formatCount, print, printable, printJson, tableWidth } from "./terminal.ts";
 
 const HELP =
   `How alike two adapters of one base are: norms, angle, and the subspace similarity φ of the LoRA paper (§7.2).
@@ -17,10 +16,11 @@ Usage: lora compare FIRST SECOND [--of factors|delta] [--svg FILE] [--json]
   FIRST, SECOND       PEFT folders or URLs
   --of factors|delta  directions of A and of B, as the paper takes them (default), or of the whole update
   --svg FILE          writes heat maps of φ(i, j) for every module, its inputs and its outputs
-  --json              { norms, cosine, onlyFirst, onlySecond, modules: [{ module, ranks, norms, cosine, input, output }] }
+  --json              { norms, cosine, onlyFirst, onlySecond,
+                        modules: [{ module, ranks, norms, cosine, input, output }] }
 
 φ(i, j) is 1 where the first i directions of one adapter and the first j of the other span the same, 0 where they are
-orthogonal. The table has φ(1, 1) and φ of all directions, of the inputs and of the outputs.
+orthogonal. The table has φ₁ = φ(1, 1) and φ of all directions, of the inputs and of the outputs.
 `;
 
 const OPTIONS = {
@@ -39,7 +39,7 @@ function formatSimilarity(table: Similarity): readonly [string, string] {
 }
 
 function formatComparison(comparison: AdapterComparison, names: readonly string[]): string {
-  const titles = ["ranks", "norms", "", "cosine", "in φ(1,1)", "all", "out φ(1,1)", "all"];
+  const titles = ["ranks", "norms", "", "cosine", "in φ₁", "all", "out φ₁", "all"];
   const columns = [{ title: "module" }, ...titles.map((title) => ({ title, align: "right" as const }))];
   const rows = comparison.modules.map(({ module, ranks, norms, cosine, input, output }) => [
     printable(module),
@@ -51,7 +51,7 @@ function formatComparison(comparison: AdapterComparison, names: readonly string[
   ]);
   const [first, second] = names.map(printable);
   const lines = [
-    formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text),
+    formatTable(columns, rows, dimTitles, tableWidth()),
     `${first} has the norm ${formatNumber(comparison.norms[0])}, ${second} ${formatNumber(comparison.norms[1])}; ` +
     `cosine ${comparison.cosine.toFixed(3)}`,
   ];
@@ -82,13 +82,13 @@ export const compare: Command = {
   help: HELP,
   async run(args, signal) {
     const { values, positionals } = parseArgs({ args, allowPositionals: true, options: OPTIONS });
-    const [first, second] = adapterArguments(positionals);
+    const [first, second] = adapterArguments(positionals, false);
     if (!first || !second || positionals.length > 2) {
       throw new UsageError(`Cannot compare ${positionals.length} adapters: two are wanted`);
     }
     const of = choiceOption(values.of, "of", ["factors", "delta"]);
-    const a = await loadAdapter(first.source, { signal });
-    const b = await loadAdapter(second.source, { signal });
+    const a = await loadArgument(first, { signal });
+    const b = await loadArgument(second, { signal });
     const comparison = await compareAdapters(a, b, { signal, ...(of && { of }) });
     if (values.svg !== undefined) await writeHeatMaps(values.svg, comparison);
     if (values.json) printJson(comparison);

@@ -1,7 +1,7 @@
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { formatBytes, formatCount, paint, print, printable } from "./terminal.ts";
+import { dimTitles, formatBytes, formatCount, print, printable, tableWidth } from "./terminal.ts";
 
 interface Group {
   readonly ranks: number[];
@@ -44,7 +44,7 @@ export function formatErrors({ modules, report }: Adapter): string {
     formatError(errors.reduce((sum, error) => sum + error, 0) / errors.length),
     formatError(Math.max(...errors)),
   ]);
-  return formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
+  return formatTable(columns, rows, dimTitles, tableWidth());
 }
 
 /** The first line of each reason, with the number of modules that share it. */

@@ -5,6 +5,7 @@ import {
   type AdapterArgument,
   adapterArguments,
   adapterMix,
+  checkAdapterPath,
   choiceOption,
   modelArgument,
   numberOption,
@@ -115,6 +116,7 @@ function decodeRate(times: readonly number[]): number {
 }
 
 async function load(request: Request, signal: AbortSignal): Promise<LanguageModel> {
+  for (const adapter of request.adapters) await checkAdapterPath(adapter);
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
   const model = await loadModel(await modelArgument(request.model), { dtype: request.dtype, signal, onProgress })

@@ -1,11 +1,10 @@
 import { parseArgs } from "node:util";
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
-import { loadAdapter } from "../adapter/load.ts";
-import { adapterArguments } from "./arguments.ts";
+import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { formatBytes, formatCount, paint, print, printable, printJson } from "./terminal.ts";
+import { dimTitles, formatBytes, formatCount, paint, print, printable, printJson, tableWidth } from "./terminal.ts";
 
 const HELP = `What is in a PEFT adapter: the layers that it changes, with rank and scaling, and what looks wrong.
 
@@ -83,7 +82,7 @@ function formatAdapter(adapter: Adapter, name: string): string {
     ...(base ? [`base    ${printable(base)}`] : []),
     `sha256  ${adapter.sha256}`,
   ];
-  const table = formatTable(columns, rows, (text, row) => row < 0 ? paint("dim", text) : text);
+  const table = formatTable(columns, rows, dimTitles, tableWidth());
   const report = formatReport(adapter.report, "stdout");
   return `${head.join("\n")}\n\n${table}${report && "\n"}${report}`;
 }
@@ -117,11 +116,11 @@ export const inspect: Command = {
       allowPositionals: true,
       options: { json: { type: "boolean", default: false } },
     });
-    const [argument] = adapterArguments(positionals);
+    const [argument] = adapterArguments(positionals, false);
     if (!argument || positionals.length > 1) {
       throw new UsageError(`Cannot inspect ${positionals.length} adapters: one is wanted`);
     }
-    const adapter = await loadAdapter(argument.source, { signal });
+    const adapter = await loadArgument(argument, { signal });
     if (values.json) printJson(describeAdapter(adapter));
     else print(formatAdapter(adapter, argument.name));
   },

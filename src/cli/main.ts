@@ -11,11 +11,11 @@
  * @module
  */
 
-import { realpathSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import process from "node:process";
 import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { type Command, UsageError } from "./command.ts";
+import { type Command, isUsageError, UsageError } from "./command.ts";
 import { isTerminal, print, printable, printJson } from "./terminal.ts";
 
 interface Entry {
@@ -66,15 +66,10 @@ Usage: lora COMMAND [OPTION]…
 
 ${lines.join("\n")}
 
-Every command takes --help, and --json for programs.
+Every command takes --help, and --json for programs; lora --version tells the version.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C. A failure is one line on stderr;
 with --json stdout gets { "error": { name, code, message, file, tensor, field } }.
 `;
-}
-
-function isUsageError(error: unknown): error is Error {
-  if (error instanceof UsageError) return true;
-  return error instanceof TypeError && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
 }
 
 function describe(error: unknown): Record<string, unknown> {
@@ -86,9 +81,26 @@ function describe(error: unknown): Record<string, unknown> {
 function report(error: unknown, name: string, json: boolean): number {
   const usage = isUsageError(error);
   if (json) printJson({ error: describe(error) });
-  const message = error instanceof Error ? error.message : String(error);
-  print(printable(message) + (usage ? `\nTry: lora ${name} --help` : "") + "\n", "stderr");
+  const message = printable(messageOf(error));
+  print(message + (usage ? `\nTry: ${["lora", name, "--help"].filter(Boolean).join(" ")}` : "") + "\n", "stderr");
   return usage ? 2 : 1;
+}
+
+/** What went wrong; `parseArgs` goes on to explain positionals, which no command takes for a mistyped option. */
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message.replace(/\. To specify a positional argument .*$/s, "") : String(error);
+}
+
+/** The version in the manifest of the package or of the clone. */
+function readVersion(): string {
+  for (const manifest of ["../../package.json", "../../deno.json"]) {
+    try {
+      return JSON.parse(readFileSync(new URL(manifest, import.meta.url), "utf8")).version;
+    } catch {
+      continue;
+    }
+  }
+  return "unknown";
 }
 
 /** Waits until all that was printed is written, or its reader known to be gone. */
@@ -139,10 +151,17 @@ async function runCommand(command: Command, name: string, args: string[]): Promi
  * ```
  */
 export async function main(args: string[]): Promise<number> {
-  const [name = "--help", ...rest] = args;
+  const [first = "--help", ...rest] = args;
+  // `lora help merge` is `lora merge --help`.
+  const asksHelp = first === "help" && COMMANDS.has(rest[0] ?? "");
+  const name = asksHelp ? rest[0]! : first;
   if (name === "--help" || name === "-h" || name === "help") {
     print(help(), args.length === 0 ? "stderr" : "stdout");
     return args.length === 0 ? 2 : 0;
+  }
+  if (name === "--version") {
+    print(`${readVersion()}\n`);
+    return 0;
   }
   const entry = COMMANDS.get(name);
   if (!entry) {
@@ -150,7 +169,7 @@ export async function main(args: string[]): Promise<number> {
     return report(error, "", rest.includes("--json"));
   }
   const command = await entry.load();
-  if (rest.includes("--help") || rest.includes("-h")) {
+  if (asksHelp || rest.includes("--help") || rest.includes("-h")) {
     print(command.help);
     return 0;
   }

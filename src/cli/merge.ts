@@ -1,13 +1,19 @@
-import { realpath } from "node:fs/promises";
 import { parseArgs } from "node:util";
 import type { ReportLine } from "../adapter/adapter.ts";
-import { loadAdapter } from "../adapter/load.ts";
 import { mergeCheckpoint } from "../checkpoint/merge.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { type AdapterArgument, adapterArguments, choiceOption, modelArgument, requiredOption } from "./arguments.ts";
+import {
+  type AdapterArgument,
+  adapterArguments,
+  choiceOption,
+  loadArgument,
+  modelArgument,
+  refuseOverwrite,
+  requiredOption,
+} from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { ggufTokenizerFiles, withFiles } from "./gguf_tokenizer_files.ts";
 import { Progress } from "./progress.ts";
@@ -50,14 +56,10 @@ async function openBase(path: string, options: ReadOptions): Promise<Base> {
 
 async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadOptions): Promise<WeightedAdapter[]> {
   const loaded: WeightedAdapter[] = [];
-  for (const { source, weight } of adapters) loaded.push({ adapter: await loadAdapter(source, options), weight });
+  for (const argument of adapters) {
+    loaded.push({ adapter: await loadArgument(argument, options), weight: argument.weight });
+  }
   return loaded;
-}
-
-/** A merge into its own base would destroy what it reads. */
-async function refuseSame(base: string, out: string): Promise<void> {
-  const [from, to] = await Promise.all([base, out].map((path) => realpath(path).catch(() => path)));
-  if (from === to) throw new UsageError(`Cannot merge into the base itself: another folder than "${out}" is wanted`);
 }
 
 /** `lora merge` */
@@ -69,12 +71,13 @@ export const merge: Command = {
     const out = requiredOption(values.out, "out");
     const dtype = choiceOption(values.dtype, "dtype", ["f32", "bf16", "f16"]);
     if (values.adapter.length === 0) throw new UsageError("Cannot merge without --adapter: at least one is wanted");
-    await refuseSame(basePath, out);
+    const named = adapterArguments(values.adapter);
+    await refuseOverwrite(out, [basePath, ...named.map(({ path }) => path)]);
     const start = performance.now();
     const progress = new Progress("Merging");
     const onProgress = progress.update.bind(progress);
     const base = await openBase(basePath, { signal });
-    const adapters = await loadAdapters(adapterArguments(values.adapter), { signal });
+    const adapters = await loadAdapters(named, { signal });
     const merged = await mergeCheckpoint(base.folder, adapters, folder(out), {
       signal,
       onProgress,

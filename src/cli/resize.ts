@@ -1,9 +1,8 @@
 import { parseArgs } from "node:util";
 import { resizeAdapter } from "../adapter/combine.ts";
-import { loadAdapter } from "../adapter/load.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, numberOption, requiredOption } from "./arguments.ts";
+import { adapterArguments, loadArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
 import { dtypeOption } from "./combine.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
@@ -34,7 +33,7 @@ export const resize: Command = {
   help: HELP,
   async run(args, signal) {
     const { values, positionals } = parseArgs({ args, allowPositionals: true, options: OPTIONS });
-    const [argument] = adapterArguments(positionals);
+    const [argument] = adapterArguments(positionals, false);
     if (!argument || positionals.length > 1) {
       throw new UsageError(`Cannot resize ${positionals.length} adapters: one is wanted`);
     }
@@ -43,9 +42,12 @@ export const resize: Command = {
     const energy = numberOption(values.energy, "energy", { above: 0, max: 1 });
     const dtype = dtypeOption(values.dtype);
     if ((rank === undefined) === (energy === undefined)) {
-      throw new UsageError("Cannot resize without a size: either --rank or --energy is wanted");
+      throw new UsageError(
+        `Cannot resize with ${rank === undefined ? "no size" : "two sizes"}: either --rank or --energy is wanted`,
+      );
     }
-    const adapter = await loadAdapter(argument.source, { signal });
+    await refuseOverwrite(out, [argument.path]);
+    const adapter = await loadArgument(argument, { signal });
     const size = rank === undefined ? { energy: energy! } : { rank };
     const resized = await resizeAdapter(adapter, { ...size, signal, ...(dtype && { dtype }) });
     await saveAdapter(resized, folder(out), { signal });

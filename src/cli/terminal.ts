@@ -14,6 +14,11 @@ export function terminalWidth(stream: Stream): number {
   return process[stream].columns || 80;
 }
 
+/** Columns that a table may take: those of the terminal, all it wants elsewhere. */
+export function tableWidth(): number {
+  return isTerminal("stdout") ? terminalWidth("stdout") : Infinity;
+}
+
 /** Writes text as it stands. */
 export function print(text: string, stream: Stream = "stdout"): void {
   process[stream].write(text);
@@ -34,6 +39,11 @@ export function printable(text: string): string {
 export function paint(style: Parameters<typeof styleText>[0], text: string, stream: Stream = "stdout"): string {
   if (!isTerminal(stream) || process.env.NO_COLOR) return text;
   return styleText(style, text, { validateStream: false });
+}
+
+/** Greys the titles of a table. */
+export function dimTitles(text: string, row: number): string {
+  return row < 0 ? paint("dim", text) : text;
 }
 
 /** 1,234,567 */
