@@ -7,13 +7,13 @@
  * @module
  */
 
-import { readFileSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { adapterArguments, adapterMix, choiceOption, numberOption } from "../src/cli/arguments.ts";
-import { UsageError } from "../src/cli/command.ts";
-import { formatDuration, paint, print } from "../src/cli/terminal.ts";
+import { adapterArguments, adapterMix, checkAdapterPath, choiceOption, numberOption } from "../src/cli/arguments.ts";
+import { isUsageError, UsageError } from "../src/cli/command.ts";
+import { file } from "../src/fs/mod.ts";
+import { formatDuration, paint, print, tableWidth } from "../src/cli/terminal.ts";
 import type { LanguageModel } from "../src/models/mod.ts";
 import {
   encodeText,
@@ -123,7 +123,9 @@ async function showPerplexity({ model, choices }: Stage, expected: Expected): Pr
 async function showMoods({ model }: Stage, expected: Expected): Promise<number> {
   section("Mood of unseen reviews", 'is " good" or " bad" likelier after the review and "\\nMood:"?');
   const reviews = readReviews();
-  const examples = reviews.slice(0, EXAMPLES).map(({ text, mood }) => [cut(text, 70), mood]);
+  const examples = reviews.slice(0, EXAMPLES).map((
+    { text, mood },
+  ) => [cut(text, Math.min(70, tableWidth() - 24)), mood]);
   const rows: string[][] = [];
   let difference = 0;
   for (const [name, want] of Object.entries(expected.accuracy)) {
@@ -180,8 +182,13 @@ function encodePrompt(model: LanguageModel, title: string, chat: boolean): Promp
   return { title, ids };
 }
 
-async function showTextPerplexity({ model, choices }: Stage, path: string): Promise<void> {
-  const lines = readFileSync(path, "utf8").split("\n").filter((line) => line.trim() !== "");
+async function readLines(path: string): Promise<string[]> {
+  const source = file(path);
+  const text = new TextDecoder().decode(await source.read(0, await source.size()));
+  return text.split("\n").filter((line) => line.trim() !== "");
+}
+
+async function showTextPerplexity({ model, choices }: Stage, path: string, lines: readonly string[]): Promise<void> {
   const rows = lines.map((line) => encodePrompt(model, line, false).ids.slice(0, TEXT_TOKENS));
   const texts = rows.filter((ids) => ids.length > 1);
   section("Perplexity", `${texts.length} lines of ${cut(path, 60)}; lower is better`);
@@ -194,13 +201,15 @@ async function showTextPerplexity({ model, choices }: Stage, path: string): Prom
 
 async function showOwn(path: string, options: Options, checks: Checks): Promise<void> {
   const adapters = adapterArguments(options.adapter);
+  for (const adapter of adapters) await checkAdapterPath(adapter);
+  const lines = options.text === undefined ? [] : await readLines(options.text);
   const model = await loadAll(path, adapters, options.dtype);
   try {
     const titles = options.prompt.length > 0 ? options.prompt : PROMPTS;
     const prompts = titles.map((title) => encodePrompt(model, title, options.chat));
     const stage = { model, choices: choicesOf(adapters, adapterMix(adapters)), prompts, tokens: options.tokens };
     await showAnswers(stage);
-    if (options.text !== undefined) await showTextPerplexity(stage, options.text);
+    if (options.text !== undefined) await showTextPerplexity(stage, options.text, lines);
     await showTimes(stage);
     if (adapters.length === 0) return;
     section("Checks");
@@ -230,9 +239,12 @@ async function main(args: string[]): Promise<number> {
   return checks.failed === 0 ? 0 : 1;
 }
 
+// Whoever reads a pipe may have seen enough.
+process.stdout.on("error", () => process.exit(1));
 main(process.argv.slice(2)).then((code) => {
   process.exitCode = code;
 }, (error) => {
-  print(`${error instanceof Error ? error.message : error}\n`, "stderr");
-  process.exitCode = error instanceof UsageError ? 2 : 1;
+  const usage = isUsageError(error);
+  print(`${error instanceof Error ? error.message : error}\n${usage ? "Try: deno task demo --help\n" : ""}`, "stderr");
+  process.exitCode = usage ? 2 : 1;
 });

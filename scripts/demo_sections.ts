@@ -9,7 +9,7 @@ import process from "node:process";
 import { type AdapterArgument, modelArgument } from "../src/cli/arguments.ts";
 import { Progress } from "../src/cli/progress.ts";
 import { type Column, formatTable } from "../src/cli/table.ts";
-import { formatBytes, formatCount, formatDuration, paint, print, printable } from "../src/cli/terminal.ts";
+import { formatBytes, formatCount, formatDuration, paint, print, printable, tableWidth } from "../src/cli/terminal.ts";
 import type { AdapterChoice } from "../src/lora/selection.ts";
 import { type LanguageModel, loadModel } from "../src/models/mod.ts";
 import {
@@ -22,7 +22,7 @@ import {
   relativeDifference,
 } from "./demo_measures.ts";
 
-/** Columns that the demo fits in. */
+/** Columns that the demo fits in, where the terminal has them. */
 const WIDTH = 100;
 /** Large models need not be asked ten times. */
 const SWAP_MS = 2000;
@@ -123,7 +123,6 @@ export async function loadAll(
   const size = formatBytes(backend.bytes);
   const place = relative(process.cwd(), path);
   const rows = [[
-    "base",
     place.length > 36 ? source.name : place,
     `${config.layers} layers, ${dtype}`,
     size,
@@ -134,10 +133,10 @@ export async function loadAll(
     const [adapter, ms] = await timed(() => model.loadAdapter(name, source));
     const ranks = [...new Set(Array.from(adapter.modules.values(), ({ rank }) => rank))].join(", ");
     const what = `rank ${cut(ranks, 12)}, ${formatCount(adapter.parameters)} parameters`;
-    rows.push(["adapter", cut(name, 36), what, formatBytes(backend.bytes - before), formatDuration(ms)]);
+    rows.push([cut(name, 36), what, formatBytes(backend.bytes - before), formatDuration(ms)]);
   }
   section("Loaded", `backend ${backend.name} (${backend.info.variant}), ${backend.info.threads} thread; the base once`);
-  showTable([{ title: "" }, { title: "name" }, { title: "what" }, right("memory"), right("time to load")], rows);
+  showTable([{ title: "base, adapters" }, { title: "what" }, right("memory"), right("loaded in")], rows);
   return model;
 }
 
@@ -147,12 +146,15 @@ export async function showAnswers({ model, choices, prompts, tokens }: Stage): P
   const note = mix && typeof mix === "object" ? `; mix: ${cut(formatMix(mix), 40)}` : "";
   section("The same prompts, answered by each", `the likeliest ${tokens} tokens${note}`);
   const width = Math.max(...choices.map(({ name }) => name.length));
+  const columns = Math.min(WIDTH, tableWidth());
   for (const { title, ids } of prompts) {
-    print(`  ${paint("bold", cut(title, WIDTH - 4))}\n`);
+    print(`  ${paint("bold", cut(title, columns - 4))}\n`);
     for (const { name, adapter } of choices) {
       const answer = await greedyTokens(model, ids, adapter, tokens);
       print(
-        `    ${paint("cyan", name.padEnd(width))}  ${cut(model.tokenizer?.decode(answer) ?? "", WIDTH - width - 6)}\n`,
+        `    ${paint("cyan", name.padEnd(width))}  ${
+          cut(model.tokenizer?.decode(answer) ?? "", columns - width - 7)
+        }\n`,
       );
     }
   }

@@ -40,8 +40,27 @@ test("the demo shows a user's model and adapters", { timeout: 60_000 }, async ()
   assert.equal(stdout.match(/^ {2}✓ /gm)?.length, 3);
 });
 
-test("the demo exits 2 when adapters come without a base", async () => {
-  const { status, stderr } = await startScript(DEMO, ["--adapter", "x"]).ended;
-  assert.equal(status, 2);
-  assert.match(stderr, /--model is wanted/);
+test("the demo exits 2 when adapters come without a base, and for unknown options", async () => {
+  const [alone, unknown] = await Promise.all(
+    [["--adapter", "x"], ["--nope"]].map((args) => startScript(DEMO, args).ended),
+  );
+  assert.equal(alone!.status, 2);
+  assert.match(alone!.stderr, /--model is wanted/);
+  assert.equal(unknown!.status, 2);
+  assert.match(unknown!.stderr, /'--nope'.*\nTry: deno task demo --help\n$/s);
+});
+
+test("the demo names an absent adapter or text before it loads the base", async () => {
+  for (const args of [["--adapter", join(TINY, "nope")], ["--text", join(TINY, "nope")]]) {
+    const { status, stdout, stderr } = await startScript(DEMO, ["--model", join(TINY, "base"), ...args]).ended;
+    assert.deepEqual([status, stdout], [1, ""]);
+    assert.match(stderr, /^Cannot [^\n]*nope": there is no such (?:file|folder)\n$/);
+  }
+});
+
+test("the demo ends quietly when its reader goes away", async () => {
+  const { child, ended } = startScript(DEMO, []);
+  child.stdout!.once("data", () => child.stdout!.destroy());
+  const { status, stderr } = await ended;
+  assert.deepEqual([status, stderr], [1, ""]);
 });
