@@ -4,9 +4,10 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
+import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findBinary, findDeno } from "../scripts/engines.ts";
@@ -55,7 +56,7 @@ test("every operation's tests pass in headless Chromium", { timeout: 600_000, ..
     );
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { chromium: launcher } = await import(playwright!);
+  const { chromium: launcher } = createRequire(import.meta.url)(dirname(playwright!)); // it is CommonJS
   const browser = await launcher.launch({ executablePath: chromium, headless: true, args: FLAGS });
   try {
     const page: Page = await browser.newPage();
