@@ -7,13 +7,16 @@
 import { execFileSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findBinary, findDeno } from "./engines.ts";
 
 const ROOT = fileURLToPath(new URL("../", import.meta.url));
 const REPOSITORY = process.env.GITHUB_REPOSITORY ?? "lowrank/lora"; // provenance wants the one that publishes
+
+/** What a bundler makes of an imported `.wasm` is a compiled module. */
+const MODULE_TYPES = "./src/wasm/kernels.d.ts";
 
 const MANIFEST = {
   description: "LoRA adapters in any JavaScript runtime: load, swap, mix and merge PEFT adapters on WebAssembly SIMD",
@@ -75,8 +78,19 @@ function joinModules(root: string): void {
 
 function patchManifest(path: string): void {
   const { name, version, exports, ...rest } = JSON.parse(readFileSync(path, "utf8"));
+  for (const [entry, target] of Object.entries(exports as Record<string, unknown>)) {
+    if (entry.endsWith(".wasm")) exports[entry] = { types: MODULE_TYPES, default: wasmFile(target) };
+  }
   const manifest = { name, version, ...MANIFEST, ...rest, exports: { ...exports, "./package.json": "./package.json" } };
   writeFileSync(path, `${JSON.stringify(manifest, null, 2)}\n`);
+  const types = "declare const kernels: WebAssembly.Module;\nexport default kernels;\n";
+  writeFileSync(join(dirname(path), MODULE_TYPES), types);
+}
+
+function wasmFile(target: unknown): string {
+  if (typeof target === "string") return target;
+  const { default: file } = target as { default: string };
+  return file;
 }
 
 function run(command: string, args: string[], cwd: string): string {

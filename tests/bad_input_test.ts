@@ -142,7 +142,7 @@ const ADAPTERS: readonly (readonly [what: string, files: Files, refusal: Refusal
   [
     "a pickle",
     new Map([[CONFIG, smallAdapter().get(CONFIG)!], ["adapter_model.bin", new Uint8Array(9)]]),
-    { name: "FormatError", code: "pickle", file: "adapter_model.bin", message: /python -c .*save_file/ },
+    { name: "FormatError", code: "pickle", file: "adapter_model.bin", message: /lora convert FOLDER --to peft/ },
   ],
 ];
 

@@ -62,3 +62,13 @@ test("lora convert refuses wrong words, a folder for a file, and loralib's files
     assert.deepEqual(readdirSync(path).sort(), ["a.gguf", "lora.pt"]);
   });
 });
+
+test("lora convert makes safetensors of a torch pickle, and never writes over what it reads", async () => {
+  await inTemporaryFolder(async (path) => {
+    const out = join(path, "out");
+    await lora(join(FIXTURES, "llama-bin", "adapter"), "--to", "peft", "--out", out);
+    const plain = await loadAdapter(folder(join(FIXTURES, "llama-plain", "adapter")));
+    assertSame(await loadAdapter(folder(out)), plain, "from a pickle");
+    await assert.rejects(lora(out, "--to", "peft", "--out", out), { name: "UsageError", message: /which is read too/ });
+  });
+});

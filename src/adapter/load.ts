@@ -27,8 +27,6 @@ export const WEIGHTS_FILE = "adapter_model.safetensors";
 /** Longest name of a tensor: a path of 512 characters with all that tools put around it. */
 const MAX_TENSOR_NAME = 1024;
 const PICKLE_FILE = "adapter_model.bin";
-const CONVERSION = `python -c "import torch; from safetensors.torch import save_file; ` +
-  `save_file(torch.load('${PICKLE_FILE}', weights_only=True), '${WEIGHTS_FILE}', {'format': 'pt'})"`;
 
 /** Where an adapter is: a folder, its URL, or its files by name. */
 export type AdapterSource = Folder | URL | ReadonlyMap<string, Uint8Array>;
@@ -130,7 +128,10 @@ async function openWeights(folder: Folder, options: LoadAdapterOptions): Promise
     `Cannot load ${quote(PICKLE_FILE)} from ${
       quote(folder.name)
     }: a pickle can run code when others read it; expected ` +
-      `${quote(WEIGHTS_FILE)}, or the option allowPickle, which reads it as data; to convert it: ${CONVERSION}`,
+      `${
+        quote(WEIGHTS_FILE)
+      }, which "lora convert FOLDER --to peft --out OUT" makes of it, or the option allowPickle; ` +
+      "both read it as data",
     { code: "pickle", file: PICKLE_FILE, expected: WEIGHTS_FILE },
   );
 }

@@ -9,7 +9,7 @@ import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/sou
 import { urlFolder } from "../formats/url.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
+import { choiceOption, modelArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatReport } from "./report.ts";
 import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
@@ -113,9 +113,11 @@ export const convert: Command = {
     const out = requiredOption(values.out, "out");
     const alpha = numberOption(values.alpha, "alpha", {});
     await checkOutput(out, to);
+    await refuseOverwrite(out, [path]);
     const facts = await readFacts(values.base, { signal });
     const { component } = values;
-    const options = { ...facts, signal, ...(alpha !== undefined && { alpha }) };
+    // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
+    const options = { ...facts, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
     const { dialect, adapter } = await readAdapter(await openAdapter(path), {
       ...options,
       ...(component !== undefined && { component }),

@@ -82,6 +82,13 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
 }
 
 async function openFolder(source: Folder | Source, options: ReadOptions): Promise<Folder | GgufFolder> {
+  const given = source as Partial<Folder & Source> | null;
+  if (typeof given?.open !== "function" && typeof given?.read !== "function") {
+    const found = typeof source === "string" ? `the path ${quote(source)}` : `a ${typeof source}`;
+    throw new TypeError(
+      `Cannot load a model from ${found}: expected folder("…") or file("….gguf") of "@lowrank/lora/fs", or urlFolder(url)`,
+    );
+  }
   if (!("open" in source)) return await ggufFolder(source, options);
   if (await source.has("config.json", options)) return source;
   const files = await source.list?.(options) ?? [];

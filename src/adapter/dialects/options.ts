@@ -20,6 +20,8 @@ export interface BaseFacts {
 export interface ReadDialectOptions extends BaseFacts, ReadOptions {
   /** Caps; what is absent has its default. */
   readonly limits?: AdapterLimits;
+  /** Of a PEFT folder without safetensors, `adapter_model.bin` is read, as data. */
+  readonly allowPickle?: boolean;
   /** The alpha, where the file has none: loralib. */
   readonly alpha?: number;
   /** The part of a pipeline that is wanted, as in the file's keys: `"unet"`, `"lora_te1"`. */
