@@ -165,7 +165,7 @@ for (const name of ["Deno", "Node 22", "Node 24"]) {
   const engine = engines.find((one) => one.name === name) as Engine;
   test(`import and open take at most 30 ms in ${name}`, { skip: skip || (!engine && `no ${name} here`) }, () => {
     const runs = Array.from(
-      { length: 7 },
+      { length: 15 },
       () => JSON.parse(start(engine, "cold_start.mjs")) as { wall: number; cpu: number },
     );
     const best = (key: "wall" | "cpu") => Math.min(...runs.map((run) => run[key]));
