@@ -1,7 +1,8 @@
 import type { StoredTensor } from "../formats/dtype.ts";
 import { stringifyJson } from "../formats/json_writer.ts";
 import { encodeSafetensors } from "../formats/safetensors_writer.ts";
-import type { ReadOptions, Sink, SinkFile } from "../formats/source.ts";
+import type { ReadOptions, Sink } from "../formats/source.ts";
+import { writeFiles } from "../formats/write_files.ts";
 import type { Adapter, LoraModule } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { WEIGHTS_FILE } from "./load.ts";
@@ -59,21 +60,9 @@ export function encodeConfig(config: LoraConfig): Uint8Array {
  */
 export async function saveAdapter(adapter: Adapter, sink: Sink, options: ReadOptions = {}): Promise<void> {
   options.signal?.throwIfAborted();
-  const contents: readonly (readonly [string, Uint8Array])[] = [
+  const contents = new Map([
     [WEIGHTS_FILE, encodeWeights(adapter.modules.values(), adapter.trainingState)],
     [CONFIG_FILE, encodeConfig(adapter.config)],
-  ];
-  const files: SinkFile[] = [];
-  try {
-    for (const [name, bytes] of contents) {
-      const file = await sink.create(name);
-      files.push(file);
-      await file.write(bytes);
-      options.signal?.throwIfAborted();
-    }
-    for (const file of files) await file.commit();
-  } catch (error) {
-    await Promise.allSettled(files.map((file) => file.abort()));
-    throw error;
-  }
+  ]);
+  await writeFiles(sink, contents, options);
 }

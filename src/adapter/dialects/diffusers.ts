@@ -12,6 +12,7 @@ import { stringifyJson } from "../../formats/json_writer.ts";
 import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
+import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
 import { CONFIG_DEFAULTS } from "../config_defaults.ts";
 import { requirePlain } from "../factors.ts";
@@ -23,7 +24,7 @@ import { FactorPairs } from "./factor_pairs.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { readAlpha } from "./stored_alpha.ts";
-import { readTensorFile, type TensorFile, writeFiles } from "./tensor_file.ts";
+import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const DIFFUSERS_FILE = "pytorch_lora_weights.safetensors";

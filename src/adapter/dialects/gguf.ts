@@ -10,6 +10,7 @@ import { type Gguf, readGguf, readGgufTensor } from "../../formats/gguf.ts";
 import { encodeGguf, type GgufField } from "../../formats/gguf_writer.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Sink, Source } from "../../formats/source.ts";
+import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { requirePlain } from "../factors.ts";
 import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
@@ -20,7 +21,7 @@ import { reorderHeads, type RowOrder } from "./matrix_bytes.ts";
 import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign, refuseKind } from "./refusals.ts";
 import { scaleConfig } from "./scale_config.ts";
-import { cappedSize, checkName, writeFiles } from "./tensor_file.ts";
+import { cappedSize, checkName } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const GGUF_FILE = "adapter.gguf";

@@ -11,6 +11,7 @@ import { type JsonValue, parseJson } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
+import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { requirePlain } from "../factors.ts";
 import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
@@ -22,7 +23,7 @@ import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { commonest, scaleConfig } from "./scale_config.ts";
 import { readAlpha } from "./stored_alpha.ts";
-import { readTensorFile, type TensorFile, writeFiles } from "./tensor_file.ts";
+import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const KOHYA_FILE = "lora.safetensors";

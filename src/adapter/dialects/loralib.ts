@@ -11,6 +11,7 @@ import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { encodeTorch } from "../../formats/torch_writer.ts";
+import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
 import { requirePlain } from "../factors.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
@@ -19,7 +20,7 @@ import { foldScales } from "./fold.ts";
 import { type MergedLayer, mergedLayer, spreadSlices } from "./merged_linear.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
-import { readTensorFile, writeFiles } from "./tensor_file.ts";
+import { readTensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const LORALIB_FILE = "lora.pt";

@@ -13,6 +13,7 @@ import { stringifyJson } from "../../formats/json_writer.ts";
 import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Folder, Sink } from "../../formats/source.ts";
+import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { requirePlain } from "../factors.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
@@ -24,7 +25,7 @@ import { transposeStored } from "./matrix_bytes.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { alphaOf, commonest, scaleConfig } from "./scale_config.ts";
-import { readTensorFile, writeFiles } from "./tensor_file.ts";
+import { readTensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
 export const MLX_FILE = "adapters.safetensors";

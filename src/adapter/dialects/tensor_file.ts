@@ -3,7 +3,7 @@ import type { StoredTensor } from "../../formats/dtype.ts";
 import { memorySource } from "../../formats/memory.ts";
 import { quote } from "../../formats/quote.ts";
 import { readSafetensorsHeader } from "../../formats/safetensors.ts";
-import { readExactly, type ReadOptions, type Sink, type SinkFile, type Source } from "../../formats/source.ts";
+import { readExactly, type ReadOptions, type Source } from "../../formats/source.ts";
 import { readTorch } from "../../formats/torch.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 
@@ -96,32 +96,4 @@ export async function cappedSize(source: Source, options: TensorFileOptions): Pr
 
 async function readCapped(source: Source, options: TensorFileOptions): Promise<Uint8Array> {
   return await readExactly(source, 0, await cappedSize(source, options), options);
-}
-
-/**
- * Writes files of which none appears before all are written.
- *
- * @param sink Where they go.
- * @param contents The files by name.
- * @param options A signal.
- */
-export async function writeFiles(
-  sink: Sink,
-  contents: ReadonlyMap<string, Uint8Array>,
-  options: ReadOptions = {},
-): Promise<void> {
-  options.signal?.throwIfAborted();
-  const files: SinkFile[] = [];
-  try {
-    for (const [name, bytes] of contents) {
-      const file = await sink.create(name);
-      files.push(file);
-      await file.write(bytes);
-      options.signal?.throwIfAborted();
-    }
-    for (const file of files) await file.commit();
-  } catch (error) {
-    await Promise.allSettled(files.map((file) => file.abort()));
-    throw error;
-  }
 }
