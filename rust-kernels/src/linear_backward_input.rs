@@ -3,11 +3,12 @@
 //! Many rows: 8x8 pieces of 64 columns are transposed into scratch panels, then the ordinary tile runs over all rows.
 //! Few rows: one pass over W, each vector of 8 rows of W times the matching 8 of dy, summed across lanes.
 
-use crate::halves::{load_panel, panel_bytes};
+use crate::blocks::panel_size;
+use crate::dequantize::widen;
 use crate::product::{product, Product, NONE};
 use crate::simd::*;
 use crate::tile::{Out, Term};
-use crate::{round_up, BF16, PANEL};
+use crate::{round_up, F32, PANEL};
 
 /// Columns of dx per block: whole cache lines of W, 64 KiB of scratch with BLOCK_N.
 const BLOCK_K: usize = 64;
@@ -16,7 +17,7 @@ const BLOCK_N: usize = 256;
 /// From this many rows on the transposition pays.
 const MANY: usize = 6;
 /// Columns of a panel that stay in the first-level cache for the few rows.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 
 /// Bytes of scratch that `linear_backward_input` wants.
 #[no_mangle]
@@ -42,23 +43,24 @@ pub unsafe extern "C" fn linear_backward_input(
     k: usize,
     scratch: *mut f32,
 ) {
-    match (w_dtype == BF16, m < MANY) {
-        (false, true) => few::<false>(dx, dy, w, m, n, k),
-        (true, true) => few::<true>(dx, dy, w, m, n, k),
-        (false, false) => many::<false>(dx, dy, w, m, n, k, scratch),
-        (true, false) => many::<true>(dx, dy, w, m, n, k, scratch),
+    if m < MANY {
+        few(dx, dy, w, w_dtype, m, n, k)
+    } else {
+        many(dx, dy, w, w_dtype, m, n, k, scratch)
     }
 }
 
-unsafe fn many<const HALF: bool>(
+unsafe fn many(
     dx: *mut f32,
     dy: *const f32,
     w: *const u8,
+    w_dtype: u32,
     m: usize,
     n: usize,
     k: usize,
     scratch: *mut f32,
 ) {
+    let mut wide = [0.0f32; BLOCK_K * PANEL];
     let mut column = 0;
     while column < k {
         let columns = BLOCK_K.min(k - column);
@@ -67,8 +69,9 @@ unsafe fn many<const HALF: bool>(
             let depth = BLOCK_N.min(n - row);
             let stored = round_up(depth, PANEL);
             for p in 0..stored / PANEL {
-                let from = w.add(((row / PANEL + p) * k + column) * panel_bytes(HALF));
-                turn::<HALF>(scratch.add(p * PANEL * PANEL), from, columns, stored);
+                let panel = w.add((row / PANEL + p) * panel_size(k, w_dtype));
+                let from = columns_of(panel, w_dtype, column, columns, wide.as_mut_ptr());
+                turn(scratch.add(p * PANEL * PANEL), from, columns, stored);
             }
             let main = Term { a: dy.add(row), stride: n, b: scratch as *const u8, k: depth };
             let out = Out { c: dx.add(column), stride: k, bias: core::ptr::null(), load: true };
@@ -79,12 +82,23 @@ unsafe fn many<const HALF: bool>(
     }
 }
 
+/// Columns of a panel as f32: where they are, or a copy in `wide`.
+#[inline(always)]
+unsafe fn columns_of(panel: *const u8, w_dtype: u32, from: usize, columns: usize, wide: *mut f32) -> *const f32 {
+    if w_dtype == F32 {
+        return (panel as *const f32).add(from * PANEL);
+    }
+    widen(wide as *mut u8, panel, w_dtype, from, columns);
+    wide
+}
+
 /// Transposes `columns` columns of 8 rows of W into 8 rows of the scratch panels, which are `stored` deep.
-unsafe fn turn<const HALF: bool>(scratch: *mut f32, from: *const u8, columns: usize, stored: usize) {
+unsafe fn turn(scratch: *mut f32, from: *const f32, columns: usize, stored: usize) {
     by_four(columns, |t, lanes| {
         let (mut low, mut high) = ([zero(); 4], [zero(); 4]);
         for i in 0..lanes {
-            (low[i], high[i]) = load_panel::<HALF>(from.add((t + i) * panel_bytes(HALF)));
+            let at = from.add((t + i) * PANEL);
+            (low[i], high[i]) = (load(at), load(at.add(4)));
         }
         let (low, high) = (transpose(low), transpose(high));
         let panel = scratch.add(t / PANEL * stored * PANEL + t % PANEL);
@@ -95,17 +109,19 @@ unsafe fn turn<const HALF: bool>(scratch: *mut f32, from: *const u8, columns: us
     });
 }
 
-unsafe fn few<const HALF: bool>(dx: *mut f32, dy: *const f32, w: *const u8, m: usize, n: usize, k: usize) {
+unsafe fn few(dx: *mut f32, dy: *const f32, w: *const u8, w_dtype: u32, m: usize, n: usize, k: usize) {
+    let mut wide = [0.0f32; CHUNK * PANEL];
     let mut row = 0;
     while row < n {
+        let panel = w.add(row / PANEL * panel_size(k, w_dtype));
         let mut from = 0;
         while from < k {
             let columns = CHUNK.min(k - from);
-            let panel = w.add((row / PANEL * k + from) * panel_bytes(HALF));
+            let values = columns_of(panel, w_dtype, from, columns, wide.as_mut_ptr());
             for i in 0..m {
                 let at = dy.add(i * n + row);
                 let d = [load_lanes(at, n - row), load_lanes(at.wrapping_add(4), (n - row).saturating_sub(4))];
-                add_panel::<HALF>(dx.add(i * k + from), d, panel, columns);
+                add_panel(dx.add(i * k + from), d, values, columns);
             }
             from += columns;
         }
@@ -115,12 +131,12 @@ unsafe fn few<const HALF: bool>(dx: *mut f32, dy: *const f32, w: *const u8, m: u
 
 /// dx (columns) += the columns of one panel times the 8 values d.
 #[inline(always)]
-unsafe fn add_panel<const HALF: bool>(dx: *mut f32, d: [v128; 2], panel: *const u8, columns: usize) {
+unsafe fn add_panel(dx: *mut f32, d: [v128; 2], panel: *const f32, columns: usize) {
     by_four(columns, |t, lanes| {
         let mut sums = [zero(); 4];
         for i in 0..lanes {
-            let (low, high) = load_panel::<HALF>(panel.add((t + i) * panel_bytes(HALF)));
-            sums[i] = madd(high, d[1], f32x4_mul(low, d[0]));
+            let at = panel.add((t + i) * PANEL);
+            sums[i] = madd(load(at.add(4)), d[1], f32x4_mul(load(at), d[0]));
         }
         let at = dx.add(t);
         store_lanes(at, f32x4_add(load_lanes(at, lanes), sum_each(sums)), lanes);

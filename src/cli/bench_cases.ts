@@ -3,7 +3,7 @@ import type { Backend, LoraBranch, MatrixValues, RowBranches, Tensor, Weight, We
 /** Something to time; `undo` puts things back between two runs, untimed. */
 export interface Body {
   /** The work. */
-  run(): void | Promise<void>;
+  run(): unknown;
   /** What makes it repeatable. */
   undo?(): void;
 }

@@ -4,7 +4,8 @@
  * @module
  */
 
-import type { Backend, LoraBranch, LoraGradientBranch, MatrixValues, RowBranches, Tensor, Weight } from "../backend.ts";
+import type { Backend, LoraBranch, LoraGradientBranch, MatrixValues, MergeLoss } from "../backend.ts";
+import type { RowBranches, Tensor, Weight } from "../backend.ts";
 import { DisposedError, MismatchError, NumericError, ShapeError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { formatShape } from "../shape.ts";
@@ -238,14 +239,15 @@ export class LoraLinear implements Disposable {
 
   /**
    * Folds adapters into the weight: W += Σ wᵢ sᵢ Bᵢ Aᵢ. The bits it overwrites are kept, as many bytes as the weight.
+   * Quantized weights lose some of it: see {@linkcode MergeLoss}.
    *
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
    * @throws {RangeError} If adapters are merged already, or none is named.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const branches = this.#mix(resolveChoice(adapter, this.#branches));
     if (branches.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    await this.#backend.merge(this.weight, branches);
+    return await this.#backend.merge(this.weight, branches);
   }
 
   /** Puts the weight back, bit for bit. */

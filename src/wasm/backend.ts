@@ -12,6 +12,7 @@ import type {
   LinearOptions,
   LoraBranch,
   MatrixValues,
+  MergeLoss,
   Tensor,
   Weight,
   WeightOptions,
@@ -19,11 +20,13 @@ import type {
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
 import { sizeOf } from "../shape.ts";
+import { WEIGHT_DTYPES } from "./dtypes.ts";
 import { WasmTensor } from "./handles.ts";
 import type { Kernels, LoadedKernels } from "./kernels.ts";
 import { addGradients, runLinear } from "./linear.ts";
-import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
+import { disposedBackend, LinearMemory } from "./memory.ts";
 import { mergePanels } from "./merge.ts";
+import { packWeight, unpackWeight } from "./pack.ts";
 
 /** Runs the operations on the CPU, at once, in the order of the calls. */
 export class WasmBackend implements Backend {
@@ -35,7 +38,7 @@ export class WasmBackend implements Backend {
 
   /** Takes instantiated kernels. */
   constructor({ variant, kernels }: LoadedKernels, reason: string) {
-    this.info = { variant, threads: 1, reason };
+    this.info = { variant, threads: 1, reason, weightDtypes: WEIGHT_DTYPES };
     this.#loaded = { kernels, memory: new LinearMemory(kernels) };
   }
 
@@ -59,7 +62,8 @@ export class WasmBackend implements Backend {
   }
 
   #weightAt(weight: Weight): readonly [address: number, dtype: number] {
-    return [this.#memory.ownWeight(weight).block.address, DTYPE_CODES[weight.dtype]];
+    const own = this.#memory.ownWeight(weight);
+    return [own.block.address, own.code];
   }
 
   /** See {@linkcode Backend.tensor}. */
@@ -93,15 +97,14 @@ export class WasmBackend implements Backend {
 
   /** See {@linkcode Backend.weight}. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    const { dtype = "f32", transposed = false } = options;
-    check.checkMatrixValues(values, dtype);
-    return this.#memory.pack(values, dtype, transposed);
+    check.checkMatrixValues(values, options, WEIGHT_DTYPES);
+    return packWeight(this.#kernels, this.#memory, values, options);
   }
 
   /** See {@linkcode Backend.readWeight}. */
   // deno-lint-ignore require-await -- as in read()
   async readWeight(weight: Weight): Promise<Float32Array> {
-    return this.#memory.unpack(this.#memory.ownWeight(weight));
+    return unpackWeight(this.#kernels, this.#memory, this.#memory.ownWeight(weight));
   }
 
   /** See {@linkcode Backend.scope}. */
@@ -154,9 +157,9 @@ export class WasmBackend implements Backend {
 
   /** See {@linkcode Backend.merge}. */
   // deno-lint-ignore require-await -- as in read()
-  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
+  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
-    mergePanels(this.#kernels, this.#memory, this.#memory.ownWeight(weight), this.#branches(branches));
+    return mergePanels(this.#kernels, this.#memory, this.#memory.ownWeight(weight), this.#branches(branches));
   }
 
   /** See {@linkcode Backend.unmerge}. */

@@ -12,6 +12,7 @@ import type {
   LinearOptions,
   LoraBranch,
   MatrixValues,
+  MergeLoss,
   Tensor,
   Weight,
   WeightOptions,
@@ -22,7 +23,7 @@ import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { CommandQueue, type Dispatch, type GpuCounts, type QueueLimits } from "./commands.ts";
 import type { OpenedDevice } from "./device.ts";
-import { cutPanels, GpuTensor, type GpuWeight } from "./handles.ts";
+import { cutPanels, GpuTensor, type GpuWeight, WEIGHT_DTYPES } from "./handles.ts";
 import { addGradients, addLinear, type PackedBranch, writeDelta } from "./linear.ts";
 import { GpuMemory } from "./memory.ts";
 import { mergePanels } from "./merge.ts";
@@ -45,7 +46,7 @@ export class WebGpuBackend implements Backend {
   constructor(opened: OpenedDevice, reason: string, limits: Partial<QueueLimits> = {}) {
     const { device, label } = opened;
     const { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } = device.limits;
-    this.info = { variant: label, threads: 1, reason };
+    this.info = { variant: label, threads: 1, reason, weightDtypes: WEIGHT_DTYPES };
     this.#device = opened;
     this.#queue = new CommandQueue(device, {
       maxBinding: Math.floor(Math.min(maxStorageBufferBindingSize, maxBufferSize) / 16) * 16,
@@ -130,9 +131,8 @@ export class WebGpuBackend implements Backend {
 
   /** See {@linkcode Backend.weight}. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    const { dtype = "f32", transposed = false } = options;
-    check.checkMatrixValues(values, dtype);
-    return this.#live.pack(values, dtype, transposed);
+    check.checkMatrixValues(values, options, WEIGHT_DTYPES);
+    return this.#live.pack(values, options);
   }
 
   /** See {@linkcode Backend.readWeight}. */
@@ -180,9 +180,9 @@ export class WebGpuBackend implements Backend {
   }
 
   /** See {@linkcode Backend.merge}. */
-  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
+  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
-    await mergePanels(this.#gpu, this.#weight(weight), this.#branches(branches));
+    return await mergePanels(this.#gpu, this.#weight(weight), this.#branches(branches));
   }
 
   /** See {@linkcode Backend.unmerge}. */
