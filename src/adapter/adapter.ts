@@ -94,9 +94,9 @@ export interface AdapterParts {
   readonly replacements?: ReadonlyMap<string, StoredTensor>;
   /** New rows by path of the embedding; none if absent. */
   readonly tokenRows?: ReadonlyMap<string, TokenRows>;
-  /** Tokens that switch the adapter on; null if absent. */
+  /** Tokens that switch the adapter on; those of the config if absent. */
   readonly invocationTokens?: readonly number[] | null;
-  /** How training changed the base; null if absent. */
+  /** How training changed the base; what the config says if absent. */
   readonly baseChange?: BaseChange | null;
   /** sha256 of the weight file. */
   readonly sha256: string;
@@ -148,8 +148,10 @@ export class Adapter {
     this.trainingState = parts.trainingState;
     this.replacements = parts.replacements ?? new Map();
     this.tokenRows = parts.tokenRows ?? new Map();
-    this.invocationTokens = parts.invocationTokens ?? null;
-    this.baseChange = parts.baseChange ?? null;
+    this.invocationTokens = parts.invocationTokens === undefined
+      ? parts.config.invocationTokens
+      : parts.invocationTokens;
+    this.baseChange = parts.baseChange === undefined ? parts.config.baseChange : parts.baseChange;
     this.sha256 = parts.sha256;
     this.id = parts.id;
     this.bytes = parts.bytes;
