@@ -32,7 +32,8 @@ async function generate(page: Page, prompt: string): Promise<{ title: string; te
   await page.fill("#prompt", prompt);
   await page.fill("#tokens", "8");
   await page.click("#generate");
-  await page.waitForFunction('document.querySelector("#generate").disabled', undefined, { timeout: MINUTE });
+  const last = 'document.querySelector("article:last-child .speed").textContent';
+  await page.waitForFunction(last, undefined, { timeout: MINUTE });
   await ready(page);
   return await page.evaluate(ANSWERS) as { title: string; text: string; speed: string }[];
 }
