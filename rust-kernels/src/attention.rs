@@ -88,13 +88,12 @@ pub unsafe extern "C" fn attention(
     let (q_stride, kv_stride) = (heads * dim, kv_heads * dim);
     let first = Head { q, y, keys, values, q_stride, kv_stride, length, dim, past, window };
     let skipped = first.seen(0).0 / PANEL * PANEL;
-    let group = heads / kv_heads;
     let mut packed = usize::MAX;
     for index in from..from + count {
-        let (i, head, kv) = (index / heads, index % heads, index / group);
-        let (at, own) =
-            (i * length * q_stride + head * dim, (i * capacity + skipped) * kv_stride + kv % kv_heads * dim);
-        let (q, y, keys, values) = (q.add(at), y.add(at), keys.add(own), values.add(own));
+        let kv = index / (heads / kv_heads);
+        let (at, own) = (index / heads * length * q_stride + index % heads * dim, kv / kv_heads * capacity + skipped);
+        let (q, y, own) = (q.add(at), y.add(at), own * kv_stride + kv % kv_heads * dim);
+        let (keys, values) = (keys.add(own), values.add(own));
         let head = Head { q, y, keys, values, past: past - skipped, ..first };
         if length < MANY {
             stream(&head, scratch);
