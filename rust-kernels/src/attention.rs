@@ -100,9 +100,8 @@ pub unsafe extern "C" fn attention(
             continue;
         }
         let panels = Panels::new(&head, scratch);
-        if kv != packed {
+        if core::mem::replace(&mut packed, kv) != kv {
             panels.fill(&head);
-            packed = kv;
         }
         blocks(&head, &panels);
     }
