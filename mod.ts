@@ -46,7 +46,15 @@ export type {
   WeightDtype,
   WeightOptions,
 } from "./src/backend.ts";
-export { Adapter, type AdapterParts, type LoraModule, type ReportLine } from "./src/adapter/adapter.ts";
+export {
+  Adapter,
+  type AdapterParts,
+  type BaseChange,
+  type LoraKind,
+  type LoraModule,
+  type ReportLine,
+  type TokenRows,
+} from "./src/adapter/adapter.ts";
 export { combineAdapters, type CombineOptions, resizeAdapter, type ResizeOptions } from "./src/adapter/combine.ts";
 export type { CombineMethod } from "./src/adapter/combine_module.ts";
 export {
