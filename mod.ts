@@ -49,7 +49,6 @@ export type {
 export {
   Adapter,
   type AdapterParts,
-  type BaseChange,
   type LoraKind,
   type LoraModule,
   type ReportLine,
@@ -77,6 +76,7 @@ export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
 export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";

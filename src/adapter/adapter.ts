@@ -1,6 +1,7 @@
 import type { Dtype, StoredTensor } from "../formats/dtype.ts";
 import { sizeOf } from "../shape.ts";
 import type { LoraConfig } from "./lora_config.ts";
+import type { BaseChange } from "./variant_fields.ts";
 
 /**
  * What a module's factors belong to, and with that their shapes (k… are the lengths of a kernel):
@@ -61,12 +62,6 @@ export interface TokenRows {
   /** The rows (k, dim): they replace those of the table. */
   readonly rows: StoredTensor;
 }
-
-/**
- * How training changed the base before it began: W became W − s B₀ A₀ with the first factors (`pissa`, `olora`, `corda`,
- * `lora_ga`), or lost its r smallest singular values (`kasa`), or was quantised (`loftq`).
- */
-export type BaseChange = "pissa" | "pissa_niter" | "olora" | "corda" | "lora_ga" | "loftq" | "kasa";
 
 /** Something worth knowing that is no error: a known difference, a choice made, a part that does nothing. */
 export interface ReportLine {

@@ -1,12 +1,13 @@
 import { FormatError, LimitError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { BaseChange, LoraModule, ReportLine } from "./adapter.ts";
+import type { LoraModule, ReportLine } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { isFloatTensor, isZeroTensor } from "./factor_values.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";
 import { listTargets } from "./target_modules.ts";
+import type { BaseChange } from "./variant_fields.ts";
 
 /** Fields that act in training only. */
 const TRAINING_FIELDS = ["velora_config", "monteclora_config"];

@@ -3,30 +3,10 @@ import { quote } from "../formats/quote.ts";
 import type { LoraModule } from "./adapter.ts";
 import type { NamedTensor } from "./full_tensors.ts";
 import type { LoraConfig } from "./lora_config.ts";
-import { factorOf, measureFactors, readExtras } from "./module_shapes.ts";
-import { type ModulePlace, ownerOf } from "./module_places.ts";
+import { factorOf, measureFactors, type ModuleFactors, readExtras } from "./module_shapes.ts";
+import { ownerOf } from "./module_places.ts";
 import { MAX_STEPS } from "./pattern.ts";
 import { compilePatternMap } from "./target_modules.ts";
-
-/** The tensors of one module, unchecked. */
-export interface ModuleFactors {
-  /** Name of the module. */
-  readonly name: string;
-  /** A. */
-  readonly a: NamedTensor;
-  /** B. */
-  readonly b: NamedTensor;
-  /** Whether A and B are those of an embedding; false if absent. */
-  readonly isEmbedding?: boolean;
-  /** What the patterns of the config and the names of parameters say about it; a module by its own name if absent. */
-  readonly place?: ModulePlace;
-  /** The bias of B. */
-  readonly loraBias?: NamedTensor | undefined;
-  /** DoRA's m. */
-  readonly magnitude?: NamedTensor | undefined;
-  /** KaSA's d. */
-  readonly diagonal?: NamedTensor | undefined;
-}
 
 /** Rank and alpha of a module by its config. */
 export interface ModuleScale {

@@ -13,7 +13,27 @@ import type { LoraKind, LoraModule } from "./adapter.ts";
 import { type FloatDtype, isFloatTensor } from "./factor_values.ts";
 import { finiteTensor, type NamedTensor } from "./full_tensors.ts";
 import type { LoraConfig } from "./lora_config.ts";
-import type { ModuleFactors } from "./lora_module.ts";
+import type { ModulePlace } from "./module_places.ts";
+
+/** The tensors of one module, unchecked. */
+export interface ModuleFactors {
+  /** Name of the module. */
+  readonly name: string;
+  /** A. */
+  readonly a: NamedTensor;
+  /** B. */
+  readonly b: NamedTensor;
+  /** Whether A and B are those of an embedding; false if absent. */
+  readonly isEmbedding?: boolean;
+  /** What the patterns of the config and the names of parameters say about it; a module by its own name if absent. */
+  readonly place?: ModulePlace;
+  /** The bias of B. */
+  readonly loraBias?: NamedTensor | undefined;
+  /** DoRA's m. */
+  readonly magnitude?: NamedTensor | undefined;
+  /** KaSA's d. */
+  readonly diagonal?: NamedTensor | undefined;
+}
 
 /** The sizes of a module. */
 export type ModuleSizes = Pick<LoraModule, "kind" | "rank" | "inFeatures" | "outFeatures" | "experts">;

@@ -16,7 +16,7 @@ import { quote } from "../formats/quote.ts";
 import { formatShape } from "../shape.ts";
 import type { LoraModule, ReportLine } from "./adapter.ts";
 import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
-import type { ModuleFactors } from "./lora_module.ts";
+import type { ModuleFactors } from "./module_shapes.ts";
 import { exactKeys } from "./exact_keys.ts";
 import type { NamedTensor } from "./full_tensors.ts";
 import type { BlockDiagonal } from "./variant_fields.ts";

@@ -6,8 +6,13 @@
 
 import type { FormatError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
-import type { BaseChange } from "./adapter.ts";
 import { ConfigFields } from "./config_fields.ts";
+
+/**
+ * How training changed the base before it began: W became W − s B₀ A₀ with the first factors (`pissa`, `olora`, `corda`,
+ * `lora_ga`), or lost its r smallest singular values (`kasa`), or was quantised (`loftq`).
+ */
+export type BaseChange = "pissa" | "pissa_niter" | "olora" | "corda" | "lora_ga" | "loftq" | "kasa";
 
 /** Which factors are block-diagonal and stored as their blocks. */
 export interface BlockDiagonal {
