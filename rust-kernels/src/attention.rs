@@ -66,7 +66,7 @@ pub extern "C" fn attention_scratch(length: usize, past: usize, _heads: usize, _
     (positions * dim + round_up(dim, PANEL) * positions + BLOCK * (positions + SKEW + 1)) * 4
 }
 
-/// Computes the formula above.
+/// Computes `count` query heads of the `batch * heads` from `from` on; threads share the heads.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `attention_scratch`; y overlaps none of them.
@@ -76,7 +76,6 @@ pub unsafe extern "C" fn attention(
     q: *const f32,
     keys: *const f32,
     values: *const f32,
-    batch: usize,
     length: usize,
     capacity: usize,
     heads: usize,
@@ -84,40 +83,32 @@ pub unsafe extern "C" fn attention(
     dim: usize,
     past: usize,
     window: usize,
+    from: usize,
+    count: usize,
     scratch: *mut f32,
 ) {
-    if length == 0 {
+    if length == 0 || count == 0 {
         return;
     }
     let (q_stride, kv_stride) = (heads * dim, kv_heads * dim);
     let first = Head { q, y, keys, values, q_stride, kv_stride, length, dim, past, window };
     let skipped = first.seen(0).0 / PANEL * PANEL;
-    for i in 0..batch {
-        for kv in 0..kv_heads {
-            let at = (i * capacity + skipped) * kv_stride + kv * dim;
-            let mut head = Head { keys: keys.add(at), values: values.add(at), past: past - skipped, ..first };
-            let panels = Panels::new(&head, scratch);
-            if length >= MANY {
-                panels.fill(&head);
-            }
-            let group = heads / kv_heads;
-            let at = i * length * q_stride + kv * group * dim;
-            (head.q, head.y) = (q.add(at), y.add(at));
-            query_heads(head, group, &panels, scratch);
-        }
-    }
-}
-
-/// The `group` query heads that share the keys and values of `head`, whose queries are those of the first.
-#[inline(always)]
-unsafe fn query_heads(mut head: Head, group: usize, panels: &Panels, scratch: *mut f32) {
-    for _ in 0..group {
-        if head.length >= MANY {
-            blocks(&head, panels);
-        } else {
+    let mut packed = usize::MAX;
+    for index in from..from + count {
+        let kv = index / (heads / kv_heads);
+        let (at, own) = (index / heads * length * q_stride + index % heads * dim, kv / kv_heads * capacity + skipped);
+        let (q, y, own) = (q.add(at), y.add(at), own * kv_stride + kv % kv_heads * dim);
+        let (keys, values) = (keys.add(own), values.add(own));
+        let head = Head { q, y, keys, values, past: past - skipped, ..first };
+        if length < MANY {
             stream(&head, scratch);
+            continue;
         }
-        (head.q, head.y) = (head.q.add(head.dim), head.y.add(head.dim));
+        let panels = Panels::new(&head, scratch);
+        if core::mem::replace(&mut packed, kv) != kv {
+            panels.fill(&head);
+        }
+        blocks(&head, &panels);
     }
 }
 

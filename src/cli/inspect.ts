@@ -1,5 +1,5 @@
 import { parseArgs } from "node:util";
-import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { type Adapter, countParameters, type LoraModule } from "../adapter/adapter.ts";
 import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatReport } from "./report.ts";
@@ -20,10 +20,6 @@ interface Group {
   readonly layers: number[];
   readonly first: LoraModule;
   parameters: number;
-}
-
-function countParameters({ rank, inFeatures, outFeatures }: LoraModule): number {
-  return rank * (inFeatures + outFeatures);
 }
 
 function groupModules(modules: Iterable<LoraModule>): Group[] {

@@ -69,8 +69,8 @@ export abstract class WasmTransformerOperations extends WasmLinearOperations {
     const inputs = [this.at(q), this.at(keys), this.at(values)] as const;
     return this.memory.produce(q.shape, (y) => {
       this.memory.scratch(this.kernels.attention_scratch(length, past, heads, kvHeads, dim), (scratch) => {
-        const sizes = [batch, length, capacity, heads, kvHeads, dim, past, window] as const;
-        this.kernels.attention(y, ...inputs, ...sizes, scratch);
+        const sizes = [length, capacity, heads, kvHeads, dim, past, window] as const;
+        this.kernels.attention(y, ...inputs, ...sizes, 0, batch * heads, scratch);
       });
     });
   }
