@@ -7,8 +7,11 @@ use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, 
 use crate::tile::{Out, Term, HALF_ROWS};
 use crate::{round_up, BF16, PANEL};
 
-/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows.
+/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
+/// arrive in: half the block, 128 x 4096 x 4096 1.03x.
 const BLOCK: usize = 1 << 17;
+/// Most rows that are few.
+const FEW: usize = 512;
 /// The same for bf16 that is widened first.
 const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop. From memory widening wins from 4 rows on
@@ -59,7 +62,14 @@ pub unsafe extern "C" fn linear(
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
     let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
     let wide = half && m >= WIDE_M;
-    let block = block_columns(if wide { WIDE_BLOCK } else { BLOCK }, block_depth(m, k));
+    let floats = if wide {
+        WIDE_BLOCK
+    } else if m <= FEW {
+        BLOCK / 2
+    } else {
+        BLOCK
+    };
+    let block = block_columns(floats, block_depth(m, k));
     let (mut from, end) = (from, from + columns);
     while from < end {
         let part = slice_n(&whole, from, block.min(end - from));
