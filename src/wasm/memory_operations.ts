@@ -1,0 +1,106 @@
+/**
+ * What the WebAssembly backend holds: tensors and weights in, out and freed.
+ *
+ * @module
+ */
+
+import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
+import * as check from "../check.ts";
+import { sizeOf } from "../shape.ts";
+import { WasmTensor } from "./handles.ts";
+import type { Kernels, LoadedKernels } from "./kernels.ts";
+import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
+
+/** Memory of the CPU; the operations are in the classes that extend it. */
+export abstract class WasmMemoryOperations {
+  /** Which kernels run, and why. */
+  readonly info: BackendInfo;
+  #loaded: { readonly kernels: Kernels; readonly memory: LinearMemory } | null;
+
+  /** Takes instantiated kernels. */
+  constructor({ variant, kernels }: LoadedKernels, reason: string) {
+    this.info = { variant, threads: 1, reason };
+    this.#loaded = { kernels, memory: new LinearMemory(kernels) };
+  }
+
+  protected get kernels(): Kernels {
+    if (!this.#loaded) throw disposedBackend();
+    return this.#loaded.kernels;
+  }
+
+  protected get memory(): LinearMemory {
+    if (!this.#loaded) throw disposedBackend();
+    return this.#loaded.memory;
+  }
+
+  /** Bytes of tensors and weights now held. */
+  get bytes(): number {
+    return this.#loaded?.memory.used ?? 0;
+  }
+
+  protected at(tensor: Tensor): number {
+    return this.memory.own(tensor).block.address;
+  }
+
+  protected weightAt(weight: Weight): readonly [address: number, dtype: number] {
+    return [this.memory.ownWeight(weight).block.address, DTYPE_CODES[weight.dtype]];
+  }
+
+  /** See `Backend.tensor`. */
+  tensor(shape: readonly number[], values?: Float32Array): Tensor {
+    const size = sizeOf(shape);
+    if (values) check.checkValues(shape, size, values);
+    const tensor = this.memory.create(shape);
+    if (values) this.memory.floats(tensor).set(values);
+    else this.memory.floats(tensor).fill(0);
+    return tensor;
+  }
+
+  /** See `Backend.write`. */
+  write(tensor: Tensor, values: Float32Array): void {
+    check.checkValues(tensor.shape, tensor.size, values);
+    this.memory.floats(this.memory.own(tensor)).set(values);
+  }
+
+  /** See `Backend.read`. */
+  // deno-lint-ignore require-await -- a WebAssembly result is ready; the contract's readers await it
+  async read(tensor: Tensor): Promise<Float32Array> {
+    return this.memory.floats(this.memory.own(tensor)).slice();
+  }
+
+  /** See `Backend.reshape`. */
+  reshape(tensor: Tensor, shape: readonly number[]): Tensor {
+    check.checkReshape(tensor, shape);
+    this.at(tensor);
+    return new WasmTensor(this.memory.own(tensor).block, shape, false);
+  }
+
+  /** See `Backend.weight`. */
+  weight(values: MatrixValues, options: WeightOptions = {}): Weight {
+    const { dtype = "f32", transposed = false } = options;
+    check.checkMatrixValues(values, dtype);
+    return this.memory.pack(values, dtype, transposed);
+  }
+
+  /** See `Backend.readWeight`. */
+  // deno-lint-ignore require-await -- as in read()
+  async readWeight(weight: Weight): Promise<Float32Array> {
+    return this.memory.unpack(this.memory.ownWeight(weight));
+  }
+
+  /** See `Backend.scope`. */
+  scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T {
+    return this.memory.scope(body);
+  }
+
+  /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
+  dispose(): void {
+    this.#loaded?.memory.drop();
+    this.#loaded = null;
+  }
+
+  /** The same as `dispose()`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
