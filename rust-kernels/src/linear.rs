@@ -28,6 +28,15 @@ pub extern "C" fn linear_scratch(m: usize, n: usize, k: usize, w_dtype: u32) -> 
     round_up(n, PANEL).min(block_columns(WIDE_BLOCK, depth)) * depth * 4
 }
 
+/// Floats of a block of W for so many rows.
+fn block_floats(m: usize, wide: bool) -> usize {
+    match (wide, m <= FEW) {
+        (true, _) => WIDE_BLOCK,
+        (false, true) => BLOCK / 2,
+        (false, false) => BLOCK,
+    }
+}
+
 /// Columns of a block of so many floats.
 fn block_columns(floats: usize, depth: usize) -> usize {
     round_up(floats / depth.max(1), PANEL).max(PANEL)
