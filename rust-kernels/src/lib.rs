@@ -20,6 +20,7 @@ mod strips;
 mod tile;
 
 mod append;
+mod argmax;
 mod attention;
 mod attention_stream;
 mod cross_entropy;
@@ -34,6 +35,7 @@ mod pack;
 mod peak;
 mod rms_norm;
 mod rope;
+mod sample;
 mod sum_rows;
 mod take_rows;
 mod unpack;
