@@ -29,6 +29,7 @@ export interface AttentionOptions {
   readonly batch: number;
   readonly past: number;
   readonly window?: number;
+  readonly causal?: boolean;
 }
 
 export function matrix(rows: number, columns: number, element: (row: number, column: number) => number): Matrix {
@@ -176,9 +177,9 @@ export function append(cache: Matrix, x: Matrix, batch: number, past: number): M
   });
 }
 
-/** Causal softmax(q kᵀ / sqrt d) v; keys and values (batch · capacity, kvHeads · d). */
+/** softmax(q kᵀ / sqrt d) v; keys and values (batch · capacity, kvHeads · d). */
 export function attention(q: Matrix, keys: Matrix, values: Matrix, options: AttentionOptions): Matrix {
-  const { heads, kvHeads, batch, past, window = Infinity } = options;
+  const { heads, kvHeads, batch, past, window = Infinity, causal = true } = options;
   const d = q.shape[1] / heads;
   const length = q.shape[0] / batch;
   const capacity = keys.shape[0] / batch;
@@ -194,7 +195,7 @@ export function attention(q: Matrix, keys: Matrix, values: Matrix, options: Atte
   const y = matrix(...q.shape, () => 0);
   for (let row = 0; row < q.shape[0]; row++) {
     const first = Math.floor(row / length) * capacity;
-    const end = past + row % length + 1;
+    const end = past + (causal ? row % length + 1 : length);
     const start = Math.max(0, end - window);
     for (let head = 0; head < heads; head++) {
       const kvColumn = Math.floor(head / (heads / kvHeads)) * d;

@@ -30,7 +30,8 @@ fn block_columns(floats: usize, depth: usize) -> usize {
     round_up(floats / depth.max(1), PANEL).max(PANEL)
 }
 
-/// Computes the formula above. `bias`, `h` may be null; `y` is read only if `accumulate` is not 0.
+/// Computes the `columns` columns of y from `from` on, a multiple of 8; threads share a product by columns. `bias`, `h`
+/// may be null; `y` is read only if `accumulate` is not 0.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `linear_scratch`; y overlaps none of them.
@@ -47,6 +48,8 @@ pub unsafe extern "C" fn linear(
     n: usize,
     k: usize,
     r: usize,
+    from: usize,
+    columns: usize,
     accumulate: u32,
     scratch: *mut u8,
 ) {
@@ -57,9 +60,9 @@ pub unsafe extern "C" fn linear(
     let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
     let wide = half && m >= WIDE_M;
     let block = block_columns(if wide { WIDE_BLOCK } else { BLOCK }, block_depth(m, k));
-    let mut from = 0;
-    while from < n {
-        let part = slice_n(&whole, from, block.min(n - from));
+    let (mut from, end) = (from, from + columns);
+    while from < end {
+        let part = slice_n(&whole, from, block.min(end - from));
         match (half, wide) {
             (false, _) => product_in_blocks::<false>(&part),
             (true, false) => product_in_blocks::<true>(&part),

@@ -7,10 +7,10 @@
 import type { SampleOptions, Tensor } from "../backend.ts";
 import * as check from "../check.ts";
 import { inverseTemperature } from "../shape.ts";
-import { WasmTransformerOperations } from "./transformer_operations.ts";
+import { WasmRowOperations } from "./row_operations.ts";
 
 /** What a decoder needs after the last layer. */
-export abstract class WasmSamplingOperations extends WasmTransformerOperations {
+export abstract class WasmSamplingOperations extends WasmRowOperations {
   /** See `Backend.argmax`. */
   argmax(logits: Tensor): Tensor {
     const [rows, classes] = check.checkLogits("argmax", logits);

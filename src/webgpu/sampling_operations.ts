@@ -7,10 +7,10 @@
 import type { SampleOptions, Tensor } from "../backend.ts";
 import * as check from "../check.ts";
 import { inverseTemperature } from "../shape.ts";
-import { WebGpuTransformerOperations } from "./transformer_operations.ts";
+import { WebGpuRowOperations } from "./row_operations.ts";
 
 /** What a decoder needs after the last layer. */
-export abstract class WebGpuSamplingOperations extends WebGpuTransformerOperations {
+export abstract class WebGpuSamplingOperations extends WebGpuRowOperations {
   /** See `Backend.argmax`. */
   argmax(logits: Tensor): Tensor {
     const [rows, classes] = check.checkLogits("argmax", logits);
