@@ -5,7 +5,7 @@
  */
 
 import type { SampleOptions, Tensor } from "../backend.ts";
-import * as check from "../check.ts";
+import * as check from "../check_sampling.ts";
 import { inverseTemperature } from "../shape.ts";
 import { WebGpuRowOperations } from "./row_operations.ts";
 
