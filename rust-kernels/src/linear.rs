@@ -71,14 +71,7 @@ pub unsafe extern "C" fn linear(
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
     let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
     let wide = half && m >= WIDE_M;
-    let floats = if wide {
-        WIDE_BLOCK
-    } else if m <= FEW {
-        BLOCK / 2
-    } else {
-        BLOCK
-    };
-    let block = block_columns(floats, block_depth(m, k));
+    let block = block_columns(block_floats(m, wide), block_depth(m, k));
     let (mut from, end) = (from, from + columns);
     while from < end {
         let part = slice_n(&whole, from, block.min(end - from));
