@@ -10,14 +10,11 @@ import type {
   LinearOptions,
   LoraBranch,
   LoraGradientBranch,
-  MatrixValues,
   RowBranches,
   Tensor,
   Weight,
-  WeightDtype,
-  WeightOptions,
 } from "./backend.ts";
-import { NumericError, ShapeError } from "./errors.ts";
+import { NumericError } from "./errors.ts";
 import {
   formatShape,
   type ProductSizes,
@@ -29,60 +26,6 @@ import {
   requireWhole,
   sizeOf,
 } from "./shape.ts";
-
-interface ValueType {
-  /** Elements that are stored together. */
-  readonly block: number;
-  /** Their bytes. */
-  readonly bytes: number;
-  /** The only type that takes them, if not all do. */
-  readonly only?: WeightDtype;
-}
-
-const VALUE_TYPES: Readonly<Record<MatrixValues["dtype"], ValueType>> = {
-  f32: { block: 1, bytes: 4 },
-  f16: { block: 1, bytes: 2 },
-  bf16: { block: 1, bytes: 2 },
-  q8_0: { block: 32, bytes: 34, only: "int8" },
-  q4_0: { block: 32, bytes: 18, only: "int4" },
-  q4_1: { block: 32, bytes: 20, only: "int4" },
-};
-const WEIGHT_DTYPES: readonly string[] = ["f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
-
-/** Checks a matrix for `weight`: known types that this backend stores, and as many bytes as its shape says. */
-export function checkMatrixValues(
-  { shape, dtype, bytes }: MatrixValues,
-  { dtype: wanted = "f32", transposed = false }: WeightOptions,
-  stored: readonly WeightDtype[],
-): void {
-  const type: ValueType | undefined = Object.hasOwn(VALUE_TYPES, dtype) ? VALUE_TYPES[dtype] : undefined;
-  if (type === undefined || !WEIGHT_DTYPES.includes(wanted)) {
-    const expected = `${WEIGHT_DTYPES.join(", ")} from ${Object.keys(VALUE_TYPES).join(", ")}`;
-    throw new TypeError(`Cannot create a "${wanted}" weight from "${dtype}": expected ${expected}`);
-  }
-  if (!stored.includes(wanted)) {
-    throw refuseDtype(`"${wanted}" weight`, wanted, `${stored.join(" or ")} on this backend`);
-  }
-  if (type.only !== undefined && (wanted !== type.only || transposed)) {
-    throw refuseDtype(`"${wanted}" weight from "${dtype}"`, dtype, `its own form, ${type.only}, not transposed`);
-  }
-  if (!(bytes instanceof Uint8Array)) {
-    throw new TypeError(`Cannot create a weight from bytes of type ${typeof bytes}: expected a Uint8Array`);
-  }
-  if (shape.length !== 2) throw refuse("create a weight", "values", shape, "two dimensions");
-  if (shape[1] % type.block !== 0) {
-    throw refuse("create a weight", "values", shape, `columns that are a multiple of ${type.block} for ${dtype}`);
-  }
-  const length = sizeOf(shape) / type.block * type.bytes;
-  if (bytes.byteLength !== length) {
-    throw refuseValue("create a weight", "bytes", bytes.byteLength, `${length} for ${dtype} ${formatShape(shape)}`);
-  }
-}
-
-function refuseDtype(what: string, found: string, expected: string): ShapeError {
-  const message = `Cannot create ${/^"[aeiou]/.test(what) ? "an" : "a"} ${what}: expected ${expected}`;
-  return new ShapeError(message, { field: "dtype", found, expected });
-}
 
 /** Checks that as many values are given as the tensor holds. */
 export function checkValues(shape: readonly number[], size: number, values: Float32Array): void {
@@ -249,8 +192,11 @@ export function checkAttention(
   values: Tensor,
   options: AttentionOptions,
 ): { length: number; capacity: number; dim: number } {
-  const { heads, kvHeads, batch, past, window = 1 } = options;
+  const { heads, kvHeads, batch, past, window = 1, causal = true } = options;
   const operation = "attention";
+  if (!causal && options.window !== undefined) {
+    throw refuseValue("run attention", "window", window, "none if not causal");
+  }
   for (const [field, value] of Object.entries({ kvHeads, heads, batch, window })) {
     requireWhole(operation, field, value, 1);
   }

@@ -13,11 +13,31 @@ test("lora inspect --json tells rank, alpha and scaling of every module", async 
     sha256: "837f8848303fa9b5f0c1ffde2d005d3282747e732501f619b08d15092a302ffa",
     bytes: statSync(join(adapter, "adapter_model.safetensors")).size,
     parameters: 3240,
+    replacements: [],
+    tokenRows: [],
+    trainingState: [],
+    invocationTokens: null,
+    baseChange: null,
   });
   assert.equal(modules.length, 8);
   const name = "model.layers.1.mlp.down_proj";
-  const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32" };
+  const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32", parts: [] };
   assert.deepEqual(modules.find((module) => module.name === name), { name, ...kind });
+});
+
+test("lora inspect names and places every tensor of every kind", async () => {
+  const inspect = (name: string) => loraJson("inspect", join(FIXTURES, name, "adapter"));
+  const [moe, tokens, conv, full] = await Promise.all(
+    ["moe", "llama-new-tokens", "conv-dora", "bertcls-plain"].map(inspect),
+  ) as [Record<string, unknown>, ...Record<string, unknown>[]];
+  const modules = (answer: Record<string, unknown>) => answer.modules as Record<string, unknown>[];
+  assert.deepEqual(modules(moe)[0]!.name, "model.layers.0.mlp.experts.gate_up_proj");
+  assert.deepEqual(tokens!.tokenRows, [{ name: "model.embed_tokens", indices: [3, 5, 17] }]);
+  assert.deepEqual(modules(conv!).map(({ kind, parts }) => [kind, parts]), Array(4).fill(["conv", ["dora"]]));
+  const shapes = [["classifier.bias", [5]], ["classifier.weight", [5, 36]]];
+  assert.deepEqual(full!.replacements, shapes.map(([name, shape]) => ({ name, shape, dtype: "F32" })));
+  const { stdout } = await lora("inspect", join(FIXTURES, "moe", "adapter"));
+  assert.match(stdout, /^model\.layers\.\*\.mlp\.experts\.down_proj +4 experts +0-1 +3 /m);
 });
 
 test("lora inspect groups the layers for people", async () => {
@@ -50,7 +70,7 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
 
 test("lora generate streams plain text, the same for the same seed", async () => {
   const options = ["--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "8"];
-  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--seed", "7"];
+  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--min-p", "0.01", "--seed", "7"];
   const runs = [await lora("generate", ...options, ...sampling), await lora("generate", ...options, ...sampling)];
   assert.equal(runs[0]!.status, 0, runs[0]!.stderr);
   assert.equal(runs[0]!.stderr, "");
@@ -85,7 +105,6 @@ test("what cannot be loaded exits 1 with one line that names it", async () => {
       [["inspect", join(path, "emtpy")], /emtpy": there is no such folder/],
       [["inspect", join(tiny, "model.safetensors")], /model\.safetensors": it is a file/],
       [["inspect", join(FIXTURES, "llama-bin", "adapter")], /adapter_model\.bin/],
-      [["inspect", join(FIXTURES, "llama-dora", "adapter")], /use_dora|DoRA/],
       [["generate", "--model", join(path, "absent"), "--prompt", "x"], /absent": there is no such file or folder/],
       [
         ["generate", "--model", tiny, "--adapter", join(path, "nope"), "--prompt", "x"],

@@ -174,7 +174,7 @@ test("the config in a diffusers header decides: rsLoRA and patterns", async () =
   assert.deepEqual(deltas(adapter), { "to_q": naiveDelta(3, a, b), "ff": naiveDelta(1, a, b) });
   const dora = new Map([["lora_adapter_metadata", JSON.stringify({ ...config, "unet.use_dora": true })]]);
   const refused = safetensors({ "unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b }, dora);
-  await assert.rejects(readAdapter(refused), { name: "FormatError", field: "use_dora" });
+  await assert.rejects(readAdapter(refused), { name: "MismatchError", field: "use_dora" });
 });
 
 function mlxFolder(parameters: unknown, tensors: Readonly<Record<string, StoredTensor>>, more: object = {}) {

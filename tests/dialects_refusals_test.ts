@@ -219,7 +219,7 @@ test("a carried config of another rank is left aside, and one that asks for DoRA
   const same = (await readAdapter(source({ r: 2, lora_alpha: 2, target_modules: ["v_proj"] }))).adapter;
   assert.deepEqual(same.config.targetModules, ["v_proj"]);
   const dora = source({ r: 2, lora_alpha: 2, use_dora: true });
-  await assert.rejects(readAdapter(dora), { name: "FormatError", field: "use_dora" });
+  await assert.rejects(readAdapter(dora), { name: "MismatchError", field: "use_dora" });
 });
 
 test("an alpha that 32 bits do not hold is folded for a GGUF", async () => {

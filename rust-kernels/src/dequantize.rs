@@ -6,7 +6,7 @@ use crate::quantize::NF4_LEVELS;
 use crate::simd::*;
 use crate::{BF16, EXACT, F16, F32, F8, INT4, INT4_MIN, NF4};
 
-/// Writes depths `from` to `from + depth` of a panel as `[depth][8]` f32; `from` is a multiple of 64.
+/// Writes depths `from` to `from + depth` of a panel as `[depth][8]` f32.
 ///
 /// # Safety
 /// The panel holds the depths, dst as many floats.
@@ -62,7 +62,8 @@ unsafe fn widen_integers(dst: *mut u8, panel: *const u8, dtype: u32, from: usize
     let factors = factors(panel).map(|factor| f32x4_mul(factor, f32x4_splat(HALF_SHIFT)));
     let mut done = 0;
     while done < depth {
-        let block = panel.add(FACTORS + (from + done) / BLOCK * block_bytes(dtype));
+        let (block, first) = ((from + done) / BLOCK, (from + done) % BLOCK);
+        let (block, count) = (panel.add(FACTORS + block * block_bytes(dtype)), (BLOCK - first).min(depth - done));
         let (mut scales, mut minima) = (factors, [zero(); 2]);
         if has_scales(dtype) {
             scales = scaled(block.add(scales_at(dtype)), factors);
@@ -70,14 +71,14 @@ unsafe fn widen_integers(dst: *mut u8, panel: *const u8, dtype: u32, from: usize
         if dtype == INT4_MIN {
             minima = scaled(block.add(scales_at(dtype) + 16), factors);
         }
-        each(dst.add(done * panel_bytes(false)), BLOCK.min(depth - done), |t| {
-            let q = quants(block, t, is_nibbles(dtype));
+        each(dst.add(done * panel_bytes(false)), count, |t| {
+            let q = quants(block, first + t, is_nibbles(dtype));
             [0, 1].map(|half| {
                 let value = f32x4_convert_i32x4(i32x4_sub(q[half], zero_point));
                 f32x4_add(f32x4_mul(value, scales[half]), minima[half])
             })
         });
-        done += BLOCK;
+        done += count;
     }
 }
 
@@ -101,13 +102,15 @@ pub unsafe fn nf4_maxima(panel: *const u8, block: *const u8) -> [v128; 2] {
 unsafe fn widen_nf4(dst: *mut u8, panel: *const u8, from: usize, depth: usize) {
     let mut done = 0;
     while done < depth {
-        let block = panel.add(2 * FACTORS + (from + done) / NF4_BLOCK * block_bytes(NF4));
+        let (block, first) = ((from + done) / NF4_BLOCK, (from + done) % NF4_BLOCK);
+        let (block, count) = (panel.add(2 * FACTORS + block * block_bytes(NF4)), (NF4_BLOCK - first).min(depth - done));
         let maxima = nf4_maxima(panel, block);
-        each(dst.add(done * panel_bytes(false)), NF4_BLOCK.min(depth - done), |t| {
+        each(dst.add(done * panel_bytes(false)), count, |t| {
+            let t = first + t;
             let q = quants(block.add(t / BLOCK * 128), t % BLOCK, true);
             [0, 1].map(|half| f32x4_mul(levels(q[half]), maxima[half]))
         });
-        done += NF4_BLOCK;
+        done += count;
     }
 }
 

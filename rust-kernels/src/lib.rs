@@ -26,17 +26,24 @@ mod strips;
 mod tile;
 mod tile_integer;
 
+mod activation;
+mod affine_rows;
 mod append;
+mod argmax;
 mod attention;
 mod attention_stream;
+mod column_sums;
 mod cross_entropy;
 mod delta_weight;
 mod elementwise;
 mod embedding;
+mod gather_sum;
+mod layer_norm;
 mod linear;
 mod linear_backward_input;
 mod linear_backward_weight;
 mod merge;
+mod norms;
 mod pack;
 mod pack_blocks;
 mod peak;
@@ -44,8 +51,9 @@ mod probe;
 mod quantize;
 mod rms_norm;
 mod rope;
-mod sum_rows;
+mod sample;
 mod take_rows;
+mod transpose;
 mod unpack;
 
 /// Element types of the ABI.

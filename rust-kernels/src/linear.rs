@@ -11,8 +11,11 @@ use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, 
 use crate::tile::{Out, Term, HALF_ROWS};
 use crate::{round_up, BF16, F32, PANEL};
 
-/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows.
+/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
+/// arrive in: half the block, 128 x 4096 x 4096 1.03x.
 const BLOCK: usize = 1 << 17;
+/// Most rows that are few.
+const FEW: usize = 512;
 /// The same for narrower types that are widened first.
 const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop. From memory widening wins from 4 rows on
@@ -37,12 +40,22 @@ fn is_widened(m: usize, w_dtype: u32) -> bool {
     w_dtype != F32 && (w_dtype != BF16 || m >= WIDE_M)
 }
 
+/// Floats of a block of W for so many rows.
+fn block_floats(m: usize, wide: bool) -> usize {
+    match (wide, m <= FEW) {
+        (true, _) => WIDE_BLOCK,
+        (false, true) => BLOCK / 2,
+        (false, false) => BLOCK,
+    }
+}
+
 /// Columns of a block of so many floats.
 fn block_columns(floats: usize, depth: usize) -> usize {
     round_up(floats / depth.max(1), PANEL).max(PANEL)
 }
 
-/// Computes the formula above. `bias`, `h` may be null; `y` is read only if `accumulate` is not 0.
+/// Computes the `columns` columns of y from `from` on, a multiple of 8; threads share a product by columns. `bias`, `h`
+/// may be null; `y` is read only if `accumulate` is not 0.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `linear_scratch`; y overlaps none of them.
@@ -59,6 +72,8 @@ pub unsafe extern "C" fn linear(
     n: usize,
     k: usize,
     r: usize,
+    from: usize,
+    columns: usize,
     accumulate: u32,
     scratch: *mut u8,
 ) {
@@ -67,13 +82,13 @@ pub unsafe extern "C" fn linear(
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
     let whole = Product { m, n, main, panel: panel_size(k, w_dtype), tail, out };
     if is_integer(w_dtype) {
-        return linear_integer(&whole, w_dtype, scratch);
+        return linear_integer(&slice_n(&whole, from, columns), w_dtype, scratch);
     }
     let wide = is_widened(m, w_dtype);
-    let block = block_columns(if wide { WIDE_BLOCK } else { BLOCK }, block_depth(m, k));
-    let mut from = 0;
-    while from < n {
-        let part = slice_n(&whole, from, block.min(n - from));
+    let block = block_columns(block_floats(m, wide), block_depth(m, k));
+    let (mut from, end) = (from, from + columns);
+    while from < end {
+        let part = slice_n(&whole, from, block.min(end - from));
         match (wide, w_dtype) {
             (true, _) => widened(&part, w_dtype, scratch),
             (_, BF16) => product_in_blocks::<true>(&part),

@@ -28,7 +28,7 @@ pub extern "C" fn linear_backward_input_scratch(m: usize, n: usize, k: usize, _w
     round_up(k, PANEL).min(BLOCK_K) * round_up(n, PANEL).min(BLOCK_N) * 4
 }
 
-/// Computes the formula above.
+/// Computes the `columns` columns of dx from `from` on.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `linear_backward_input_scratch`; dx overlaps none of them.
@@ -41,16 +41,20 @@ pub unsafe extern "C" fn linear_backward_input(
     m: usize,
     n: usize,
     k: usize,
+    from: usize,
+    columns: usize,
     scratch: *mut f32,
 ) {
+    let part = Part { dx: dx.add(from), dy, w, w_dtype, m, n, k, from, columns };
     if m < MANY {
-        few(dx, dy, w, w_dtype, m, n, k)
+        few(&part)
     } else {
-        many(dx, dy, w, w_dtype, m, n, k, scratch)
+        many(&part, scratch)
     }
 }
 
-unsafe fn many(
+/// The `columns` columns of dx from `from` on that one call computes: dx is where they start, k the length of a row.
+struct Part {
     dx: *mut f32,
     dy: *const f32,
     w: *const u8,
@@ -58,38 +62,43 @@ unsafe fn many(
     m: usize,
     n: usize,
     k: usize,
-    scratch: *mut f32,
-) {
+    from: usize,
+    columns: usize,
+}
+
+impl Part {
+    /// Columns of a panel as f32: where they are, or a copy in `wide`.
+    #[inline(always)]
+    unsafe fn columns_of(&self, panel: usize, column: usize, columns: usize, wide: *mut f32) -> *const f32 {
+        let at = self.w.add(panel * panel_size(self.k, self.w_dtype));
+        if self.w_dtype == F32 {
+            return (at as *const f32).add((self.from + column) * PANEL);
+        }
+        widen(wide as *mut u8, at, self.w_dtype, self.from + column, columns);
+        wide
+    }
+}
+
+unsafe fn many(p: &Part, scratch: *mut f32) {
     let mut wide = [0.0f32; BLOCK_K * PANEL];
     let mut column = 0;
-    while column < k {
-        let columns = BLOCK_K.min(k - column);
+    while column < p.columns {
+        let columns = BLOCK_K.min(p.columns - column);
         let mut row = 0;
-        while row < n {
-            let depth = BLOCK_N.min(n - row);
+        while row < p.n {
+            let depth = BLOCK_N.min(p.n - row);
             let stored = round_up(depth, PANEL);
-            for p in 0..stored / PANEL {
-                let panel = w.add((row / PANEL + p) * panel_size(k, w_dtype));
-                let from = columns_of(panel, w_dtype, column, columns, wide.as_mut_ptr());
-                turn(scratch.add(p * PANEL * PANEL), from, columns, stored);
+            for panel in 0..stored / PANEL {
+                let from = p.columns_of(row / PANEL + panel, column, columns, wide.as_mut_ptr());
+                turn(scratch.add(panel * PANEL * PANEL), from, columns, stored);
             }
-            let main = Term { a: dy.add(row), stride: n, b: scratch as *const u8, k: depth };
-            let out = Out { c: dx.add(column), stride: k, bias: core::ptr::null(), load: true };
-            product::<false, false>(&Product { m, n: columns, main, panel: stored * 32, tail: NONE, out });
+            let main = Term { a: p.dy.add(row), stride: p.n, b: scratch as *const u8, k: depth };
+            let out = Out { c: p.dx.add(column), stride: p.k, bias: core::ptr::null(), load: true };
+            product::<false, false>(&Product { m: p.m, n: columns, main, panel: stored * 32, tail: NONE, out });
             row += depth;
         }
         column += columns;
     }
-}
-
-/// Columns of a panel as f32: where they are, or a copy in `wide`.
-#[inline(always)]
-unsafe fn columns_of(panel: *const u8, w_dtype: u32, from: usize, columns: usize, wide: *mut f32) -> *const f32 {
-    if w_dtype == F32 {
-        return (panel as *const f32).add(from * PANEL);
-    }
-    widen(wide as *mut u8, panel, w_dtype, from, columns);
-    wide
 }
 
 /// Transposes `columns` columns of 8 rows of W into 8 rows of the scratch panels, which are `stored` deep.
@@ -109,19 +118,18 @@ unsafe fn turn(scratch: *mut f32, from: *const f32, columns: usize, stored: usiz
     });
 }
 
-unsafe fn few(dx: *mut f32, dy: *const f32, w: *const u8, w_dtype: u32, m: usize, n: usize, k: usize) {
+unsafe fn few(p: &Part) {
     let mut wide = [0.0f32; CHUNK * PANEL];
     let mut row = 0;
-    while row < n {
-        let panel = w.add(row / PANEL * panel_size(k, w_dtype));
+    while row < p.n {
         let mut from = 0;
-        while from < k {
-            let columns = CHUNK.min(k - from);
-            let values = columns_of(panel, w_dtype, from, columns, wide.as_mut_ptr());
-            for i in 0..m {
-                let at = dy.add(i * n + row);
-                let d = [load_lanes(at, n - row), load_lanes(at.wrapping_add(4), (n - row).saturating_sub(4))];
-                add_panel(dx.add(i * k + from), d, values, columns);
+        while from < p.columns {
+            let columns = CHUNK.min(p.columns - from);
+            let values = p.columns_of(row / PANEL, from, columns, wide.as_mut_ptr());
+            for i in 0..p.m {
+                let at = p.dy.add(i * p.n + row);
+                let d = [load_lanes(at, p.n - row), load_lanes(at.wrapping_add(4), (p.n - row).saturating_sub(4))];
+                add_panel(p.dx.add(i * p.k + from), d, values, columns);
             }
             from += columns;
         }

@@ -37,8 +37,8 @@ fn is_float(w_dtype: u32) -> bool {
     w_dtype == F32 || w_dtype == BF16
 }
 
-/// Computes the formula above; returns 1 if every result is finite. `dst` may be `w`; padded rows stay zero. `squares`
-/// are set to those of what rounding quantized panels lost, and of what the branches add.
+/// Merges `panels` panels from panel `from` on; returns 1 if every result is finite. `dst` may be `w`; padded rows stay
+/// zero. `squares` grow by those of what rounding quantized panels lost, and of what the branches add.
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_scratch`.
@@ -49,8 +49,9 @@ pub unsafe extern "C" fn merge(
     w_dtype: u32,
     branches: *const Branch,
     count: usize,
-    n: usize,
     k: usize,
+    from: usize,
+    panels: usize,
     scratch: *mut f32,
     squares: *mut f64,
 ) -> u32 {
@@ -62,7 +63,7 @@ pub unsafe extern "C" fn merge(
     let b = scratch.add(round_up(k, ROWS) * total);
     let copies = b.add(PANEL * total) as *mut u8;
     let mut probe = zero();
-    for p in 0..n.div_ceil(PANEL) {
+    for p in from..from + panels {
         gather_b(b, branches, count, p);
         let at = p * panel_size(k, w_dtype);
         let (dst, w) = (dst.add(at), w.add(at));

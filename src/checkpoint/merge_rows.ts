@@ -26,20 +26,24 @@ export class RowMerger implements Disposable {
   }
 
   /**
-   * Computes rows of W + Σ s B A, summed in 64 and rounded to 32 bits.
+   * Computes rows of W + Σ s B A. The branches are summed in 32 bits, as each of them is.
    *
    * @param start Index of the first row.
    * @param rows The stored rows.
-   * @returns The merged rows.
+   * @param dtype What the merged rows are rounded to, once.
+   * @param tensor Name of the tensor, for the error.
+   * @returns The merged rows as stored.
+   * @throws {NumericError} If a merged value is not finite, or not in that dtype.
    */
-  async merge(start: number, rows: StoredTensor): Promise<Float32Array> {
-    const sums = new Float64Array(toFloat32(rows));
+  async merge(start: number, rows: StoredTensor, dtype: FloatDtype, tensor: string): Promise<Uint8Array> {
     const count = rows.shape[0]!;
+    let sum: Float32Array | null = null;
     for (const { left, right, scaling } of this.#branches) {
       const delta = await this.#delta(takeRows(left, start, count), right, scaling);
-      for (let i = 0; i < sums.length; i++) sums[i]! += delta[i]!;
+      if (sum === null) sum = delta;
+      else for (let i = 0; i < sum.length; i++) sum[i]! += delta[i]!;
     }
-    return new Float32Array(sums);
+    return addFinite(rows, sum!, dtype, tensor);
   }
 
   async #delta(left: MatrixValues, right: Weight, scaling: number): Promise<Float32Array> {
@@ -95,20 +99,37 @@ function takeRows({ dtype, shape: [, columns], bytes }: MatrixValues, start: num
   return { dtype, shape: [count, columns], bytes: bytes.subarray(start * row, (start + count) * row) };
 }
 
+/** Elements that are added at a time: what is in between stays in the first cache. */
+const CHUNK = 4096;
+
 /**
- * Rounds values to a stored dtype, once, to nearest even.
+ * Adds values to stored ones in 32 bits and rounds the sums to a stored dtype.
  *
- * @param values The values.
+ * @param stored The stored values.
+ * @param values What is added.
  * @param dtype The dtype.
  * @param tensor Name of the tensor, for the error.
  * @returns The stored bytes.
- * @throws {NumericError} If a value is not finite, or not in that dtype.
+ * @throws {NumericError} If a sum is not finite, or not in that dtype.
  */
-export function encodeFinite(values: Float32Array, dtype: FloatDtype, tensor: string): Uint8Array {
-  const bytes = encodeFloats(values, dtype);
-  if (isFiniteTensor({ dtype, shape: [values.length], bytes })) return bytes;
+function addFinite({ dtype: from, bytes }: StoredTensor, values: Float32Array, dtype: FloatDtype, tensor: string) {
+  const [width, outWidth] = [bytes.length / values.length, dtype === "F32" ? 4 : 2];
+  const out = new Uint8Array(values.length * outWidth);
+  const sums = new Float32Array(CHUNK);
+  for (let at = 0; at < values.length; at += CHUNK) {
+    const count = Math.min(CHUNK, values.length - at);
+    const chunk = toFloat32({ dtype: from, shape: [count], bytes: bytes.subarray(at * width, (at + count) * width) });
+    for (let i = 0; i < count; i++) sums[i] = chunk[i]! + values[at + i]!;
+    const encoded = encodeFloats(sums.subarray(0, count), dtype);
+    if (!isFiniteTensor({ dtype, shape: [count], bytes: encoded })) throw notFinite(tensor, dtype, sums);
+    out.set(encoded, at * outWidth);
+  }
+  return out;
+}
+
+function notFinite(tensor: string, dtype: FloatDtype, values: Float32Array): NumericError {
   const message = `Cannot write tensor ${quote(tensor)} as ${dtype}: it would hold NaN or infinity`;
-  throw new NumericError(message, { tensor, found: values.find((value) => !Number.isFinite(value)) });
+  return new NumericError(message, { tensor, found: values.find((value) => !Number.isFinite(value)) });
 }
 
 /** Rounds values to a stored dtype, whatever they are. */

@@ -5,6 +5,7 @@
  */
 
 import type { Adapter, LoraModule, ReportLine } from "../adapter/adapter.ts";
+import { requirePlain } from "../adapter/factors.ts";
 import { isFloatTensor } from "../adapter/factor_values.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
@@ -55,6 +56,7 @@ export function planMerge(
   const report: ReportLine[] = [];
   for (const { adapter, weight = 1 } of adapters) {
     checkWeight(adapter, weight);
+    requirePlain(adapter, "merge");
     const { places, line } = findPlaces(adapter, checkpoint);
     if (line) report.push(line);
     const isTransposed = orientation(adapter, places);

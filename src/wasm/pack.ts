@@ -8,7 +8,7 @@ import type { MatrixValues, WeightOptions } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import { DTYPE_CODES, EXACT, isBlocks } from "./dtypes.ts";
-import { WasmWeight } from "./handles.ts";
+import { type Block, WasmWeight } from "./handles.ts";
 import type { Kernels } from "./kernels.ts";
 import type { LinearMemory } from "./memory.ts";
 
@@ -32,24 +32,46 @@ export function packWeight(
   { dtype = "f32", transposed = false, exact = false }: WeightOptions,
 ): WasmWeight {
   const [rows, columns] = values.shape;
-  const [n, k] = transposed ? [columns, rows] as const : [rows, columns] as const;
+  const shape = transposed ? [columns, rows] as const : [rows, columns] as const;
   const code = DTYPE_CODES[isBlocks(values.dtype) ? values.dtype : dtype];
+  const block = packPanels(kernels, memory, values, { shape, code, transposed });
+  const isInteger = dtype === "int8" || dtype === "int4";
+  return new WasmWeight(block, shape, { dtype, code: code + (exact && isInteger ? EXACT : 0) });
+}
+
+/** Packs values in the form that a weight has. */
+export function packReplacement(
+  kernels: Kernels,
+  memory: LinearMemory,
+  values: MatrixValues,
+  { shape, code }: WasmWeight,
+): Block {
+  return packPanels(kernels, memory, values, { shape, code: code % EXACT, transposed: false });
+}
+
+interface Target {
+  readonly shape: readonly [number, number];
+  readonly code: number;
+  readonly transposed: boolean;
+}
+
+function packPanels(kernels: Kernels, memory: LinearMemory, values: MatrixValues, target: Target): Block {
+  const { shape: [n, k], code, transposed } = target;
   const block = memory.block(weightBytes(kernels, [n, k], code));
+  const rowBytes = values.bytes.length / (n || 1);
+  const step = transposed ? n : Math.max(8, Math.floor(STAGING_BYTES / Math.max(rowBytes, 1) / 8) * 8);
   try {
-    const rowBytes = values.bytes.length / (n || 1);
-    const step = transposed ? n : Math.max(8, Math.floor(STAGING_BYTES / Math.max(rowBytes, 1) / 8) * 8);
     memory.scratch(Math.min(step, n) * rowBytes, (staging) => {
       for (let row = 0; row < n; row += step) {
         const count = Math.min(step, n - row);
         const piece = values.bytes.subarray(row * rowBytes, (row + count) * rowBytes);
         memory.bytes(staging, piece.length).set(piece);
-        const target = block.address + weightBytes(kernels, [row, k], code);
-        const fits = packRows(kernels, memory, { target, staging, n: count, k, code, dtype: values.dtype, transposed });
-        if (!fits) throw refuseValues(values, dtype);
+        const panels = block.address + weightBytes(kernels, [row, k], code);
+        const rows = { target: panels, staging, n: count, k, code, dtype: values.dtype, transposed };
+        if (!packRows(kernels, memory, rows)) throw refuseValues(values);
       }
     });
-    const isInteger = dtype === "int8" || dtype === "int4";
-    return new WasmWeight(block, [n, k], { dtype, code: code + (exact && isInteger ? EXACT : 0) });
+    return block;
   } catch (error) {
     block.release();
     throw error;
@@ -81,10 +103,10 @@ function packRows(kernels: Kernels, memory: LinearMemory, rows: Rows): boolean {
   });
 }
 
-function refuseValues({ shape, dtype }: MatrixValues, wanted: string): NumericError {
+function refuseValues({ shape, dtype }: MatrixValues): NumericError {
   const found = `${dtype} values of shape ${formatShape(shape)}`;
-  const what = isBlocks(dtype) ? "finite scales" : `finite values, and not above the largest of ${wanted}`;
-  return new NumericError(`Cannot create a weight of ${wanted} from ${found}: expected ${what}`, { field: "values" });
+  const what = isBlocks(dtype) ? "finite scales" : "finite values that its type can hold";
+  return new NumericError(`Cannot create a quantized weight from ${found}: expected ${what}`, { field: "values" });
 }
 
 /** The elements of a weight, row-major. */

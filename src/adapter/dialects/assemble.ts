@@ -81,7 +81,7 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
     sha256,
     id,
     bytes: weights.length,
-    report: [...report, ...reportAdapter(config, modules)],
+    report: [...report, ...reportAdapter(config, { modules })],
   });
 }
 

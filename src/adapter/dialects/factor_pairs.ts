@@ -2,7 +2,7 @@ import { FormatError, LimitError, MismatchError } from "../../errors.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
-import type { NamedFactor } from "../lora_module.ts";
+import type { NamedTensor } from "../full_tensors.ts";
 import { requireLinear } from "./refusals.ts";
 
 /** Both factors of a module, as PEFT has them. */
@@ -10,9 +10,9 @@ export interface FactorPair {
   /** Path of the module. */
   readonly name: string;
   /** A (rank, in), under its name in the file. */
-  readonly a: NamedFactor;
+  readonly a: NamedTensor;
   /** B (out, rank), under its name in the file. */
-  readonly b: NamedFactor;
+  readonly b: NamedTensor;
 }
 
 /** Collects the factors of a file by module; whatever has no place is refused by tensor name. */
@@ -20,7 +20,7 @@ export class FactorPairs {
   readonly #file: string;
   readonly #limits: typeof DEFAULT_LIMITS;
   readonly #allowed: ReadonlySet<string> | null;
-  readonly #factors = new Map<string, { a?: NamedFactor; b?: NamedFactor }>();
+  readonly #factors = new Map<string, { a?: NamedTensor; b?: NamedTensor }>();
 
   /** Collects from a file; with `modules`, only for these. */
   constructor(
@@ -88,7 +88,7 @@ export class FactorPairs {
     });
   }
 
-  #checkRank(a: NamedFactor, b: NamedFactor): void {
+  #checkRank(a: NamedTensor, b: NamedTensor): void {
     const file = this.#file;
     for (const { name, shape } of [a, b]) {
       if (shape.length === 2 && shape[0]! >= 1 && shape[1]! >= 1) continue;
