@@ -159,6 +159,20 @@ export interface GatherLists {
   readonly weights?: Float32Array;
 }
 
+/** Options of {@linkcode Backend.sample}: candidates are what top-k leaves, of that top-p, of that min-p. */
+export interface SampleOptions {
+  /** Divides the logits; above 0. */
+  readonly temperature: number;
+  /** The `topK` greatest logits; absent means all. */
+  readonly topK?: number;
+  /** The fewest of the greatest whose probabilities sum to `topP`; absent means all. */
+  readonly topP?: number;
+  /** Those with at least `minP` times the probability of the greatest; absent means all. */
+  readonly minP?: number;
+  /** A random word per row: the draw takes the first candidate at which the probabilities sum to above word / 2³². */
+  readonly random: Uint32Array;
+}
+
 /** What a backend is and runs on. */
 export interface BackendInfo {
   /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's architecture. */
@@ -258,6 +272,17 @@ export interface Backend extends Disposable {
   add(x: Tensor, y: Tensor): Tensor;
   /** loss (n): log Σ e^logits − logits[target] per row of logits (n, classes). */
   crossEntropy(logits: Tensor, targets: Uint32Array): Tensor;
+  /**
+   * ids (n): the index of the greatest of each row of logits (n, classes), the first among equals. −1 where a logit is
+   * NaN or the greatest is infinite. Rows have at least 1 and at most 2²⁴ classes: a float holds the index exactly.
+   */
+  argmax(logits: Tensor): Tensor;
+  /**
+   * ids (n): an index per row, drawn with probability e^(logit / temperature) / Σ over the candidates. Among equal logits
+   * the first ones are candidates; −1 as in {@linkcode Backend.argmax}. The same words give the same ids; backends
+   * differ where rounding decides.
+   */
+  sample(logits: Tensor, options: SampleOptions): Tensor;
 
   /** Frees all memory; every handle of this backend is then disposed. A second call does nothing. */
   dispose(): void;

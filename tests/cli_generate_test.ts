@@ -70,7 +70,7 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
 
 test("lora generate streams plain text, the same for the same seed", async () => {
   const options = ["--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "8"];
-  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--seed", "7"];
+  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--min-p", "0.01", "--seed", "7"];
   const runs = [await lora("generate", ...options, ...sampling), await lora("generate", ...options, ...sampling)];
   assert.equal(runs[0]!.status, 0, runs[0]!.stderr);
   assert.equal(runs[0]!.stderr, "");

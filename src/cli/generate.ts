@@ -27,6 +27,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --temperature T       0 takes the likeliest token each time (0)
   --top-k N             sample among the N likeliest tokens
   --top-p P             sample among the likeliest tokens that together have probability P
+  --min-p P             sample among those with P times the probability of the likeliest
   --seed N              start of the random numbers: the same seed gives the same text
   --dtype f32|bf16      precision of the weights in memory (bf16)
   --json                { text, tokens, promptTokens, tokensPerSecond, loadMs }: tokens are the new ids, their rate is
@@ -42,6 +43,7 @@ const OPTIONS = {
   temperature: { type: "string" },
   "top-k": { type: "string" },
   "top-p": { type: "string" },
+  "min-p": { type: "string" },
   seed: { type: "string" },
   dtype: { type: "string" },
   json: { type: "boolean", default: false },
@@ -59,6 +61,7 @@ interface Request {
     readonly temperature: number;
     readonly topK?: number;
     readonly topP?: number;
+    readonly minP?: number;
     readonly seed?: number;
   };
 }
@@ -67,6 +70,7 @@ function parseRequest(args: string[]): Request {
   const { values } = parseArgs({ args, options: OPTIONS });
   const topK = numberOption(values["top-k"], "top-k", { min: 1, whole: true });
   const topP = numberOption(values["top-p"], "top-p", { above: 0, max: 1 });
+  const minP = numberOption(values["min-p"], "min-p", { min: 0, max: 1 });
   const seed = numberOption(values.seed, "seed", { min: 0, whole: true });
   return {
     model: requiredOption(values.model, "model"),
@@ -80,6 +84,7 @@ function parseRequest(args: string[]): Request {
       temperature: numberOption(values.temperature, "temperature", { min: 0 }) ?? 0,
       ...(topK !== undefined && { topK }),
       ...(topP !== undefined && { topP }),
+      ...(minP !== undefined && { minP }),
       ...(seed !== undefined && { seed }),
     },
   };

@@ -2,6 +2,7 @@
 import "../activation_test.ts";
 import "../add_test.ts";
 import "../append_test.ts";
+import "../argmax_test.ts";
 import "../attention_test.ts";
 import "../cross_entropy_test.ts";
 import "../delta_weight_test.ts";
@@ -16,6 +17,7 @@ import "../merge_test.ts";
 import "../rms_norm_test.ts";
 import "../rope_test.ts";
 import "../row_operations_test.ts";
+import "../sample_test.ts";
 import "../silu_mul_test.ts";
 import "../take_rows_test.ts";
 import "../webgpu_failure_test.ts";
