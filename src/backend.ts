@@ -203,6 +203,8 @@ export interface Backend extends Disposable {
    * also when it throws. `body` is synchronous; scopes nest.
    */
   scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T;
+  /** Takes a tensor out of the scope it was made in: it lives until it is disposed. Returns it. */
+  keep(tensor: Tensor): Tensor;
 
   /** y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
   linear(x: Tensor, weight: Weight, options?: LinearOptions): Tensor;

@@ -121,6 +121,11 @@ export abstract class WebGpuMemoryOperations {
     return this.live.scope(body);
   }
 
+  /** See `Backend.keep`. */
+  keep(tensor: Tensor): Tensor {
+    return this.live.keep(this.live.own(tensor));
+  }
+
   /** Destroys all buffers, and the device if it was made here. */
   dispose(): void {
     if (!this.#memory) return;
