@@ -18,8 +18,10 @@
  * @module
  */
 
-import type { MatrixValues, MergeLoss, Weight, WeightDtype, WeightOptions } from "./weight.ts";
+import type { BackendInfo } from "./backend_info.ts";
+import type { MatrixValues, MergeLoss, Weight, WeightOptions } from "./weight.ts";
 
+export type { BackendInfo, GpuInfo } from "./backend_info.ts";
 export type {
   BlockDtype,
   ElementDtype,
@@ -150,18 +152,6 @@ export interface SampleOptions {
   readonly random: Uint32Array;
 }
 
-/** What a backend is and runs on. */
-export interface BackendInfo {
-  /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's architecture. */
-  readonly variant: string;
-  /** Threads that compute. */
-  readonly threads: number;
-  /** Why this backend was chosen. */
-  readonly reason: string;
-  /** What {@linkcode Backend.weight} can store. */
-  readonly weightDtypes: readonly WeightDtype[];
-}
-
 /** A device that holds tensors and runs the operations on them. Its caller owns and disposes it. */
 export interface Backend extends Disposable {
   /** Which backend this is. */
@@ -191,6 +181,8 @@ export interface Backend extends Disposable {
    * also when it throws. `body` is synchronous; scopes nest.
    */
   scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T;
+  /** Takes a tensor out of the scope it was made in: it lives until it is disposed. Returns it. */
+  keep(tensor: Tensor): Tensor;
 
   /** y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
   linear(x: Tensor, weight: Weight, options?: LinearOptions): Tensor;
