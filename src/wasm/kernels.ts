@@ -45,7 +45,7 @@ export interface Kernels {
   readonly delta_weight: Kernel;
   /** (n, k, r). */
   readonly delta_weight_scratch: Measure;
-  /** (dst, w, dtype, branches, count, k, from, panels, scratch): 1 when all results are finite. */
+  /** (dst, w, dtype, branches, count, totalRank, k, from, panels, scratch): 0 when all results are finite. */
   readonly merge: Measure;
   /** (n, k, totalRank). */
   readonly merge_scratch: Measure;
@@ -91,6 +91,24 @@ export interface LoadedKernels {
   readonly variant: KernelVariant | "given";
   /** The exports. */
   readonly kernels: Kernels;
+  /** The threads that share the calls. */
+  readonly pool?: Threads;
+  /** Why there is one thread though more were asked for. */
+  readonly oneThread?: string;
+}
+
+/** Threads, as far as a backend has to know. */
+export interface Threads {
+  /** How many. */
+  readonly threads: number;
+  /** What there is to say about them. */
+  readonly reason: string;
+  /** Throws once one of them is lost. */
+  check(): void;
+  /** Starts them, and resolves when it is known whether they work. */
+  whenReady(): Promise<boolean>;
+  /** Ends them. */
+  dispose(): void;
 }
 
 /** `(module (func (result v128) i32.const 0 i8x16.splat i32.const 0 i8x16.splat i8x16.relaxed_swizzle))`. */
@@ -120,7 +138,7 @@ export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKe
 
 async function compile(bytes: BufferSource | undefined, variant: KernelVariant): Promise<WebAssembly.Module> {
   try {
-    return await WebAssembly.compile(bytes ?? await embedded(variant));
+    return await WebAssembly.compile(bytes ?? await embeddedKernels(variant));
   } catch (cause) {
     throw new BackendUnavailableError(
       "Cannot compile WebAssembly in this runtime: pass the module as `wasm`, imported from " +
@@ -130,7 +148,8 @@ async function compile(bytes: BufferSource | undefined, variant: KernelVariant):
   }
 }
 
-async function embedded(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
+/** The bytes of a build. */
+export async function embeddedKernels(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
   const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
   // Uint8Array.fromBase64 is missing before Node 26
   return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));
