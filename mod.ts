@@ -35,12 +35,17 @@ export type {
   AttentionOptions,
   Backend,
   BackendInfo,
+  ColumnSumOptions,
+  GatherLists,
+  GpuInfo,
   LinearBackwardOptions,
   LinearOptions,
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
+  RowAffine,
   RowBranches,
+  SampleOptions,
   Tensor,
   Weight,
   WeightDtype,
@@ -88,14 +93,11 @@ export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts"
 export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "./src/formats/source.ts";
 export { readTorch, type TorchOptions } from "./src/formats/torch.ts";
 export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
-export {
-  type LoraBackwardOptions,
-  type LoraFactors,
-  type LoraForwardOptions,
-  type LoraGradients,
-  LoraLinear,
-  type LoraLinearOptions,
-} from "./src/lora/lora_linear.ts";
+export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
+export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";
+export type { Replacements } from "./src/lora/linear_adapter.ts";
+export type { LoraGradients } from "./src/lora/linear_backward.ts";
+export { type LoraBackwardOptions, LoraLinear, type LoraLinearOptions } from "./src/lora/lora_linear.ts";
 export {
   type AdapterChoice,
   type AdapterSelection,

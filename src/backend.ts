@@ -18,6 +18,10 @@
  * @module
  */
 
+import type { BackendInfo } from "./backend_info.ts";
+
+export type { BackendInfo, GpuInfo } from "./backend_info.ts";
+
 /** A dense row-major array of 32-bit floats that a backend holds. */
 export interface Tensor extends Disposable {
   /** Lengths of the dimensions, outermost first. */
@@ -159,14 +163,18 @@ export interface GatherLists {
   readonly weights?: Float32Array;
 }
 
-/** What a backend is and runs on. */
-export interface BackendInfo {
-  /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's architecture. */
-  readonly variant: string;
-  /** Threads that compute. */
-  readonly threads: number;
-  /** Why this backend was chosen. */
-  readonly reason: string;
+/** Options of {@linkcode Backend.sample}: candidates are what top-k leaves, of that top-p, of that min-p. */
+export interface SampleOptions {
+  /** Divides the logits; above 0. */
+  readonly temperature: number;
+  /** The `topK` greatest logits; absent means all. */
+  readonly topK?: number;
+  /** The fewest of the greatest whose probabilities sum to `topP`; absent means all. */
+  readonly topP?: number;
+  /** Those with at least `minP` times the probability of the greatest; absent means all. */
+  readonly minP?: number;
+  /** A random word per row: the draw takes the first candidate at which the probabilities sum to above word / 2³². */
+  readonly random: Uint32Array;
 }
 
 /** A device that holds tensors and runs the operations on them. Its caller owns and disposes it. */
@@ -195,6 +203,8 @@ export interface Backend extends Disposable {
    * also when it throws. `body` is synchronous; scopes nest.
    */
   scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T;
+  /** Takes a tensor out of the scope it was made in: it lives until it is disposed. Returns it. */
+  keep(tensor: Tensor): Tensor;
 
   /** y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
   linear(x: Tensor, weight: Weight, options?: LinearOptions): Tensor;
@@ -256,6 +266,17 @@ export interface Backend extends Disposable {
   add(x: Tensor, y: Tensor): Tensor;
   /** loss (n): log Σ e^logits − logits[target] per row of logits (n, classes). */
   crossEntropy(logits: Tensor, targets: Uint32Array): Tensor;
+  /**
+   * ids (n): the index of the greatest of each row of logits (n, classes), the first among equals. −1 where a logit is
+   * NaN or the greatest is infinite. Rows have at least 1 and at most 2²⁴ classes: a float holds the index exactly.
+   */
+  argmax(logits: Tensor): Tensor;
+  /**
+   * ids (n): an index per row, drawn with probability e^(logit / temperature) / Σ over the candidates. Among equal logits
+   * the first ones are candidates; −1 as in {@linkcode Backend.argmax}. The same words give the same ids; backends
+   * differ where rounding decides.
+   */
+  sample(logits: Tensor, options: SampleOptions): Tensor;
 
   /** Frees all memory; every handle of this backend is then disposed. A second call does nothing. */
   dispose(): void;

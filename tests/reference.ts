@@ -233,3 +233,43 @@ export function crossEntropy(logits: Matrix, targets: Uint32Array): Matrix {
     return max + Math.log(sum) - at(logits, i, targets[i]!);
   });
 }
+
+/** Index of the greatest logit per row, the first among equals; −1 where one is NaN or the greatest is infinite. */
+export function argmax(logits: Matrix): number[] {
+  return Array.from({ length: logits.shape[0] }, (_, i) => {
+    const row = rowOf(logits, i);
+    const best = row.indexOf(Math.max(...row));
+    return Number.isFinite(row[best]) ? best : -1;
+  });
+}
+
+/** Draws per row with uniform numbers in [0, 1), in the order of the indices, among what the filters leave of a sort. */
+export function sample(
+  logits: Matrix,
+  { temperature, topK = Infinity, topP = 1, minP = 0, uniform }: {
+    readonly temperature: number;
+    readonly topK?: number;
+    readonly topP?: number;
+    readonly minP?: number;
+    readonly uniform: readonly number[];
+  },
+): number[] {
+  return argmax(logits).map((best, i) => {
+    if (best < 0) return -1;
+    const row = rowOf(logits, i);
+    const weights = row.map((logit) => Math.exp((logit - row[best]!) / temperature));
+    const sum = (ids: readonly number[]) => ids.reduce((total, id) => total + weights[id]!, 0);
+    const sorted = [...row.keys()].sort((a, b) => row[b]! - row[a]! || a - b).slice(0, topK);
+    let mass = 0;
+    const need = topP * sum(sorted);
+    const last = sorted.findIndex((id) => (mass += weights[id]!) >= need);
+    const nucleus = topP < 1 ? sorted.slice(0, last + 1) : sorted;
+    const candidates = nucleus.filter((id) => weights[id]! >= minP).sort((a, b) => a - b);
+    let left = uniform[i]! * sum(candidates);
+    return candidates.find((id) => (left -= weights[id]!) < 0) ?? best;
+  });
+}
+
+function rowOf({ shape: [, columns], values }: Matrix, row: number): number[] {
+  return Array.from({ length: columns }, (_, j) => values[row * columns + j]!);
+}

@@ -87,6 +87,12 @@ export interface Kernels {
   readonly add: Kernel;
   /** (loss, logits, targets, rows, classes). */
   readonly cross_entropy: Kernel;
+  /** (ids, logits, rows, classes). */
+  readonly argmax: Kernel;
+  /** (ids, logits, random, rows, classes, 1 / temperature, topK, topP, minP, scratch). */
+  readonly sample: Kernel;
+  /** (classes). */
+  readonly sample_scratch: Measure;
   /** (iterations): runs independent multiply-add chains, for `lora bench`. */
   readonly peak_fma: Measure;
   /** FLOP of one iteration of `peak_fma`. */
