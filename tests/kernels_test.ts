@@ -140,7 +140,7 @@ test("linear_backward_input() adds dy W", () => {
   });
 });
 
-test("linear_backward_weight() adds dyᵀ x, and sum_rows() the column sums", () => {
+test("linear_backward_weight() adds dyᵀ x, and column_sums() the column sums", () => {
   for (const variant of VARIANTS) {
     const memory = new KernelMemory(variant);
     for (const [m, n, k] of [...PRODUCTS, [300, 7, 70], [257, 17, 9]]) {
@@ -149,7 +149,7 @@ test("linear_backward_weight() adds dyᵀ x, and sum_rows() the column sums", ()
       const scratch = memory.bytes(memory.call.linear_backward_weight_scratch!(m!, n!, k!));
       const [pdy, px] = [memory.floats(dy).at, memory.floats(x).at];
       memory.call.linear_backward_weight!(dw.at, pdy, px, m!, n!, k!, n!, k!, scratch.at);
-      memory.call.sum_rows!(sums.at, pdy, m!, n!);
+      memory.call.column_sums!(sums.at, pdy, 0, 1, m!, n!);
       const want = multiply(n!, k!, m!, (i, t) => dy[t * n! + i]!, (j, t) => x[t * k! + j]!).map((v, i) => v + dw0[i]!);
       const columns = multiply(1, n!, m!, () => 1, (j, t) => dy[t * n! + j]!).map((v, i) => v + s0[i]!);
       assertClose(memory.read(dw), want, m! + 1, `${variant} ${[m, n, k]}`);

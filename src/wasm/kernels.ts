@@ -39,8 +39,18 @@ export interface Kernels {
   readonly linear_backward_weight: Kernel;
   /** (m, n, k). */
   readonly linear_backward_weight_scratch: Measure;
-  /** (out, dy, m, n): out += column sums. */
-  readonly sum_rows: Kernel;
+  /** (sums, x, y, factor, rows, dim): sums += factor · column sums of x ∘ y; y is 0 for ones. */
+  readonly column_sums: Kernel;
+  /** (y, x, scale, shift, factor, rows, dim); scale and shift are 0 for none. */
+  readonly affine_rows: Kernel;
+  /** (y, x, offsets, rows, weights, count, dim); weights are 0 for ones. */
+  readonly gather_sum: Kernel;
+  /** (y, x, batch, rows, columns). */
+  readonly transpose_each: Kernel;
+  /** (sums, w, delta, rows, k, byColumn): sums (f64) += (w + delta)². */
+  readonly add_squares: Kernel;
+  /** (out, sums, count). */
+  readonly inverse_roots: Kernel;
   /** (out, a, b, scaling, n, k, r, scratch). */
   readonly delta_weight: Kernel;
   /** (n, k, r). */
@@ -55,6 +65,14 @@ export interface Kernels {
   readonly take_rows: Kernel;
   /** (y, x, gain, rows, dim, eps). */
   readonly rms_norm: Kernel;
+  /** (y, x, gain, bias, rows, dim, eps). */
+  readonly layer_norm: Kernel;
+  /** (y, x, count). */
+  readonly gelu: Kernel;
+  /** (y, x, count). */
+  readonly gelu_tanh: Kernel;
+  /** (y, x, count). */
+  readonly tanh: Kernel;
   /** (y, x, cos, sin, rows, heads, half). */
   readonly rope: Kernel;
   /** (cache, x, batch, length, capacity, dim, past). */
@@ -69,6 +87,12 @@ export interface Kernels {
   readonly add: Kernel;
   /** (loss, logits, targets, rows, classes). */
   readonly cross_entropy: Kernel;
+  /** (ids, logits, rows, classes). */
+  readonly argmax: Kernel;
+  /** (ids, logits, random, rows, classes, 1 / temperature, topK, topP, minP, scratch). */
+  readonly sample: Kernel;
+  /** (classes). */
+  readonly sample_scratch: Measure;
   /** (iterations): runs independent multiply-add chains, for `lora bench`. */
   readonly peak_fma: Measure;
   /** FLOP of one iteration of `peak_fma`. */

@@ -107,6 +107,11 @@ export abstract class WasmMemoryOperations {
     return this.memory.scope(body);
   }
 
+  /** See `Backend.keep`. */
+  keep(tensor: Tensor): Tensor {
+    return this.memory.keep(this.memory.own(tensor));
+  }
+
   /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
   dispose(): void {
     this.#pool?.dispose();
