@@ -37,8 +37,9 @@ fn is_float(w_dtype: u32) -> bool {
     w_dtype == F32 || w_dtype == BF16
 }
 
-/// Merges `panels` panels from panel `from` on; returns 1 if every result is finite. `dst` may be `w`; padded rows stay
-/// zero. `squares` grow by those of what rounding quantized panels lost, and of what the branches add.
+/// Merges `panels` panels from panel `from` on, with `total` ranks in sum; returns 0 if every result is finite, else 1.
+/// `dst` may be `w`; padded rows stay zero. `squares` grow by those of what rounding quantized panels lost, and of what
+/// the branches add.
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_scratch`.
@@ -49,16 +50,13 @@ pub unsafe extern "C" fn merge(
     w_dtype: u32,
     branches: *const Branch,
     count: usize,
+    total: usize,
     k: usize,
     from: usize,
     panels: usize,
     scratch: *mut f32,
     squares: *mut f64,
 ) -> u32 {
-    let mut total = 0;
-    for i in 0..count {
-        total += (*branches.add(i)).r;
-    }
     fill_strips(scratch, branches, count, k, total);
     let b = scratch.add(round_up(k, ROWS) * total);
     let copies = b.add(PANEL * total) as *mut u8;
@@ -79,7 +77,7 @@ pub unsafe extern "C" fn merge(
         };
         probe = f32x4_add(probe, seen);
     }
-    (sum(probe) == 0.0) as u32
+    (sum(probe) != 0.0) as u32
 }
 
 /// Quantizes a merged panel; `before` is what it was, and then what is left of it. Returns as `quantize_panel`.

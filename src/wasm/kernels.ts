@@ -63,7 +63,7 @@ export interface Kernels {
   readonly delta_weight: Kernel;
   /** (n, k, r). */
   readonly delta_weight_scratch: Measure;
-  /** (dst, w, dtype, branches, count, k, from, panels, scratch, squares): 1 when all results are finite. */
+  /** (dst, w, dtype, branches, count, totalRank, k, from, panels, scratch, squares): 0 when all results are finite. */
   readonly merge: Measure;
   /** (k, totalRank, dtype). */
   readonly merge_scratch: Measure;
@@ -126,6 +126,24 @@ export interface LoadedKernels {
   readonly variant: KernelVariant | "given";
   /** The exports. */
   readonly kernels: Kernels;
+  /** The threads that share the calls. */
+  readonly pool?: Threads;
+  /** Why there is one thread though more were asked for. */
+  readonly oneThread?: string;
+}
+
+/** Threads, as far as a backend has to know. */
+export interface Threads {
+  /** How many. */
+  readonly threads: number;
+  /** What there is to say about them. */
+  readonly reason: string;
+  /** Throws once one of them is lost. */
+  check(): void;
+  /** Starts them, and resolves when it is known whether they work. */
+  whenReady(): Promise<boolean>;
+  /** Ends them. */
+  dispose(): void;
 }
 
 /** `(module (func (result v128) i32.const 0 i8x16.splat i32.const 0 i8x16.splat i8x16.relaxed_swizzle))`. */
@@ -145,11 +163,21 @@ export function hasRelaxedSimd(): boolean {
 export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKernels> {
   const variant = options.variant ?? (hasRelaxedSimd() ? "relaxed" : "simd");
   const kernels = await instantiate(options, variant);
-  if (kernels.dot_is_exact(LEAST) === 1) return { variant: options.wasm ? "given" : variant, kernels };
+  if (hasExactDot(kernels)) return { variant: options.wasm ? "given" : variant, kernels };
   if (!options.wasm && !options.variant) return await loadKernels({ variant: "simd" });
-  throw new BackendUnavailableError(
-    `Cannot use the "${variant}" kernels: expected a relaxed dot product that is exact for factors of 8 and 7 bits`,
-  );
+  throw inexactDot(variant);
+}
+
+/** Whether the relaxed dot product is exact here in the range that the kernels use; no engine is known where not. */
+export function hasExactDot(kernels: Kernels): boolean {
+  return kernels.dot_is_exact(LEAST) === 1;
+}
+
+/** The error where it is not. */
+export function inexactDot(variant: string): BackendUnavailableError {
+  const message =
+    `Cannot use the "${variant}" kernels: expected dot products that are exact for factors of 8 and 7 bits`;
+  return new BackendUnavailableError(message);
 }
 
 async function instantiate({ wasm }: KernelOptions, variant: KernelVariant): Promise<Kernels> {
@@ -164,7 +192,7 @@ async function instantiate({ wasm }: KernelOptions, variant: KernelVariant): Pro
 
 async function compile(bytes: BufferSource | undefined, variant: KernelVariant): Promise<WebAssembly.Module> {
   try {
-    return await WebAssembly.compile(bytes ?? await embedded(variant));
+    return await WebAssembly.compile(bytes ?? await embeddedKernels(variant));
   } catch (cause) {
     throw new BackendUnavailableError(
       "Cannot compile WebAssembly in this runtime: pass the module as `wasm`, imported from " +
@@ -174,7 +202,8 @@ async function compile(bytes: BufferSource | undefined, variant: KernelVariant):
   }
 }
 
-async function embedded(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
+/** The bytes of a build. */
+export async function embeddedKernels(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
   const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
   // Uint8Array.fromBase64 is missing before Node 26
   return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));

@@ -10,30 +10,45 @@ import { checkMatrixValues } from "../check_weight.ts";
 import { sizeOf } from "../shape.ts";
 import { WEIGHT_DTYPES } from "./dtypes.ts";
 import { WasmTensor } from "./handles.ts";
-import type { Kernels, LoadedKernels } from "./kernels.ts";
+import type { Kernels, LoadedKernels, Threads } from "./kernels.ts";
 import { disposedBackend, LinearMemory } from "./memory.ts";
 import { packWeight, unpackWeight } from "./pack.ts";
 
 /** Memory of the CPU; the operations are in the classes that extend it. */
 export abstract class WasmMemoryOperations {
-  /** Which kernels run, and why. */
-  readonly info: BackendInfo;
+  readonly #variant: string;
+  readonly #reason: string;
+  readonly #pool: Threads | undefined;
   #loaded: { readonly kernels: Kernels; readonly memory: LinearMemory } | null;
 
   /** Takes instantiated kernels. */
-  constructor({ variant, kernels }: LoadedKernels, reason: string) {
-    this.info = { variant, threads: 1, reason, weightDtypes: WEIGHT_DTYPES };
+  constructor({ variant, kernels, pool, oneThread }: LoadedKernels, reason: string) {
+    this.#variant = variant;
+    this.#reason = oneThread === undefined ? reason : `${reason}; one thread: ${oneThread}`;
+    this.#pool = pool;
     this.#loaded = { kernels, memory: new LinearMemory(kernels) };
   }
 
+  /** Which kernels run, on how many threads, and why: that threads cannot be had may show after they were started. */
+  get info(): BackendInfo {
+    const [variant, pool] = [this.#variant, this.#pool];
+    const weightDtypes = WEIGHT_DTYPES;
+    if (!pool) return { variant, threads: 1, reason: this.#reason, weightDtypes };
+    return { variant, threads: pool.threads, reason: `${this.#reason}; ${pool.reason}`, weightDtypes };
+  }
+
   protected get kernels(): Kernels {
-    if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.kernels;
+    return this.#live.kernels;
   }
 
   protected get memory(): LinearMemory {
+    return this.#live.memory;
+  }
+
+  get #live(): { readonly kernels: Kernels; readonly memory: LinearMemory } {
     if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.memory;
+    this.#pool?.check();
+    return this.#loaded;
   }
 
   /** Bytes of tensors and weights now held. */
@@ -103,6 +118,7 @@ export abstract class WasmMemoryOperations {
 
   /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
   dispose(): void {
+    this.#pool?.dispose();
     this.#loaded?.memory.drop();
     this.#loaded = null;
   }

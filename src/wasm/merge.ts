@@ -63,9 +63,8 @@ function writePanels(kernels: Kernels, memory: LinearMemory, { weight, target, b
       view.setFloat64(0, 0, true);
       view.setFloat64(8, 0, true);
       branches.forEach((branch, i) => writeRecord(view, SQUARES_BYTES + i * RECORD_BYTES, branch));
-      const range = [0, Math.ceil(n / 8)] as const;
-      const finite =
-        kernels.merge(target, address, code, records, branches.length, k, ...range, scratch, squares) === 1;
+      const sizes = [branches.length, ranks, k, 0, Math.ceil(n / 8)] as const;
+      const finite = kernels.merge(target, address, code, records, ...sizes, scratch, squares) === 0;
       const [lost, added] = [view.getFloat64(0, true), view.getFloat64(8, true)];
       return finite ? { error: lost === 0 ? 0 : Math.sqrt(lost / added) } : null;
     });
