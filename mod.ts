@@ -35,18 +35,30 @@ export type {
   AttentionOptions,
   Backend,
   BackendInfo,
+  ColumnSumOptions,
+  GatherLists,
+  GpuInfo,
   LinearBackwardOptions,
   LinearOptions,
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
+  RowAffine,
   RowBranches,
+  SampleOptions,
   Tensor,
   Weight,
   WeightDtype,
   WeightOptions,
 } from "./src/backend.ts";
-export { Adapter, type AdapterParts, type LoraModule, type ReportLine } from "./src/adapter/adapter.ts";
+export {
+  Adapter,
+  type AdapterParts,
+  type LoraKind,
+  type LoraModule,
+  type ReportLine,
+  type TokenRows,
+} from "./src/adapter/adapter.ts";
 export { combineAdapters, type CombineOptions, resizeAdapter, type ResizeOptions } from "./src/adapter/combine.ts";
 export type { CombineMethod } from "./src/adapter/combine_module.ts";
 export {
@@ -69,24 +81,23 @@ export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
-export type { MergeDtype, MergeProgress } from "./src/checkpoint/merge_writer.ts";
+export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
+export type { MergeProgress } from "./src/checkpoint/merge_writer.ts";
 export * from "./src/errors.ts";
 export { type Dtype, type StoredTensor, toFloat32 } from "./src/formats/dtype.ts";
 export type { JsonNumber, JsonValue } from "./src/formats/json.ts";
 export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts";
-export type { Folder, ReadOptions, Sink, SinkFile, Source } from "./src/formats/source.ts";
+export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "./src/formats/source.ts";
 export { readTorch, type TorchOptions } from "./src/formats/torch.ts";
 export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
-export {
-  type LoraBackwardOptions,
-  type LoraFactors,
-  type LoraForwardOptions,
-  type LoraGradients,
-  LoraLinear,
-  type LoraLinearOptions,
-} from "./src/lora/lora_linear.ts";
+export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
+export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";
+export type { Replacements } from "./src/lora/linear_adapter.ts";
+export type { LoraGradients } from "./src/lora/linear_backward.ts";
+export { type LoraBackwardOptions, LoraLinear, type LoraLinearOptions } from "./src/lora/lora_linear.ts";
 export {
   type AdapterChoice,
   type AdapterSelection,

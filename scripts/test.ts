@@ -11,6 +11,7 @@ import { parseJunit, type TestResult } from "./junit.ts";
 
 /** Tests of the repository and its package, not of the code: one engine runs them once. */
 const ONCE = [
+  "examples_browser_test.ts",
   "layers_test.ts",
   "package_test.ts",
   "readme_test.ts",

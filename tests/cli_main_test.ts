@@ -101,11 +101,16 @@ test("numberOption() refuses what is no number within its bounds", () => {
   assert.throws(() => numberOption("0", "x", { above: 0 }), /above 0 is wanted/);
 });
 
-test("a progress line tells part, bytes and time left, and fits the terminal", () => {
+test("a progress line tells part, bytes, rate and time left, and fits the terminal", () => {
   const state = { loaded: 25_000_000, total: 100_000_000, name: "a\x1b[2Jb" };
   const line = formatProgress("Merging", state, 1000, 120);
-  assert.equal(line, "Merging  ██████░░░░░░░░░░░░░░░░░░ 25%  25.0 MB of 100.0 MB, 3.0 s left  a\u{fffd}[2Jb");
+  assert.equal(
+    line,
+    "Merging  ██████░░░░░░░░░░░░░░░░░░ 25%  25.0 MB of 100.0 MB, 25.0 MB/s, 3.0 s left  a\u{fffd}[2Jb",
+  );
   assert.equal(formatProgress("Merging", state, 1000, 40).length, 39);
+  const resumed = formatProgress("Merging", { ...state, kept: 20_000_000 }, 1000, 120);
+  assert.match(resumed, / 25% {2}25\.0 MB of 100\.0 MB, 5\.0 MB\/s, 15\.0 s left /);
   assert.match(formatProgress("Merging", { loaded: 0, total: 0 }, 0, 80), / 0% {2}0 B of 0 B$/);
 });
 

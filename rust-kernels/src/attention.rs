@@ -1,5 +1,5 @@
 //! y = softmax(q kᵀ / sqrt dim) v, causal: query i of a sequence sees positions 0 to past + i, the last `window` of them
-//! if it is not 0. q and y (batch, length, heads, dim); keys and values (batch, capacity, kv_heads, dim).
+//! if it is not 0, and all past + length positions if it is `EVERYTHING`. q and y (batch, length, heads, dim); keys and values (batch, capacity, kv_heads, dim).
 //!
 //! From a few queries on, the keys and values of one head become panels that all its query heads share, and blocks of
 //! query rows run two tile products with a softmax between them. Fewer stream the cache (`attention_stream.rs`).
@@ -17,6 +17,8 @@ use crate::{round_up, PANEL};
 const BLOCK: usize = 4 * ROWS;
 /// Fewer queries than this stream the cache: packing it would cost as much as reading it.
 const MANY: usize = 4;
+/// The window of queries that see what comes after them too.
+const EVERYTHING: usize = usize::MAX;
 /// Floats added to the row stride of the scores, which must not be a multiple of 4 KiB.
 const SKEW: usize = 16;
 
@@ -38,7 +40,7 @@ pub struct Head {
     pub length: usize,
     pub dim: usize,
     pub past: usize,
-    /// 0 for none.
+    /// 0 for none; see `EVERYTHING`.
     pub window: usize,
 }
 
@@ -46,6 +48,9 @@ impl Head {
     /// The positions that query `i` sees: from, and one past the last.
     #[inline(always)]
     pub fn seen(&self, i: usize) -> (usize, usize) {
+        if self.window == EVERYTHING {
+            return (0, self.past + self.length);
+        }
         let end = self.past + i + 1;
         (if self.window == 0 { 0 } else { end.saturating_sub(self.window) }, end)
     }
@@ -61,7 +66,7 @@ pub extern "C" fn attention_scratch(length: usize, past: usize, _heads: usize, _
     (positions * dim + round_up(dim, PANEL) * positions + BLOCK * (positions + SKEW + 1)) * 4
 }
 
-/// Computes the formula above.
+/// Computes `count` query heads of the `batch * heads` from `from` on; threads share the heads.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `attention_scratch`; y overlaps none of them.
@@ -71,7 +76,6 @@ pub unsafe extern "C" fn attention(
     q: *const f32,
     keys: *const f32,
     values: *const f32,
-    batch: usize,
     length: usize,
     capacity: usize,
     heads: usize,
@@ -79,40 +83,32 @@ pub unsafe extern "C" fn attention(
     dim: usize,
     past: usize,
     window: usize,
+    from: usize,
+    count: usize,
     scratch: *mut f32,
 ) {
-    if length == 0 {
+    if length == 0 || count == 0 {
         return;
     }
     let (q_stride, kv_stride) = (heads * dim, kv_heads * dim);
     let first = Head { q, y, keys, values, q_stride, kv_stride, length, dim, past, window };
     let skipped = first.seen(0).0 / PANEL * PANEL;
-    for i in 0..batch {
-        for kv in 0..kv_heads {
-            let at = (i * capacity + skipped) * kv_stride + kv * dim;
-            let mut head = Head { keys: keys.add(at), values: values.add(at), past: past - skipped, ..first };
-            let panels = Panels::new(&head, scratch);
-            if length >= MANY {
-                panels.fill(&head);
-            }
-            let group = heads / kv_heads;
-            let at = i * length * q_stride + kv * group * dim;
-            (head.q, head.y) = (q.add(at), y.add(at));
-            query_heads(head, group, &panels, scratch);
-        }
-    }
-}
-
-/// The `group` query heads that share the keys and values of `head`, whose queries are those of the first.
-#[inline(always)]
-unsafe fn query_heads(mut head: Head, group: usize, panels: &Panels, scratch: *mut f32) {
-    for _ in 0..group {
-        if head.length >= MANY {
-            blocks(&head, panels);
-        } else {
+    let mut packed = usize::MAX;
+    for index in from..from + count {
+        let kv = index / (heads / kv_heads);
+        let (at, own) = (index / heads * length * q_stride + index % heads * dim, kv / kv_heads * capacity + skipped);
+        let (q, y, own) = (q.add(at), y.add(at), own * kv_stride + kv % kv_heads * dim);
+        let (keys, values) = (keys.add(own), values.add(own));
+        let head = Head { q, y, keys, values, past: past - skipped, ..first };
+        if length < MANY {
             stream(&head, scratch);
+            continue;
         }
-        (head.q, head.y) = (head.q.add(head.dim), head.y.add(head.dim));
+        let panels = Panels::new(&head, scratch);
+        if core::mem::replace(&mut packed, kv) != kv {
+            panels.fill(&head);
+        }
+        blocks(&head, &panels);
     }
 }
 

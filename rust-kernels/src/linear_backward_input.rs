@@ -27,7 +27,7 @@ pub extern "C" fn linear_backward_input_scratch(m: usize, n: usize, k: usize, _w
     round_up(k, PANEL).min(BLOCK_K) * round_up(n, PANEL).min(BLOCK_N) * 4
 }
 
-/// Computes the formula above.
+/// Computes the `columns` columns of dx from `from` on.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `linear_backward_input_scratch`; dx overlaps none of them.
@@ -40,39 +40,47 @@ pub unsafe extern "C" fn linear_backward_input(
     m: usize,
     n: usize,
     k: usize,
+    from: usize,
+    columns: usize,
     scratch: *mut f32,
 ) {
-    match (w_dtype == BF16, m < MANY) {
-        (false, true) => few::<false>(dx, dy, w, m, n, k),
-        (true, true) => few::<true>(dx, dy, w, m, n, k),
-        (false, false) => many::<false>(dx, dy, w, m, n, k, scratch),
-        (true, false) => many::<true>(dx, dy, w, m, n, k, scratch),
+    let half = w_dtype == BF16;
+    let (dx, w) = (dx.add(from), w.add(from * panel_bytes(half)));
+    let part = Part { dx, dy, w, m, n, k, columns };
+    match (half, m < MANY) {
+        (false, true) => few::<false>(&part),
+        (true, true) => few::<true>(&part),
+        (false, false) => many::<false>(&part, scratch),
+        (true, false) => many::<true>(&part, scratch),
     }
 }
 
-unsafe fn many<const HALF: bool>(
+/// The columns of dx that one call computes: dx and w are where they start, k is the length of a row.
+struct Part {
     dx: *mut f32,
     dy: *const f32,
     w: *const u8,
     m: usize,
     n: usize,
     k: usize,
-    scratch: *mut f32,
-) {
+    columns: usize,
+}
+
+unsafe fn many<const HALF: bool>(p: &Part, scratch: *mut f32) {
     let mut column = 0;
-    while column < k {
-        let columns = BLOCK_K.min(k - column);
+    while column < p.columns {
+        let columns = BLOCK_K.min(p.columns - column);
         let mut row = 0;
-        while row < n {
-            let depth = BLOCK_N.min(n - row);
+        while row < p.n {
+            let depth = BLOCK_N.min(p.n - row);
             let stored = round_up(depth, PANEL);
-            for p in 0..stored / PANEL {
-                let from = w.add(((row / PANEL + p) * k + column) * panel_bytes(HALF));
-                turn::<HALF>(scratch.add(p * PANEL * PANEL), from, columns, stored);
+            for panel in 0..stored / PANEL {
+                let from = p.w.add(((row / PANEL + panel) * p.k + column) * panel_bytes(HALF));
+                turn::<HALF>(scratch.add(panel * PANEL * PANEL), from, columns, stored);
             }
-            let main = Term { a: dy.add(row), stride: n, b: scratch as *const u8, k: depth };
-            let out = Out { c: dx.add(column), stride: k, bias: core::ptr::null(), load: true };
-            product::<false, false>(&Product { m, n: columns, main, panel: stored * 32, tail: NONE, out });
+            let main = Term { a: p.dy.add(row), stride: p.n, b: scratch as *const u8, k: depth };
+            let out = Out { c: p.dx.add(column), stride: p.k, bias: core::ptr::null(), load: true };
+            product::<false, false>(&Product { m: p.m, n: columns, main, panel: stored * 32, tail: NONE, out });
             row += depth;
         }
         column += columns;
@@ -95,17 +103,17 @@ unsafe fn turn<const HALF: bool>(scratch: *mut f32, from: *const u8, columns: us
     });
 }
 
-unsafe fn few<const HALF: bool>(dx: *mut f32, dy: *const f32, w: *const u8, m: usize, n: usize, k: usize) {
+unsafe fn few<const HALF: bool>(p: &Part) {
     let mut row = 0;
-    while row < n {
+    while row < p.n {
         let mut from = 0;
-        while from < k {
-            let columns = CHUNK.min(k - from);
-            let panel = w.add((row / PANEL * k + from) * panel_bytes(HALF));
-            for i in 0..m {
-                let at = dy.add(i * n + row);
-                let d = [load_lanes(at, n - row), load_lanes(at.wrapping_add(4), (n - row).saturating_sub(4))];
-                add_panel::<HALF>(dx.add(i * k + from), d, panel, columns);
+        while from < p.columns {
+            let columns = CHUNK.min(p.columns - from);
+            let panel = p.w.add((row / PANEL * p.k + from) * panel_bytes(HALF));
+            for i in 0..p.m {
+                let at = p.dy.add(i * p.n + row);
+                let d = [load_lanes(at, p.n - row), load_lanes(at.wrapping_add(4), (p.n - row).saturating_sub(4))];
+                add_panel::<HALF>(p.dx.add(i * p.k + from), d, panel, columns);
             }
             from += columns;
         }

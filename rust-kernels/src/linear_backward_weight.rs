@@ -1,4 +1,4 @@
-//! dw (n, k) += dyᵀ x, with dy (m, n) and x (m, k).
+//! dw (n, k) += dyᵀ x, with dy (m, n) and x (m, k); dy, and dw and x, may be columns of longer rows.
 //!
 //! Walking down columns of x at a stride that is a multiple of 4 KiB misses the cache at every step, so 64 columns at a
 //! time are copied into panels; dy is copied once per block of rows into strips.
@@ -24,7 +24,7 @@ fn strips(n: usize) -> usize {
     round_up(round_up(n, ROWS), 4)
 }
 
-/// Computes the formula above.
+/// Computes the formula above; the rows of dy are `n_stride` floats apart, those of dw and x `k_stride`.
 ///
 /// # Safety
 /// All arrays have the sizes above, `scratch` that of `linear_backward_weight_scratch`; dw overlaps none of them.
@@ -36,19 +36,21 @@ pub unsafe extern "C" fn linear_backward_weight(
     m: usize,
     n: usize,
     k: usize,
+    n_stride: usize,
+    k_stride: usize,
     scratch: *mut f32,
 ) {
     let mut row = 0;
     while row < m {
         let depth = BLOCK_M.min(m - row);
         let panels = scratch.add(strips(n) * depth);
-        strips_of_columns(scratch, dy.add(row * n), n, depth, n);
+        strips_of_columns(scratch, dy.add(row * n_stride), n_stride, depth, n);
         let mut column = 0;
         while column < k {
             let columns = BLOCK_K.min(k - column);
-            panels_of_columns(panels, x.add(row * k + column), k, depth, columns);
+            panels_of_columns(panels, x.add(row * k_stride + column), k_stride, depth, columns);
             let main = Term { a: scratch, stride: depth, b: panels as *const u8, k: depth };
-            let out = Out { c: dw.add(column), stride: k, bias: core::ptr::null(), load: true };
+            let out = Out { c: dw.add(column), stride: k_stride, bias: core::ptr::null(), load: true };
             product::<true, false>(&Product { m: n, n: columns, main, panel: depth * 32, tail: NONE, out });
             column += columns;
         }

@@ -26,7 +26,8 @@ pub extern "C" fn merge_scratch(_n: usize, k: usize, total_r: usize) -> usize {
     (round_up(k, ROWS) + PANEL) * total_r * 4
 }
 
-/// Computes the formula above; returns 1 if every result is finite. `dst` may be `w`; padded rows stay zero.
+/// Merges `panels` panels from panel `from` on, with `total` ranks in sum; returns 0 if every result is finite, else 1.
+/// `dst` may be `w`; padded rows stay zero.
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_scratch`.
@@ -37,19 +38,17 @@ pub unsafe extern "C" fn merge(
     w_dtype: u32,
     branches: *const Branch,
     count: usize,
-    n: usize,
+    total: usize,
     k: usize,
+    from: usize,
+    panels: usize,
     scratch: *mut f32,
 ) -> u32 {
-    let mut total = 0;
-    for i in 0..count {
-        total += (*branches.add(i)).r;
-    }
     fill_strips(scratch, branches, count, k, total);
     let b = scratch.add(round_up(k, ROWS) * total);
     let bytes = panel_bytes(w_dtype == BF16);
     let mut probe = zero();
-    for p in 0..n.div_ceil(PANEL) {
+    for p in from..from + panels {
         gather_b(b, branches, count, p);
         let at = p * k * bytes;
         let seen = if w_dtype == BF16 {
@@ -59,7 +58,7 @@ pub unsafe extern "C" fn merge(
         };
         probe = f32x4_add(probe, seen);
     }
-    (sum(probe) == 0.0) as u32
+    (sum(probe) != 0.0) as u32
 }
 
 /// s A as strips `[k / ROWS][total][ROWS]`.

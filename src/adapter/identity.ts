@@ -1,4 +1,5 @@
 import { stringifyJson } from "../formats/json_writer.ts";
+import { sha256, toHex } from "../formats/sha256.ts";
 import type { LoraConfig } from "./lora_config.ts";
 
 /**
@@ -14,13 +15,5 @@ export async function identify(weights: Uint8Array, config: LoraConfig): Promise
   const both = new Uint8Array(digest.length + text.length);
   both.set(digest);
   both.set(text, digest.length);
-  return { sha256: hex(digest), id: hex(await sha256(both)) };
-}
-
-async function sha256(bytes: Uint8Array): Promise<Uint8Array> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as BufferSource));
-}
-
-function hex(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { sha256: toHex(digest), id: toHex(await sha256(both)) };
 }

@@ -1,21 +1,14 @@
-import { type FloatDtype, isFiniteTensor, isFloatTensor } from "../adapter/factor_values.ts";
+import { type FloatDtype, isFiniteTensor } from "../adapter/factor_values.ts";
 import type { Backend } from "../backend.ts";
-import { IntegrityError, NumericError } from "../errors.ts";
-import { type Checkpoint, type CheckpointTensor, INDEX_FILE } from "../formats/checkpoint.ts";
+import { NumericError } from "../errors.ts";
 import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { stringifyJson } from "../formats/json_writer.ts";
 import { quote } from "../formats/quote.ts";
-import { readSafetensorsHeader } from "../formats/safetensors.ts";
-import { layoutSafetensors } from "../formats/safetensors_writer.ts";
-import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
-import { decodeUtf8 } from "../formats/utf8.ts";
-import { MODEL_CONFIG, replaceDtype } from "./base_config.ts";
-import { encodeFinite, encodeFloats, RowMerger } from "./merge_rows.ts";
-import type { MergeBranch } from "./plan.ts";
-import type { Transaction } from "./transaction.ts";
-
-/** Element type of a merged checkpoint. */
-export type MergeDtype = "f32" | "bf16" | "f16";
+import { readExactly, type ReadOptions, type Source } from "../formats/source.ts";
+import type { FilePlan, TensorPlan } from "./file_plan.ts";
+import { encodeFloats, RowMerger } from "./merge_rows.ts";
+import { ahead, forEachOf } from "./overlap.ts";
+import type { MergeTarget } from "./merge_plan.ts";
+import type { FileBody, MergeOutput } from "./transaction.ts";
 
 /** How far a merge is. */
 export interface MergeProgress {
@@ -23,167 +16,168 @@ export interface MergeProgress {
   readonly loaded: number;
   /** Bytes of all its tensors. */
   readonly total: number;
+  /** Bytes of `loaded` that an earlier run did. */
+  readonly kept: number;
   /** The tensor at work. */
   readonly name: string;
 }
 
-/** Files that belong to a model beside its weights; `config.json` comes last and completes the folder. */
-const COMPANIONS: readonly string[] = [
-  "generation_config.json",
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "tokenizer.model",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "vocab.json",
-  "vocab.txt",
-  "merges.txt",
-  "spiece.model",
-  "sentencepiece.bpe.model",
-  "chat_template.jinja",
-  "chat_template.json",
-  "preprocessor_config.json",
-  "processor_config.json",
-  MODEL_CONFIG,
-];
-/** The stored dtype of each choice, and PyTorch's name for it. */
-export const MERGE_DTYPES: Readonly<Record<MergeDtype, { readonly stored: FloatDtype; readonly torch: string }>> = {
-  f32: { stored: "F32", torch: "float32" },
-  bf16: { stored: "BF16", torch: "bfloat16" },
-  f16: { stored: "F16", torch: "float16" },
-};
-/** Elements per piece of rows, 16 MiB as 32-bit floats; bytes of any other piece. */
-const PIECE = 2 ** 22;
+/** Elements per piece of rows, 8 MiB as 32-bit floats; bytes of any other piece. */
+const PIECE = 2 ** 21;
 
 /** What a {@linkcode MergeWriter} works with. */
 export interface MergeParts {
-  /** The folder of the base. */
-  readonly base: Folder;
-  /** Its checkpoint. */
-  readonly checkpoint: Checkpoint;
-  /** What is added to each weight that changes. */
-  readonly targets: ReadonlyMap<string, readonly MergeBranch[]>;
+  /** The files to write. */
+  readonly files: readonly FilePlan[];
+  /** What becomes of each tensor that changes. */
+  readonly targets: ReadonlyMap<string, MergeTarget>;
   /** Where deltas are computed. */
   readonly backend: Backend;
   /** Where the files go. */
-  readonly output: Transaction;
-  /** Dtype, progress and signal. */
-  readonly options: ReadOptions & {
-    readonly dtype?: MergeDtype;
-    readonly onProgress?: (progress: MergeProgress) => void;
-  };
+  readonly output: MergeOutput;
+  /** Files written at a time. */
+  readonly jobs: number;
+  /** Is told after every piece. */
+  readonly onProgress?: ((progress: MergeProgress) => void) | undefined;
 }
 
-/** Writes the files of a merged checkpoint. */
+/** Writes the weight files of a merged checkpoint. */
 export class MergeWriter {
   readonly #parts: MergeParts;
-  readonly #dtype: (typeof MERGE_DTYPES)[MergeDtype] | null;
   readonly #total: number;
   #loaded = 0;
-  #written = 0;
+  #kept = 0;
 
   /** Takes parts whose plan has been checked. */
   constructor(parts: MergeParts) {
     this.#parts = parts;
-    this.#dtype = parts.options.dtype ? MERGE_DTYPES[parts.options.dtype] : null;
-    this.#total = [...parts.checkpoint.tensors.values()].reduce((sum, { length }) => sum + length, 0);
+    this.#total = parts.files.reduce((sum, file) => sum + dataBytes(file), 0);
   }
 
-  /** Writes all of them: weights, index, companions, config. */
-  async run(): Promise<void> {
-    const { checkpoint, base, output, options } = this.#parts;
-    for (const file of checkpoint.files) await this.#writeFile(file);
-    for (const name of checkpoint.index ? [INDEX_FILE, ...COMPANIONS] : COMPANIONS) {
-      if (!await base.has(name, options)) continue;
-      const source = base.open(name);
-      const bytes = await readExactly(source, 0, await source.size(options), options);
-      await output.create(name);
-      await output.write(this.#dtype ? this.#inDtype(name, bytes, this.#dtype.torch) : bytes);
+  /** Writes all files but those that an earlier run finished. */
+  async run(options: ReadOptions): Promise<void> {
+    const { files, output, jobs } = this.#parts;
+    await forEachOf(files, jobs, options, async (file, options) => {
+      if (output.finished(file.name)) this.#skip(file);
+      else await output.write(file.name, (write) => this.#writeFile(file, write, options));
+    });
+  }
+
+  async #writeFile(file: FilePlan, write: Parameters<FileBody>[0], options: ReadOptions): Promise<void> {
+    const source = await file.open(options);
+    let merger: RowMerger | null = null;
+    let current: TensorPlan | null = null;
+    let writing = write(file.header);
+    try {
+      for await (
+        const { tensor, row, bytes } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
+      ) {
+        if (tensor !== current) {
+          merger?.[Symbol.dispose]();
+          merger = this.#open(tensor);
+          current = tensor;
+          if (merger?.needsMeasuring) await this.#measure(source, tensor, merger, options);
+        }
+        const done = await transform(tensor, row, bytes, { merger, columns: this.#columns(tensor) });
+        await writing;
+        writing = write(done);
+        this.#advance(bytes.length, tensor.name);
+      }
+      await writing;
+    } finally {
+      await writing.catch(() => {}); // its error is thrown above
+      merger?.[Symbol.dispose]();
+      await source.close();
     }
   }
 
-  /** Makes a companion file true for the new dtype. */
-  #inDtype(name: string, bytes: Uint8Array, dtype: string): Uint8Array {
-    const encoder = new TextEncoder();
-    if (name === MODEL_CONFIG) return encoder.encode(replaceDtype(decodeUtf8(bytes, name), dtype));
-    const metadata = this.#parts.checkpoint.index?.get("metadata");
-    if (name !== INDEX_FILE || !(metadata instanceof Map)) return bytes;
-    const index = new Map(this.#parts.checkpoint.index).set(
-      "metadata",
-      new Map(metadata).set("total_size", this.#written),
-    );
-    return encoder.encode(stringifyJson(index, { indent: 2 }) + "\n");
+  #open({ name }: TensorPlan): RowMerger | null {
+    const target = this.#parts.targets.get(name);
+    return target && isMerged(target) ? new RowMerger(this.#parts.backend, target) : null;
   }
 
-  async #writeFile(file: string): Promise<void> {
-    const { checkpoint, base, output } = this.#parts;
-    const source = base.open(file);
-    const tensors = await this.#reopen(file, source);
-    const specs = [...tensors.values()].map(({ name, dtype, shape }) => ({
-      name,
-      dtype: this.#outputDtype(dtype),
-      shape,
-    }));
-    const { header, order } = layoutSafetensors(specs, checkpoint.metadata.get(file));
-    await output.create(file);
-    await output.write(header);
-    for (const name of order) await this.#writeTensor(source, tensors.get(name)!);
+  /** Elements per row of what is read, where the tensor is merged. */
+  #columns({ name }: TensorPlan): number | undefined {
+    const target = this.#parts.targets.get(name);
+    return target && isMerged(target) ? target.columns / target.groups : undefined;
   }
 
-  /** Reads the header again through the source that serves the data: it must be the file that was checked. */
-  async #reopen(file: string, source: Source): Promise<ReadonlyMap<string, CheckpointTensor>> {
-    const { checkpoint, options } = this.#parts;
-    const { tensors } = await readSafetensorsHeader(source, options);
-    const checked = new Map([...checkpoint.tensors].filter(([, tensor]) => tensor.file === file));
-    const isSame = tensors.size === checked.size && [...checked.values()].every(({ name, dtype, offset, shape }) => {
-      const now = tensors.get(name);
-      return now?.dtype === dtype && now.offset === offset && now.shape.join() === shape.join();
-    });
-    if (isSame) return checked;
-    const message = `Cannot merge ${quote(file)} of ${quote(checkpoint.name)}: it changed after it was opened`;
-    throw new IntegrityError(message, { file });
+  /** Reads a tensor once more, for norms that run over all its rows. */
+  async #measure(source: Source, tensor: TensorPlan, merger: RowMerger, options: ReadOptions): Promise<void> {
+    const columns = this.#columns(tensor);
+    for await (const { row, bytes } of readPieces(source, [tensor], this.#parts.targets, options)) {
+      await merger.measure(row, elementsOf(tensor, bytes, columns));
+    }
   }
 
-  #outputDtype(dtype: Dtype): Dtype {
-    return this.#dtype && isFloatTensor({ dtype }) ? this.#dtype.stored : dtype;
+  #skip(file: FilePlan): void {
+    this.#kept += dataBytes(file);
+    this.#advance(dataBytes(file), file.name);
   }
 
-  async #writeTensor(source: Source, tensor: CheckpointTensor): Promise<void> {
-    const { backend, targets, output, options } = this.#parts;
-    const branches = targets.get(tensor.name);
-    const dtype = this.#outputDtype(tensor.dtype);
-    const merger = branches && new RowMerger(backend, branches);
-    try {
-      for await (const { row, piece } of readPieces(source, tensor, merger !== undefined, options)) {
-        const bytes = merger
-          ? encodeFinite(await merger.merge(row, piece), dtype as FloatDtype, tensor.name)
-          : convert(piece, dtype, tensor.name);
-        await output.write(bytes);
-        this.#written += bytes.length;
-        this.#loaded += piece.bytes.length;
-        options.onProgress?.({ loaded: this.#loaded, total: this.#total, name: tensor.name });
-      }
-    } finally {
-      merger?.[Symbol.dispose]();
+  #advance(bytes: number, name: string): void {
+    this.#loaded += bytes;
+    this.#parts.onProgress?.({ loaded: this.#loaded, total: this.#total, kept: this.#kept, name });
+  }
+}
+
+/** Whether more happens to a tensor than that it is copied or replaced. */
+function isMerged({ steps, rows, groups }: MergeTarget): boolean {
+  return steps.length > 0 || rows.length > 0 || groups > 1;
+}
+
+function dataBytes({ tensors }: FilePlan): number {
+  return tensors.reduce((sum, { length }) => sum + length, 0);
+}
+
+interface Piece {
+  readonly tensor: TensorPlan;
+  readonly row: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Reads tensors in pieces: of whole rows where the elements change, else of bytes whatever the shape. */
+async function* readPieces(
+  source: Source,
+  tensors: readonly TensorPlan[],
+  targets: ReadonlyMap<string, MergeTarget>,
+  options: ReadOptions,
+): AsyncGenerator<Piece> {
+  for (const tensor of tensors) {
+    const { name, shape, offset, length, decode, encode, values } = tensor;
+    const target = targets.get(name);
+    const isTarget = target !== undefined && isMerged(target);
+    const byRows = shape.length > 0 && (decode || encode || isTarget);
+    const columns = isTarget ? target.columns / target.groups : byRows ? shape.at(-1)! : 1;
+    const size = shape.reduce((product, dimension) => product * dimension, 1);
+    const width = byRows ? length * columns / size : 1;
+    const step = Math.max(1, Math.floor(PIECE / columns));
+    for (let row = 0; row * width < length; row += step) {
+      const [start, count] = [offset + row * width, Math.min(step, length / width - row) * width];
+      const bytes = values?.subarray(start, start + count) ?? await readExactly(source, start, count, options);
+      yield { tensor, row, bytes };
     }
   }
 }
 
-/** Reads a tensor in pieces: of whole rows, or of bytes whatever the shape. */
-async function* readPieces(
-  source: Source,
-  { dtype, shape, offset, length }: CheckpointTensor,
-  byRows: boolean,
-  options: ReadOptions,
-): AsyncGenerator<{ row: number; piece: StoredTensor }> {
-  const columns = byRows ? shape[1]! : 1;
-  const width = byRows ? columns * bitsPerElement(dtype) / 8 : 1;
-  const step = Math.max(1, Math.floor(PIECE / columns));
-  for (let row = 0; row * width < length; row += step) {
-    const count = Math.min(step, length / width - row);
-    const bytes = await readExactly(source, offset + row * width, count * width, options);
-    yield { row, piece: { dtype, shape: [count, columns], bytes } };
-  }
+/** The elements of a piece, as rows of `columns`, or as one row. */
+function elementsOf({ from, decode }: TensorPlan, bytes: Uint8Array, columns?: number): StoredTensor {
+  const elements = decode ? decode(bytes) : bytes;
+  const count = elements.length * 8 / bitsPerElement(from);
+  const width = columns ?? count;
+  return { dtype: from, shape: [count / width, width], bytes: elements };
+}
+
+async function transform(
+  tensor: TensorPlan,
+  row: number,
+  bytes: Uint8Array,
+  { merger, columns }: { readonly merger: RowMerger | null; readonly columns: number | undefined },
+) {
+  const { name, to, encode } = tensor;
+  const piece = elementsOf(tensor, bytes, columns);
+  const done = merger ? await merger.merge(row, piece, to as FloatDtype, name) : convert(piece, to, name);
+  return encode ? encode(done) : done;
 }
 
 /** Gives a tensor in another dtype; what was not finite stays so, what becomes so is refused. */

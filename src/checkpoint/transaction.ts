@@ -1,46 +1,83 @@
 import type { Sink, SinkFile } from "../formats/source.ts";
 
-/** Several files of a sink that appear together: none has its final name before `commit()`. */
-export class Transaction {
+/** A file of a merge's output. */
+export interface OutputFile {
+  /** Its final name. */
+  readonly name: string;
+  /** Its length. */
+  readonly bytes: number;
+  /** Its sha256 in hexadecimal; null where the sink cannot tell. */
+  readonly sha256: string | null;
+}
+
+/** Writes a file: appends to it through `write`, whose bytes may be reused once it resolves. */
+export type FileBody = (write: (bytes: Uint8Array) => Promise<void>) => Promise<void>;
+
+/** Several files that appear together: none has its final name before `commit()`. */
+export interface MergeOutput {
+  /** The files that are written, in the order in which they were begun. */
+  readonly files: readonly OutputFile[];
+  /** The file as an earlier run of the same merge finished it. */
+  finished(name: string): OutputFile | undefined;
+  /** Writes a large file. */
+  write(name: string, body: FileBody): Promise<void>;
+  /** Writes a file that belongs to the large ones. */
+  writeCompanion(name: string, bytes: Uint8Array): Promise<void>;
+  /** Gives all files their final names, in the order in which they were begun. */
+  commit(): Promise<void>;
+  /** Forgets all files; `resumable` keeps those that a later run of the same merge need not write again. */
+  abort(resumable: boolean): Promise<void>;
+}
+
+/** Files of any sink; nothing outlives the process. */
+export class Transaction implements MergeOutput {
   readonly #sink: Sink;
-  readonly #open: Map<string, SinkFile> = new Map();
-  #current: SinkFile | null = null;
-  #bytes = 0;
+  readonly #open: SinkFile[] = [];
+  readonly #files: Map<string, OutputFile | null> = new Map();
 
   /** Wraps a sink. */
   constructor(sink: Sink) {
     this.#sink = sink;
   }
 
-  /** Names of the files, in the order of their creation. */
-  get files(): readonly string[] {
-    return [...this.#open.keys()];
+  /** See {@linkcode MergeOutput.files}. */
+  get files(): readonly OutputFile[] {
+    return [...this.#files.values()].filter((file) => file !== null);
   }
 
-  /** Bytes written to all files. */
-  get bytes(): number {
-    return this.#bytes;
+  /** Nothing. */
+  finished(): undefined {}
+
+  /** See {@linkcode MergeOutput.write}. */
+  async write(name: string, body: FileBody): Promise<void> {
+    this.#files.set(name, null);
+    const file = await this.#sink.create(name);
+    this.#open.push(file);
+    this.#files.set(name, await fill(file, name, body));
   }
 
-  /** Begins a file; `write()` goes there from now on. */
-  async create(name: string): Promise<void> {
-    this.#current = await this.#sink.create(name);
-    this.#open.set(name, this.#current);
+  /** See {@linkcode MergeOutput.writeCompanion}. */
+  async writeCompanion(name: string, bytes: Uint8Array): Promise<void> {
+    await this.write(name, (write) => write(bytes));
   }
 
-  /** Appends to the file begun last. */
-  async write(bytes: Uint8Array): Promise<void> {
-    await this.#current!.write(bytes);
-    this.#bytes += bytes.length;
-  }
-
-  /** Gives all files their final names, in the order of their creation. */
+  /** See {@linkcode MergeOutput.commit}. */
   async commit(): Promise<void> {
-    for (const file of this.#open.values()) await file.commit();
+    for (const file of this.#open) await file.commit();
   }
 
-  /** Forgets all files. */
+  /** See {@linkcode MergeOutput.abort}. */
   async abort(): Promise<void> {
-    await Promise.allSettled([...this.#open.values()].map((file) => file.abort()));
+    await Promise.allSettled(this.#open.map((file) => file.abort()));
   }
+}
+
+/** Fills a new file and tells what is in it; its owner commits it. */
+export async function fill(file: SinkFile, name: string, body: FileBody): Promise<OutputFile> {
+  let bytes = 0;
+  await body(async (piece) => {
+    await file.write(piece);
+    bytes += piece.length;
+  });
+  return { name, bytes, sha256: await file.sha256?.() ?? null };
 }

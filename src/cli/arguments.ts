@@ -89,7 +89,12 @@ function missingFile(message: string, path: string): MismatchError {
   return new MismatchError(message, { code: "missing-file", file: path, missing: [path] });
 }
 
-function parseUrl(path: string): URL | undefined {
+/**
+ * Reads an argument as a URL; a path stays undefined.
+ *
+ * @throws {UsageError} If it begins as one and is none.
+ */
+export function urlArgument(path: string): URL | undefined {
   if (!/^https?:\/\//i.test(path)) return undefined;
   const url = URL.parse(path);
   if (url) return url;
@@ -101,7 +106,7 @@ export function adapterArguments(texts: readonly string[], weighted = true): Ada
   const names = new Set<string>();
   return texts.map((text) => {
     const { path, weight } = weighted ? parseAdapter(text) : { path: text, weight: 1 };
-    const url = parseUrl(path);
+    const url = urlArgument(path);
     const stem = basename(url ? url.pathname : resolve(path)) || "adapter";
     let name = stem;
     for (let copy = 2; names.has(name); copy++) name = `${stem}-${copy}`;

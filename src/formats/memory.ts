@@ -2,6 +2,7 @@ import { IntegrityError, MismatchError } from "../errors.ts";
 import { concat } from "./concat.ts";
 import { plainFileName } from "./file_name.ts";
 import { quote } from "./quote.ts";
+import { sha256, toHex } from "./sha256.ts";
 import type { Folder, ReadOptions, Sink, SinkFile, Source } from "./source.ts";
 
 const DEFAULT_NAME = "files held in memory";
@@ -150,6 +151,7 @@ class MemorySink implements Sink {
       commit: async () => void this.files.set(file, concat(parts)),
       // deno-lint-ignore require-await
       abort: async () => void parts.splice(0),
+      sha256: async () => toHex(await sha256(concat(parts))),
     };
   }
 }

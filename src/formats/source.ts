@@ -26,6 +26,16 @@ export interface Source {
    * @throws {IntegrityError} If fewer bytes come, or the file changed since `size()` was first asked.
    */
   read(offset: number, length: number, options?: ReadOptions): Promise<Uint8Array>;
+  /** A text that changes whenever the bytes do, as far as the place can tell; null where it cannot. */
+  version?(options?: ReadOptions): Promise<string | null>;
+  /** The same bytes through a handle that stays open until it is closed: faster for many reads in a row. */
+  hold?(): Promise<HeldSource>;
+}
+
+/** A source that stays open. */
+export interface HeldSource extends Source {
+  /** Closes it. A second call does nothing. */
+  close(): Promise<void>;
 }
 
 /** Files by plain name (no directories). */
@@ -60,6 +70,20 @@ export interface SinkFile {
   commit(): Promise<void>;
   /** Forgets what was written; nothing is left behind. */
   abort(): Promise<void>;
+  /** sha256, in hexadecimal, of what was written, once it is all there; absent where the place cannot tell. */
+  sha256?(): Promise<string>;
+}
+
+/** A folder on whose files a later run can build. */
+export interface Workspace extends Folder, Sink {
+  /** The names of all files, sorted. */
+  list(options?: ReadOptions): Promise<string[]>;
+  /** Gives a file another name, replacing the file that has it, in one durable step. */
+  rename(from: string, to: string): Promise<void>;
+  /** Removes a file and every unfinished write of it; absent is as good. */
+  remove(file: string): Promise<void>;
+  /** sha256, in hexadecimal, of a file. */
+  sha256(file: string, options?: ReadOptions): Promise<string>;
 }
 
 /**
@@ -87,4 +111,20 @@ export async function readExactly(
     );
   }
   return bytes;
+}
+
+/**
+ * Holds a source open for many reads.
+ *
+ * @param source The source; one that has no `hold()` is only wrapped.
+ * @returns The source, to be closed.
+ */
+export async function hold(source: Source): Promise<HeldSource> {
+  if (source.hold) return await source.hold();
+  return {
+    name: source.name,
+    size: (options) => source.size(options),
+    read: (offset, length, options) => source.read(offset, length, options),
+    close: () => Promise.resolve(),
+  };
 }

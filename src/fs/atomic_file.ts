@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
@@ -8,6 +9,8 @@ import { fileError, systemCode } from "./file_error.ts";
 
 const PARTIAL = /\.\d+\.[0-9a-f]{16}\.partial$/;
 const STALE_MS = 3_600_000;
+/** Bytes after which the disk begins to write, so that the last flush of a large file has little left to wait for. */
+const FLUSH_BYTES = 1 << 26;
 /** What systems without a flush for directories answer (Windows, some network mounts). */
 const NO_DIRECTORY_SYNC: ReadonlySet<string | undefined> = new Set(["EISDIR", "EPERM", "EINVAL", "ENOTSUP"]);
 
@@ -16,6 +19,11 @@ function partialName(target: string): string {
   return `${target}.${process.pid}.${
     Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("")
   }.partial`;
+}
+
+/** Whether a name is that of an unfinished write of a file. */
+export function isPartialOf(name: string, file: string): boolean {
+  return name.startsWith(file) && PARTIAL.exec(name)?.index === file.length;
 }
 
 /** Removes what processes that died long ago left; failing to is no reason not to write. */
@@ -27,7 +35,8 @@ async function sweep(directory: string): Promise<void> {
   }
 }
 
-async function syncDirectory(directory: string): Promise<void> {
+/** Makes the names in a folder durable. */
+export async function syncDirectory(directory: string): Promise<void> {
   try {
     const handle = await open(directory, "r");
     await handle.sync().finally(() => handle.close());
@@ -41,7 +50,11 @@ class AtomicFile implements SinkFile {
   readonly #file: string;
   readonly #partial: string;
   readonly #handle: FileHandle;
+  readonly #hash = createHash("sha256");
   #written = 0;
+  #unflushed = 0;
+  #flushing: Promise<void> | null = null;
+  #failure: unknown = null;
   #open = true;
 
   constructor(directory: string, file: string, partial: string, handle: FileHandle) {
@@ -53,15 +66,42 @@ class AtomicFile implements SinkFile {
 
   async write(bytes: Uint8Array): Promise<void> {
     await this.#attempt(async () => {
-      for (let done = 0; done < bytes.length;) {
-        done += (await this.#handle.write(bytes, done, bytes.length - done)).bytesWritten;
-      }
+      const writing = this.#append(bytes);
+      // While the system writes.
+      this.#hash.update(bytes);
+      await writing;
       this.#written += bytes.length;
+      this.#flush(bytes.length);
     });
+  }
+
+  async #append(bytes: Uint8Array): Promise<void> {
+    for (let done = 0; done < bytes.length;) {
+      done += (await this.#handle.write(bytes, done, bytes.length - done)).bytesWritten;
+    }
+  }
+
+  /** Lets the disk begin; a system tells of a failed flush once, so that it is kept for the next call. */
+  #flush(length: number): void {
+    if (this.#failure !== null) throw this.#failure;
+    this.#unflushed += length;
+    if (this.#unflushed < FLUSH_BYTES || this.#flushing !== null) return;
+    this.#unflushed = 0;
+    this.#flushing = this.#handle.datasync()
+      .catch((error) => void (this.#failure = error))
+      .finally(() => this.#flushing = null);
+  }
+
+  /** sha256 of what has been written. */
+  // deno-lint-ignore require-await
+  async sha256(): Promise<string> {
+    return this.#hash.copy().digest("hex");
   }
 
   async commit(): Promise<void> {
     await this.#attempt(async () => {
+      await this.#flushing;
+      if (this.#failure !== null) throw this.#failure;
       await this.#handle.sync();
       this.#open = false;
       await this.#handle.close();
@@ -99,6 +139,7 @@ class AtomicFile implements SinkFile {
 
   async #discard(): Promise<void> {
     this.#open = false;
+    await this.#flushing;
     await this.#handle.close().catch(() => {});
     await unlink(this.#partial).catch(() => {});
   }

@@ -3,7 +3,7 @@ import { basename, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { IntegrityError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { ReadOptions, Source } from "../formats/source.ts";
+import type { HeldSource, ReadOptions, Source } from "../formats/source.ts";
 import { fileError } from "./file_error.ts";
 
 /** Node refuses more than 2³¹ − 1 bytes at once, and an abort should not wait for gigabytes. */
@@ -48,11 +48,54 @@ export class FileSource implements Source {
     }
     return await this.#open(options, async (handle) => {
       const size = await this.#check(handle);
-      if (offset + length > size) this.#refuse(`${length} bytes from ${offset}`, `${size} bytes in all`);
-      const bytes = await this.#fill(handle, offset, new Uint8Array(length), options);
+      const bytes = await this.#read(handle, size, [offset, length], options);
       await this.#check(handle);
       return bytes;
     });
+  }
+
+  /** Inode, time of change and size. */
+  async version(options: ReadOptions = {}): Promise<string> {
+    await this.size(options);
+    return this.#identity!.version;
+  }
+
+  /** The file is checked when it is opened and when it is closed. */
+  async hold(): Promise<HeldSource> {
+    return await this.#attempt(async () => {
+      const handle = await open(await this.#find(), "r");
+      try {
+        return this.#held(handle, await this.#check(handle));
+      } catch (error) {
+        await handle.close();
+        throw error;
+      }
+    }, {});
+  }
+
+  #held(handle: FileHandle, size: number): HeldSource {
+    let isOpen = true;
+    const check = () => this.#check(handle).finally(() => handle.close());
+    return {
+      name: this.name,
+      size: () => Promise.resolve(size),
+      read: (offset, length, options = {}) =>
+        this.#attempt(() => this.#read(handle, size, [offset, length], options), options),
+      close: async () => {
+        if (isOpen) await this.#attempt(check, {});
+        isOpen = false;
+      },
+    };
+  }
+
+  async #read(
+    handle: FileHandle,
+    size: number,
+    [offset, length]: readonly [number, number],
+    options: ReadOptions,
+  ): Promise<Uint8Array> {
+    if (offset + length > size) this.#refuse(`${length} bytes from ${offset}`, `${size} bytes in all`);
+    return await this.#fill(handle, offset, new Uint8Array(length), options);
   }
 
   async #fill(
@@ -91,18 +134,28 @@ export class FileSource implements Source {
     });
   }
 
-  async #open<T>({ signal }: ReadOptions, body: (handle: FileHandle) => Promise<T>): Promise<T> {
-    signal?.throwIfAborted();
-    try {
-      const path = await this.#locate();
-      // Opening a pipe would wait for its writer.
-      if (!(await stat(path)).isFile()) this.#refuse("bytes", "something that is no file");
-      const handle = await open(path, "r");
+  async #open<T>(options: ReadOptions, body: (handle: FileHandle) => Promise<T>): Promise<T> {
+    return await this.#attempt(async () => {
+      const handle = await open(await this.#find(), "r");
       try {
         return await body(handle);
       } finally {
         await handle.close();
       }
+    }, options);
+  }
+
+  async #find(): Promise<string> {
+    const path = await this.#locate();
+    // Opening a pipe would wait for its writer.
+    if (!(await stat(path)).isFile()) this.#refuse("bytes", "something that is no file");
+    return path;
+  }
+
+  async #attempt<T>(body: () => Promise<T>, { signal }: ReadOptions): Promise<T> {
+    signal?.throwIfAborted();
+    try {
+      return await body();
     } catch (error) {
       throw fileError("read", this.#path, this.name, error);
     } finally {

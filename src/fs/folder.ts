@@ -1,9 +1,10 @@
-import { readdir, realpath, stat } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { readdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
 import { FormatError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
-import { createAtomicFile } from "./atomic_file.ts";
+import type { ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
+import { createAtomicFile, isPartialOf, syncDirectory } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
@@ -17,7 +18,9 @@ export interface FolderOptions {
   readonly linksWithin?: string | URL;
 }
 
-class DiskFolder implements Folder, Sink {
+const HASH_PIECE = 1 << 23;
+
+class DiskFolder implements Workspace {
   readonly name: string;
   readonly #path: string;
   readonly #bound: string;
@@ -40,7 +43,7 @@ class DiskFolder implements Folder, Sink {
     }
   }
 
-  open(file: string): Source {
+  open(file: string): FileSource {
     checkPlainName(file, this.name);
     return new FileSource(file, join(this.#path, file), () => this.#locate(file));
   }
@@ -63,6 +66,42 @@ class DiskFolder implements Folder, Sink {
 
   async create(file: string): Promise<SinkFile> {
     return await createAtomicFile(this.#path, checkPlainName(file, this.name));
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    for (const name of [from, to]) checkPlainName(name, this.name);
+    try {
+      await rename(join(this.#path, from), join(this.#path, to));
+      await syncDirectory(this.#path);
+    } catch (error) {
+      throw fileError("rename", join(this.#path, from), from, error);
+    }
+  }
+
+  async remove(file: string): Promise<void> {
+    checkPlainName(file, this.name);
+    try {
+      const names = await readdir(this.#path);
+      for (const name of names.filter((name) => name === file || isPartialOf(name, file))) {
+        await rm(join(this.#path, name), { force: true });
+      }
+    } catch (error) {
+      const refusal = fileError("remove", join(this.#path, file), file, error);
+      if (!(refusal instanceof MismatchError)) throw refusal;
+    }
+  }
+
+  async sha256(file: string, options: ReadOptions = {}): Promise<string> {
+    const source = await this.open(file).hold();
+    try {
+      const [hash, size] = [createHash("sha256"), await source.size()];
+      for (let at = 0; at < size; at += HASH_PIECE) {
+        hash.update(await source.read(at, Math.min(HASH_PIECE, size - at), options));
+      }
+      return hash.digest("hex");
+    } finally {
+      await source.close();
+    }
   }
 
   /** Where a file really is; a link may rename it inside the bound, never lead out. */
@@ -100,6 +139,6 @@ class DiskFolder implements Folder, Sink {
  * assert.deepEqual(await place.list?.(), ["adapter_config.json", "adapter_model.safetensors"]);
  * ```
  */
-export function folder(path: string | URL, options: FolderOptions = {}): Folder & Sink {
+export function folder(path: string | URL, options: FolderOptions = {}): Workspace {
   return new DiskFolder(toPath(path), toPath(options.linksWithin ?? path));
 }

@@ -13,4 +13,4 @@
 
 export { file } from "./file.ts";
 export { folder, type FolderOptions } from "./folder.ts";
-export type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
+export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "../formats/source.ts";

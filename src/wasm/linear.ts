@@ -92,19 +92,19 @@ export function runLinear(
   const kernelBytes = largest([kernels.linear_scratch(m, n, k, dtype), ...needs]);
   reserve(memory, m * largest(ranks) * 4, kernelBytes, (h, scratch) => {
     const shrink = (start: number, rows: number, { a, rank, scaling }: BranchAddresses): void => {
-      kernels.linear(h, x + start * k * 4, a, F32, 0, 0, 0, rows, rank, k, 0, 0, scratch);
+      kernels.linear(h, x + start * k * 4, a, F32, 0, 0, 0, rows, rank, k, 0, 0, rank, 0, scratch);
       if (scaling !== 1) kernels.scale(h, scaling, rows * rank);
     };
     const whole = ranges.length === 1 && ranges[0]!.start === 0 && ranges[0]!.end === m;
     const first = whole ? ranges[0]!.branches[0] : undefined;
     if (first) shrink(0, m, first);
-    kernels.linear(y, x, w, dtype, bias, first ? h : 0, first?.b ?? 0, m, n, k, first?.rank ?? 0, 0, scratch);
+    kernels.linear(y, x, w, dtype, bias, first ? h : 0, first?.b ?? 0, m, n, k, first?.rank ?? 0, 0, n, 0, scratch);
     for (const { start, end, branches } of ranges) {
       for (const branch of branches) {
         if (branch === first) continue;
         shrink(start, end - start, branch);
         const rows = y + start * n * 4;
-        kernels.linear(rows, h, branch.b, F32, 0, 0, 0, end - start, n, branch.rank, 0, 1, scratch);
+        kernels.linear(rows, h, branch.b, F32, 0, 0, 0, end - start, n, branch.rank, 0, 0, n, 1, scratch);
       }
     }
   });
@@ -125,9 +125,9 @@ export function addGradients(
     ...ranks.flatMap((rank) => branchScratch(kernels, call, rank)),
   ]);
   reserve(memory, m * largest(ranks) * 4, kernelBytes, (h, scratch) => {
-    if (dx) kernels.linear_backward_input(dx, dy, w, dtype, m, n, k, scratch);
-    if (dw) kernels.linear_backward_weight(dw, dy, x, m, n, k, scratch);
-    if (dbias) kernels.sum_rows(dbias, dy, m, n);
+    if (dx) kernels.linear_backward_input(dx, dy, w, dtype, m, n, k, 0, k, scratch);
+    if (dw) kernels.linear_backward_weight(dw, dy, x, m, n, k, n, k, scratch);
+    if (dbias) kernels.column_sums(dbias, dy, 0, 1, m, n);
     for (const { start, end, branches } of ranges) {
       const from = { dy: dy + start * n * 4, x: x + start * k * 4, dx: dx && dx + start * k * 4 };
       const rows = { ...from, m: end - start, n, k, h, scratch };
@@ -161,14 +161,14 @@ function addBranchGradients(
   { a, b, rank, scaling, da, db }: GradientAddresses,
 ): void {
   if (db) {
-    kernels.linear(h, x, a, F32, 0, 0, 0, m, rank, k, 0, 0, scratch);
+    kernels.linear(h, x, a, F32, 0, 0, 0, m, rank, k, 0, 0, rank, 0, scratch);
     kernels.scale(h, scaling, m * rank);
-    kernels.linear_backward_weight(db, dy, h, m, n, rank, scratch);
+    kernels.linear_backward_weight(db, dy, h, m, n, rank, n, rank, scratch);
   }
   if (!da && !dx) return;
   memory.bytes(h, m * rank * 4).fill(0);
-  kernels.linear_backward_input(h, dy, b, F32, m, n, rank, scratch);
+  kernels.linear_backward_input(h, dy, b, F32, m, n, rank, 0, rank, scratch);
   kernels.scale(h, scaling, m * rank);
-  if (da) kernels.linear_backward_weight(da, h, x, m, rank, k, scratch);
-  if (dx) kernels.linear_backward_input(dx, h, a, F32, m, rank, k, scratch);
+  if (da) kernels.linear_backward_weight(da, h, x, m, rank, k, rank, k, scratch);
+  if (dx) kernels.linear_backward_input(dx, h, a, F32, m, rank, k, 0, k, scratch);
 }

@@ -37,7 +37,8 @@ export function mergePanels(
       return memory.scratch(kernels.merge_scratch(n, k, ranks), (scratch) => {
         const dtype = DTYPE_CODES[weight.dtype];
         const panels = [merged.address, weight.block.address] as const;
-        return kernels.merge(...panels, dtype, records, branches.length, n, k, scratch) === 1;
+        const range = [0, Math.ceil(n / 8)] as const;
+        return kernels.merge(...panels, dtype, records, branches.length, ranks, k, ...range, scratch) === 0;
       });
     });
   } finally {

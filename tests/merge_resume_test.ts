@@ -1,0 +1,172 @@
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { mergeCheckpoint, type MergeOptions, type MergeReport } from "../src/checkpoint/merge.ts";
+import { IntegrityError, MismatchError } from "../src/errors.ts";
+import { memoryFolder } from "../src/formats/memory.ts";
+import type { Folder, Workspace } from "../src/formats/source.ts";
+import { folder } from "../src/fs/mod.ts";
+import { MODEL, sharded, smallAdapter, smallBase } from "./adapter_fixtures.ts";
+import { inTemporaryFolder } from "./temporary_folder.ts";
+
+const JOURNAL = "merge.state.json";
+const [FIRST, SECOND] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] as const;
+
+interface Place {
+  readonly base: Folder;
+  readonly out: Workspace;
+  readonly path: string;
+}
+
+async function inPlace(body: (place: Place) => Promise<void>): Promise<void> {
+  await inTemporaryFolder(async (path) => {
+    const base = folder(join(path, "base"));
+    for (const [name, bytes] of sharded()) await writeWhole(base, name, bytes);
+    await body({ base, out: folder(join(path, "out")), path: join(path, "out") });
+  });
+}
+
+async function writeWhole(sink: Workspace, name: string, bytes: Uint8Array): Promise<void> {
+  const file = await sink.create(name);
+  await file.write(bytes);
+  await file.commit();
+}
+
+async function run({ base, out }: Place, options: MergeOptions & { readonly weight?: number } = {}) {
+  const adapter = await loadAdapter(smallAdapter());
+  return await mergeCheckpoint(base, [{ adapter, weight: options.weight ?? 1 }], out, options);
+}
+
+/** Stops the merge in the first shard, of one piece, which is finished then. */
+async function interrupt(place: Place): Promise<void> {
+  const controller = new AbortController();
+  const reason = new Error("stopped");
+  const onProgress = () => controller.abort(reason);
+  await assert.rejects(run(place, { signal: controller.signal, onProgress }), reason);
+}
+
+const lines = ({ report }: MergeReport) => report.map(({ what, why }) => `${what}; ${why}`).join("\n");
+
+/** The files of a folder, without the folders in it. */
+function contents(path: string): Map<string, Uint8Array> {
+  const files = readdirSync(path, { withFileTypes: true }).filter((entry) => entry.isFile());
+  return new Map(files.map(({ name }) => [name, readFileSync(join(path, name))] as const).sort());
+}
+
+test("an interrupted merge goes on at the next shard, and gives the same files", async () => {
+  await inPlace(async (place) => {
+    const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
+    const want = contents(join(place.path, "whole"));
+    await interrupt(place);
+    const left = readdirSync(place.path).filter((name) => name !== "whole");
+    assert.deepEqual(left.map((name) => name.replace(/[0-9a-f]{16}/, "ID")).sort(), [JOURNAL, `${FIRST}.ID.merged`]);
+    const done: string[] = [];
+    const report = await run(place, { onProgress: ({ name }) => done.push(name) });
+    assert.match(lines(report), /^1 of 1 finished files of the interrupted run are kept/);
+    assert.deepEqual(done, [FIRST, "layers.0.q_proj.weight"]);
+    assert.deepEqual([report.digests, report.bytes], [whole.digests, whole.bytes]);
+    assert.deepEqual(contents(place.path), want);
+    assert.equal(lines(await run(place)), "");
+  });
+});
+
+test("a merge of other inputs starts anew and says which one changed", async () => {
+  const changes: readonly (readonly [RegExp, (place: Place) => Promise<MergeReport>])[] = [
+    [/adapter 1$/, (place) => run(place, { weight: 0.5 })],
+    [/dtype$/, (place) => run(place, { dtype: "bf16" })],
+    [/base model-00002-of-00002\.safetensors$/, async (place) => {
+      const bytes = sharded().get(SECOND)!;
+      await writeWhole(place.base as Workspace, SECOND, bytes);
+      return await run(place);
+    }],
+    [/and \d more$/, async (place) => {
+      // The place cannot tell whether these bytes are the same.
+      return await run({ ...place, base: memoryFolder(sharded()) });
+    }],
+  ];
+  for (const [which, change] of changes) {
+    await inPlace(async (place) => {
+      await interrupt(place);
+      const report = await change(place);
+      assert.match(lines(report), /^the merge starts anew; changed since the interrupted run: /);
+      assert.match(lines(report), which);
+      assert.deepEqual(readdirSync(place.path).sort(), [...report.files].sort());
+    });
+  }
+});
+
+test("a finished shard whose bytes are not those of the journal is written again; so is all under a torn journal", async () => {
+  await inPlace(async (place) => {
+    const whole = await run(place);
+    for (const name of readdirSync(place.path)) await place.out.remove(name);
+    const damage: readonly ((staged: string) => void)[] = [
+      (staged) => writeFileSync(staged, readFileSync(staged).fill(1, 100, 101)),
+      (staged) => writeFileSync(staged, ""),
+      () => writeFileSync(join(place.path, JOURNAL), readFileSync(join(place.path, JOURNAL)).subarray(0, 99)),
+      () => writeFileSync(join(place.path, JOURNAL), '{"version":1,"identity":{},"finished":{"../x":{"bytes":1}}}'),
+    ];
+    for (const spoil of damage) {
+      await interrupt(place);
+      const staged = readdirSync(place.path).find((name) => name.endsWith(".merged"))!;
+      spoil(join(place.path, staged));
+      const report = await run(place);
+      assert.deepEqual(report.digests, whole.digests);
+      assert.deepEqual(readdirSync(place.path).sort(), [...report.files].sort());
+    }
+  });
+});
+
+test("a merge interrupted between two final names goes on there; meanwhile the folder holds no model", async () => {
+  await inPlace(async (place) => {
+    await writeWhole(place.out, "config.json", new TextEncoder().encode("{}"));
+    const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
+    for (let last = 1; last <= 6; last++) {
+      let renames = 0;
+      const out = Object.assign(Object.create(place.out), {
+        rename: (from: string, to: string) => {
+          if (++renames === last) throw new IntegrityError("the disk is gone");
+          return place.out.rename(from, to);
+        },
+      });
+      for (const name of ["create", "remove", "has", "open", "list", "sha256", "location"] as const) {
+        out[name] = (place.out[name] as (...parameters: never[]) => unknown).bind(place.out);
+      }
+      await assert.rejects(run({ ...place, out }), IntegrityError);
+      assert.equal(await place.out.has("config.json"), false);
+      const done: string[] = [];
+      const report = await run(place, { onProgress: ({ name }) => done.push(name) });
+      assert.deepEqual([done, report.digests], [[FIRST, SECOND], whole.digests]);
+      assert.deepEqual([...contents(place.path).keys()].sort(), [...report.files].sort());
+    }
+  });
+});
+
+test("what fails again is not kept", async () => {
+  await inPlace(async (place) => {
+    await assert.rejects(run(place, { dtype: "f16", weight: 1e6 }), { name: "NumericError" });
+    assert.deepEqual(readdirSync(place.path), []);
+  });
+});
+
+test("shards are not written beside a model.safetensors that loaders would take for them", async () => {
+  await inPlace(async (place) => {
+    await writeWhole(place.out, MODEL, smallBase().get(MODEL)!);
+    await assert.rejects(run(place), (error: unknown) => error instanceof MismatchError && error.code === "shadowed");
+    assert.deepEqual(readdirSync(place.path), [MODEL]);
+  });
+});
+
+test("jobs write shards side by side with the same bytes; a dry run writes nothing", async () => {
+  await inPlace(async (place) => {
+    const dry = await run(place, { dryRun: true });
+    assert.deepEqual([await place.out.has(FIRST), dry.merged, dry.digests], [false, ["layers.0.q_proj.weight"], {}]);
+    const one = await run(place);
+    const two = await run({ ...place, out: folder(join(place.path, "two")) }, { jobs: 2 });
+    assert.deepEqual(two, one);
+    const sizes = Object.fromEntries(Object.entries(one.sizes).filter(([name]) => name !== "SHA256SUMS"));
+    assert.deepEqual(dry.sizes, sizes);
+    for (const jobs of [0, 1.5, "2"]) await assert.rejects(run(place, { jobs: jobs as never }), TypeError);
+  });
+});
