@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, WeightDtype } from "../backend.ts";
+import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { readJson } from "../formats/json_file.ts";
@@ -18,14 +18,17 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { readLlamaConfig } from "./llama_config.ts";
 import { isSpareTensor, llamaParameters } from "./llama_parameters.ts";
-import { checkParameters, loadParameters, type LoadProgress, type ModelParameters } from "./weights.ts";
+import { checkParameters, loadParameters, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
+import type { LoadProgress, ModelParameters } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
   /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
-  /** Storage of the matrices; the default is `"bf16"`. */
-  readonly dtype?: WeightDtype;
+  /** Storage of the matrices; the default is `"auto"`: quantized GGUF files stay as they are, all else is bf16. */
+  readonly dtype?: ModelDtype;
+  /** Activations stay f32 against matrices of integers: slower, and what their dequantized values would give. */
+  readonly exact?: boolean;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
 }
@@ -55,9 +58,9 @@ const MAX_CONFIG_BYTES = 1_000_000;
  * ```
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
-  const { dtype = "bf16" } = options;
-  if (dtype !== "f32" && dtype !== "bf16") {
-    throw new TypeError(`Cannot load a model as "${dtype}": expected "f32" or "bf16"`);
+  const { dtype = "auto" } = options;
+  if (!MODEL_DTYPES.includes(dtype)) {
+    throw new TypeError(`Cannot load a model as "${dtype}": expected ${MODEL_DTYPES.join(", ")}`);
   }
   const folder = await openFolder(source, options);
   const file = folder.open("config.json");
@@ -70,7 +73,8 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const ownsBackend = options.backend === undefined;
   let parameters: ModelParameters | undefined;
   try {
-    parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
+    const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
+    parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, ...blocks, dtype });
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
     const tokenizer = await openTokenizer(folder, options);
     const eosIds = [...new Set([...ownEosIds, ...tokenizer?.eosIds ?? []])];
@@ -83,9 +87,9 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
 }
 
 /** What a pass over all parameters reads. */
-function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: WeightDtype): number {
+function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: ModelDtype): number {
   const elements = [...shapes.values()].reduce((sum, shape) => sum + sizeOf(shape), 0);
-  return elements * (dtype === "f32" ? 4 : 2);
+  return elements * ({ f32: 4, f8: 1, int8: 1, int4: 0.6, nf4: 0.6 }[dtype as string] ?? 2);
 }
 
 async function openFolder(source: Folder | Source, options: ReadOptions): Promise<Folder | GgufFolder> {

@@ -4,13 +4,14 @@
  * @module
  */
 
-import type { Backend, MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import type { Backend, BlockDtype, MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { formatShape } from "../shape.ts";
+import type { StoredBlocks } from "./gguf_folder.ts";
 
 /** How far a load is. */
 export interface LoadProgress {
@@ -22,10 +23,30 @@ export interface LoadProgress {
   readonly name: string;
 }
 
+/**
+ * How a model stores its matrices: a {@linkcode WeightDtype} for all of them, or `"auto"`, which keeps the Q4_0, Q4_1 and
+ * Q8_0 blocks of a GGUF file as they are, where the backend takes them, and stores everything else as bf16.
+ *
+ * `"int8"` and `"int4"` keep blocks that have that form already, and quantize everything else. With `"int4"` the embedding
+ * and the head are int8, with `"nf4"` bf16: they lose the most.
+ */
+export type ModelDtype = WeightDtype | "auto";
+
+/** What {@linkcode ModelDtype} can be. */
+export const MODEL_DTYPES: readonly ModelDtype[] = ["auto", "f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
+
+const BLOCK_FORMS: Readonly<Record<BlockDtype, WeightDtype>> = { q8_0: "int8", q4_0: "int4", q4_1: "int4" };
+const TABLES: ReadonlySet<string> = new Set(["model.embed_tokens.weight", "lm_head.weight"]);
+const TABLE_DTYPES: Partial<Record<ModelDtype, WeightDtype>> = { int4: "int8", nf4: "bf16", auto: "bf16" };
+
 /** Options of {@linkcode loadParameters}. */
 export interface ParameterOptions extends ReadOptions {
   /** Storage of the matrices. */
-  readonly dtype: WeightDtype;
+  readonly dtype: ModelDtype;
+  /** Whether activations stay f32 against integers. */
+  readonly exact?: boolean;
+  /** Matrices that can be read in their file's own blocks, by name. */
+  readonly blocks?: ReadonlyMap<string, StoredBlocks>;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
 }
@@ -128,9 +149,7 @@ export async function loadParameters(
   try {
     for (const { name, length } of infos) {
       options.signal?.throwIfAborted();
-      const stored = await checkpoint.read(name, options);
-      if (stored.shape.length === 1) parameters.vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
-      else parameters.weights.set(name, backend.weight(matrixValues(stored), { dtype: options.dtype }));
+      await loadParameter({ backend, checkpoint, parameters, options }, name);
       loaded += length;
       options.onProgress?.({ loaded, total, name });
     }
@@ -139,6 +158,28 @@ export async function loadParameters(
     parameters.dispose();
     throw error;
   }
+}
+
+interface Load {
+  readonly backend: Backend;
+  readonly checkpoint: Checkpoint;
+  readonly parameters: ModelParameters;
+  readonly options: ParameterOptions;
+}
+
+async function loadParameter({ backend, checkpoint, parameters, options }: Load, name: string): Promise<void> {
+  const { dtype, blocks } = options;
+  const exact = options.exact ?? false;
+  const wanted = (TABLES.has(name) ? TABLE_DTYPES[dtype] : undefined) ?? (dtype === "auto" ? "bf16" : dtype);
+  const kept = blocks?.get(name);
+  const form = kept && BLOCK_FORMS[kept.dtype];
+  if (form && (dtype === "auto" ? backend.info.weightDtypes.includes(form) : wanted === form)) {
+    parameters.weights.set(name, backend.weight(await kept.read(options), { dtype: form, exact }));
+    return;
+  }
+  const stored = await checkpoint.read(name, options);
+  if (stored.shape.length === 1) parameters.vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
+  else parameters.weights.set(name, backend.weight(matrixValues(stored), { dtype: wanted, exact }));
 }
 
 function matrixValues({ dtype, shape, bytes }: StoredTensor): MatrixValues {
