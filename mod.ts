@@ -40,6 +40,7 @@ export type {
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
+  MergeRowsOptions,
   RowBranches,
   Tensor,
   Weight,

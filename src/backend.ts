@@ -63,6 +63,14 @@ export interface WeightOptions {
   readonly transposed?: boolean;
 }
 
+/** Options of {@linkcode Backend.mergeRows}. */
+export interface MergeRowsOptions {
+  /** Type of the result's elements. */
+  readonly dtype: MatrixValues["dtype"];
+  /** Memory to use for the result, at least as large; new memory if absent. */
+  readonly into?: Uint8Array;
+}
+
 /** One low-rank branch, adds `scaling · (x Aᵀ) Bᵀ`; adapters stay float, so both factors are `"f32"` weights. */
 export interface LoraBranch {
   /** A (rank, in). */
@@ -173,6 +181,15 @@ export interface Backend extends Disposable {
    * {@linkcode Backend.unmerge}. Rejects with `NumericError`, weight untouched, if a result is not finite.
    */
   merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void>;
+  /**
+   * W + Σ s B A of rows (n, k) as files store them, each element rounded once to `dtype`. Rejects with `NumericError` if
+   * a result is not finite. Absent where the caller adds {@linkcode Backend.deltaWeight} to W as fast.
+   */
+  mergeRows?(
+    rows: MatrixValues,
+    branches: readonly LoraBranch[],
+    options: MergeRowsOptions,
+  ): Promise<Uint8Array>;
   /** Puts back the bits that {@linkcode Backend.merge} overwrote. */
   unmerge(weight: Weight): void;
 

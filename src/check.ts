@@ -11,6 +11,7 @@ import type {
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
+  MergeRowsOptions,
   RowBranches,
   Tensor,
   Weight,
@@ -142,6 +143,24 @@ export function checkDelta(branch: LoraBranch): readonly [number, number] {
 export function checkMerge(weight: Weight, branches: readonly LoraBranch[]): void {
   if (weight.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this weight");
   for (const branch of branches) checkBranch("merge", branch, weight.shape[0], weight.shape[1]);
+}
+
+/** Checks the arguments of `mergeRows`. */
+export function checkMergeRows(
+  rows: MatrixValues,
+  branches: readonly LoraBranch[],
+  { dtype, into }: MergeRowsOptions,
+): void {
+  checkMatrixValues(rows, "f32");
+  const width = VALUE_BYTES[dtype];
+  if (width === undefined) {
+    throw new TypeError(`Cannot merge rows into "${dtype}": expected f32, f16 or bf16`);
+  }
+  for (const branch of branches) checkBranch("mergeRows", branch, ...rows.shape);
+  const length = sizeOf(rows.shape) * width;
+  if (into && into.length < length) {
+    throw refuseValue("merge rows", "into of", `${into.length} bytes`, `at least ${length}`);
+  }
 }
 
 /** Checks the argument of `unmerge`. */

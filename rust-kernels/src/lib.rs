@@ -30,6 +30,7 @@ mod linear;
 mod linear_backward_input;
 mod linear_backward_weight;
 mod merge;
+mod merge_rows;
 mod pack;
 mod peak;
 mod rms_norm;
@@ -42,7 +43,7 @@ mod unpack;
 pub const F32: u32 = 0;
 /// The upper half of an f32.
 pub const BF16: u32 = 1;
-/// IEEE half precision; only `pack` reads it.
+/// IEEE half precision; only `pack` and `merge_rows` know it.
 pub const F16: u32 = 2;
 
 /// Rows of a panel, and columns of a tile.

@@ -3,7 +3,7 @@ import type { Backend } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
-import { readExactly, type ReadOptions, type Source } from "../formats/source.ts";
+import type { HeldSource, ReadOptions } from "../formats/source.ts";
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
 import { encodeFloats, RowMerger } from "./merge_rows.ts";
 import { ahead, forEachOf } from "./overlap.ts";
@@ -68,6 +68,7 @@ export class MergeWriter {
     let merger: RowMerger | null = null;
     let current: TensorPlan | null = null;
     let writing = write(file.header);
+    const results = new Buffers(2); // one is filled while the other is written
     try {
       for await (
         const { tensor, row, bytes } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
@@ -76,7 +77,7 @@ export class MergeWriter {
           merger?.[Symbol.dispose]();
           [merger, current] = [this.#open(tensor), tensor];
         }
-        const done = await transform(tensor, row, bytes, merger);
+        const done = await transform(tensor, row, bytes, { merger, results });
         await writing;
         writing = write(done);
         this.#advance(bytes.length, tensor.name);
@@ -109,6 +110,22 @@ function dataBytes({ tensors }: FilePlan): number {
   return tensors.reduce((sum, { length }) => sum + length, 0);
 }
 
+/** Memory that is used in turn: engines are slow to see that large arrays are garbage. */
+class Buffers {
+  readonly #buffers: Uint8Array[];
+  #turn = 0;
+
+  constructor(count: number) {
+    this.#buffers = Array.from({ length: count }, () => new Uint8Array());
+  }
+
+  next(length: number): Uint8Array {
+    this.#turn = (this.#turn + 1) % this.#buffers.length;
+    if (this.#buffers[this.#turn]!.length < length) this.#buffers[this.#turn] = new Uint8Array(length);
+    return this.#buffers[this.#turn]!.subarray(0, length);
+  }
+}
+
 interface Piece {
   readonly tensor: TensorPlan;
   readonly row: number;
@@ -117,11 +134,13 @@ interface Piece {
 
 /** Reads tensors in pieces: of whole rows where the elements change, else of bytes whatever the shape. */
 async function* readPieces(
-  source: Source,
+  source: HeldSource,
   tensors: readonly TensorPlan[],
   targets: ReadonlyMap<string, unknown>,
   options: ReadOptions,
 ): AsyncGenerator<Piece> {
+  // One is read while another is merged and, where nothing changes, a third is written.
+  const buffers = new Buffers(3);
   for (const tensor of tensors) {
     const { shape, offset, length, decode, encode } = tensor;
     const byRows = shape.length > 0 && (decode || encode || targets.has(tensor.name));
@@ -130,18 +149,32 @@ async function* readPieces(
     const step = Math.max(1, Math.floor(PIECE / columns));
     for (let row = 0; row * width < length; row += step) {
       const count = Math.min(step, length / width - row);
-      yield { tensor, row, bytes: await readExactly(source, offset + row * width, count * width, options) };
+      const bytes = buffers.next(count * width);
+      options.signal?.throwIfAborted();
+      await source.readInto(offset + row * width, bytes, options);
+      yield { tensor, row, bytes };
     }
   }
 }
 
-async function transform(tensor: TensorPlan, row: number, bytes: Uint8Array, merger: RowMerger | null) {
+async function transform(
+  tensor: TensorPlan,
+  row: number,
+  bytes: Uint8Array,
+  { merger, results }: { readonly merger: RowMerger | null; readonly results: Buffers },
+): Promise<Uint8Array> {
   const { name, from, to, decode, encode } = tensor;
   const elements = decode ? decode(bytes) : bytes;
   const count = elements.length * 8 / bitsPerElement(from);
   const columns = merger ? tensor.shape.at(-1)! : count;
   const piece: StoredTensor = { dtype: from, shape: [count / columns, columns], bytes: elements };
-  const done = merger ? await merger.merge(row, piece, to as FloatDtype, name) : convert(piece, to, name);
+  const done = merger
+    ? await merger.merge(row, piece, {
+      dtype: to as FloatDtype,
+      tensor: name,
+      into: results.next(count * bitsPerElement(to) / 8),
+    })
+    : convert(piece, to, name);
   return encode ? encode(done) : done;
 }
 

@@ -4,11 +4,19 @@
  * @module
  */
 
-import type { LinearBackwardOptions, LinearOptions, LoraBranch, Tensor, Weight } from "../backend.ts";
+import type {
+  LinearBackwardOptions,
+  LinearOptions,
+  LoraBranch,
+  MatrixValues,
+  MergeRowsOptions,
+  Tensor,
+  Weight,
+} from "../backend.ts";
 import * as check from "../check.ts";
 import { addGradients, runLinear } from "./linear.ts";
 import { WasmMemoryOperations } from "./memory_operations.ts";
-import { mergePanels } from "./merge.ts";
+import { mergePanels, mergeStoredRows } from "./merge.ts";
 
 /** Products of tensors with weights and adapters. */
 export abstract class WasmLinearOperations extends WasmMemoryOperations {
@@ -60,6 +68,17 @@ export abstract class WasmLinearOperations extends WasmMemoryOperations {
   async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
     check.checkMerge(weight, branches);
     mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
+  }
+
+  /** See `Backend.mergeRows`. */
+  // deno-lint-ignore require-await -- as in read()
+  async mergeRows(
+    rows: MatrixValues,
+    branches: readonly LoraBranch[],
+    options: MergeRowsOptions,
+  ): Promise<Uint8Array> {
+    check.checkMergeRows(rows, branches, options);
+    return mergeStoredRows(this.kernels, this.memory, rows, this.#branches(branches), options);
   }
 
   /** See `Backend.unmerge`. */
