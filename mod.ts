@@ -35,13 +35,18 @@ export type {
   AttentionOptions,
   Backend,
   BackendInfo,
+  ColumnSumOptions,
+  GatherLists,
+  GpuInfo,
   LinearBackwardOptions,
   LinearOptions,
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
   MergeRowsOptions,
+  RowAffine,
   RowBranches,
+  SampleOptions,
   Tensor,
   Weight,
   WeightDtype,
@@ -50,7 +55,6 @@ export type {
 export {
   Adapter,
   type AdapterParts,
-  type BaseChange,
   type LoraKind,
   type LoraModule,
   type ReportLine,
@@ -78,6 +82,7 @@ export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
 export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
@@ -89,14 +94,11 @@ export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts"
 export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "./src/formats/source.ts";
 export { readTorch, type TorchOptions } from "./src/formats/torch.ts";
 export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
-export {
-  type LoraBackwardOptions,
-  type LoraFactors,
-  type LoraForwardOptions,
-  type LoraGradients,
-  LoraLinear,
-  type LoraLinearOptions,
-} from "./src/lora/lora_linear.ts";
+export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
+export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";
+export type { Replacements } from "./src/lora/linear_adapter.ts";
+export type { LoraGradients } from "./src/lora/linear_backward.ts";
+export { type LoraBackwardOptions, LoraLinear, type LoraLinearOptions } from "./src/lora/lora_linear.ts";
 export {
   type AdapterChoice,
   type AdapterSelection,

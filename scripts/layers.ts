@@ -26,17 +26,20 @@ interface Room {
 }
 
 /** Rooms that all others stand on. */
-const GROUND = ["backend", "errors", "shape"];
+const GROUND = ["backend", "backend_info", "errors", "shape"];
 
 /** The floor plan of src: a room is a folder, or a file that lies in src itself. It has no cycle, so src has none. */
 const ROOMS: Readonly<Record<string, Room>> = {
   backend: { imports: [] },
+  backend_info: { imports: [] },
   errors: { imports: [] },
   shape: { imports: [] },
   formats: { imports: [] },
   check: { imports: [] },
-  wasm: { imports: ["check"] },
-  webgpu: { imports: ["check"] },
+  check_rows: { imports: [] },
+  check_sampling: { imports: [] },
+  wasm: { imports: ["check", "check_rows", "check_sampling"] },
+  webgpu: { imports: ["check", "check_rows", "check_sampling"] },
   open: { imports: [], defers: ["wasm", "webgpu"] },
   fs: { imports: ["formats"] },
   text: { imports: ["formats"] },

@@ -18,6 +18,10 @@
  * @module
  */
 
+import type { BackendInfo } from "./backend_info.ts";
+
+export type { BackendInfo, GpuInfo } from "./backend_info.ts";
+
 /** A dense row-major array of 32-bit floats that a backend holds. */
 export interface Tensor extends Disposable {
   /** Lengths of the dimensions, outermost first. */
@@ -131,16 +135,54 @@ export interface AttentionOptions {
   readonly past: number;
   /** A query sees at most this many positions, itself included; absent means all before it. */
   readonly window?: number;
+  /** A query sees no position after its own; the default is true. Without it there is no window. */
+  readonly causal?: boolean;
 }
 
-/** What a backend is and runs on. */
-export interface BackendInfo {
-  /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's architecture. */
-  readonly variant: string;
-  /** Threads that compute. */
-  readonly threads: number;
-  /** Why this backend was chosen. */
-  readonly reason: string;
+/** What {@linkcode Backend.affineRows} does to the rows `start <= row < end`; what is absent changes nothing. */
+export interface RowAffine {
+  /** First row. */
+  readonly start: number;
+  /** One past the last row. */
+  readonly end: number;
+  /** Factor of all elements. */
+  readonly factor?: number;
+  /** Factor per column (dim). */
+  readonly scale?: Tensor;
+  /** Summand per column (dim). */
+  readonly shift?: Tensor;
+}
+
+/** Options of {@linkcode Backend.columnSums}. */
+export interface ColumnSumOptions {
+  /** Multiplied with x, element by element (rows, dim). */
+  readonly y?: Tensor;
+  /** Factor of the sums; 1 when absent. */
+  readonly factor?: number;
+}
+
+/** Rows that {@linkcode Backend.gatherSum} sums: row i of y has the terms `offsets[i] <= j < offsets[i + 1]`. */
+export interface GatherLists {
+  /** Ascending, from 0 to the number of terms; one more than y has rows. */
+  readonly offsets: Uint32Array;
+  /** The row of x of each term. */
+  readonly rows: Uint32Array;
+  /** Its weight; absent, all are 1. */
+  readonly weights?: Float32Array;
+}
+
+/** Options of {@linkcode Backend.sample}: candidates are what top-k leaves, of that top-p, of that min-p. */
+export interface SampleOptions {
+  /** Divides the logits; above 0. */
+  readonly temperature: number;
+  /** The `topK` greatest logits; absent means all. */
+  readonly topK?: number;
+  /** The fewest of the greatest whose probabilities sum to `topP`; absent means all. */
+  readonly topP?: number;
+  /** Those with at least `minP` times the probability of the greatest; absent means all. */
+  readonly minP?: number;
+  /** A random word per row: the draw takes the first candidate at which the probabilities sum to above word / 2³². */
+  readonly random: Uint32Array;
 }
 
 /** A device that holds tensors and runs the operations on them. Its caller owns and disposes it. */
@@ -169,6 +211,8 @@ export interface Backend extends Disposable {
    * also when it throws. `body` is synchronous; scopes nest.
    */
   scope<T extends Tensor | readonly Tensor[] | void>(body: () => T): T;
+  /** Takes a tensor out of the scope it was made in: it lives until it is disposed. Returns it. */
+  keep(tensor: Tensor): Tensor;
 
   /** y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
   linear(x: Tensor, weight: Weight, options?: LinearOptions): Tensor;
@@ -190,8 +234,24 @@ export interface Backend extends Disposable {
     branches: readonly LoraBranch[],
     options: MergeRowsOptions,
   ): Promise<Uint8Array>;
-  /** Puts back the bits that {@linkcode Backend.merge} overwrote. */
+  /**
+   * Overwrites a weight, rounded once to its dtype, and keeps the bits it had for {@linkcode Backend.unmerge}: a merge
+   * whose sum the caller computed. Throws `NumericError`, weight untouched, if a value is not finite.
+   */
+  replace(weight: Weight, values: MatrixValues): void;
+  /** Puts back the bits that {@linkcode Backend.merge} or {@linkcode Backend.replace} overwrote. */
   unmerge(weight: Weight): void;
+  /** 1 / ‖W + s B A‖ per row of W (out), or with `columns` per column (in); 0 where the norm is 0. */
+  inverseNorms(weight: Weight, branch: LoraBranch, options?: { readonly columns?: boolean }): Tensor;
+
+  /** y (n, dim) = factor · scale ∘ x + shift in the rows of each range, ascending without overlap; x elsewhere. */
+  affineRows(x: Tensor, ranges: readonly RowAffine[]): Tensor;
+  /** sums (dim) += factor · Σ over the rows of x ∘ y. x and y (rows, dim). */
+  columnSums(sums: Tensor, x: Tensor, options?: ColumnSumOptions): void;
+  /** y (m, dim): row i is the sum of its terms weight · x[row]; a row without terms is 0. */
+  gatherSum(x: Tensor, lists: GatherLists): Tensor;
+  /** y (batch, columns, rows) = x (batch, rows, columns) with its matrices turned. */
+  transpose(x: Tensor): Tensor;
 
   /** y (n, dim): row `ids[i]` of the table (vocabulary, dim). */
   embedding(ids: Uint32Array, table: Weight): Tensor;
@@ -199,6 +259,8 @@ export interface Backend extends Disposable {
   takeRows(x: Tensor, rows: Uint32Array): Tensor;
   /** y = x / sqrt(mean(x²) + eps) ∘ gain over rows of gain's length (dim); x is (…, dim) or any (n, multiple of dim). */
   rmsNorm(x: Tensor, gain: Tensor, eps: number): Tensor;
+  /** y = (x − mean) / sqrt(variance + eps) ∘ gain + bias per row of x (…, dim). */
+  layerNorm(x: Tensor, gain: Tensor, bias: Tensor, eps: number): Tensor;
   /**
    * Rotary embedding, halves form (Hugging Face): per row t and head of width 2h with halves (u, v),
    * (u cos_t − v sin_t, v cos_t + u sin_t). x (n, heads · 2h); cos and sin (n, h).
@@ -207,16 +269,31 @@ export interface Backend extends Disposable {
   /** Copies x (batch · length, dim) into cache (batch, capacity, dim) at positions past … past + length. */
   append(cache: Tensor, x: Tensor, past: number): void;
   /**
-   * Causal softmax(q kᵀ / sqrt d) v. q (batch · length, heads · d); keys and values (batch, capacity, kvHeads · d) with
-   * past + length positions filled; query i of a sequence sees positions 0 … past + i. Returns the shape of q.
+   * softmax(q kᵀ / sqrt d) v. q (batch · length, heads · d); keys and values (batch, capacity, kvHeads · d) with
+   * past + length positions filled; query i of a sequence sees positions 0 … past + i, or all of them. Returns the shape of q.
    */
   attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor;
   /** silu(gate) ∘ up, with silu(x) = x / (1 + e⁻ˣ). */
   siluMul(gate: Tensor, up: Tensor): Tensor;
+  /** x / 2 · (1 + erf(x / sqrt 2)), or with `"tanh"` x / 2 · (1 + tanh(sqrt(2 / π) (x + 0.044715 x³))). */
+  gelu(x: Tensor, approximation?: "tanh"): Tensor;
+  /** tanh x, elementwise. */
+  tanh(x: Tensor): Tensor;
   /** x + y, elementwise. */
   add(x: Tensor, y: Tensor): Tensor;
   /** loss (n): log Σ e^logits − logits[target] per row of logits (n, classes). */
   crossEntropy(logits: Tensor, targets: Uint32Array): Tensor;
+  /**
+   * ids (n): the index of the greatest of each row of logits (n, classes), the first among equals. −1 where a logit is
+   * NaN or the greatest is infinite. Rows have at least 1 and at most 2²⁴ classes: a float holds the index exactly.
+   */
+  argmax(logits: Tensor): Tensor;
+  /**
+   * ids (n): an index per row, drawn with probability e^(logit / temperature) / Σ over the candidates. Among equal logits
+   * the first ones are candidates; −1 as in {@linkcode Backend.argmax}. The same words give the same ids; backends
+   * differ where rounding decides.
+   */
+  sample(logits: Tensor, options: SampleOptions): Tensor;
 
   /** Frees all memory; every handle of this backend is then disposed. A second call does nothing. */
   dispose(): void;

@@ -163,6 +163,30 @@ export function checkMergeRows(
   }
 }
 
+/** Checks the arguments of `replace`: as many finite values as the weight has, and nothing merged yet. */
+export function checkReplace(weight: Weight, values: MatrixValues): void {
+  checkMatrixValues(values, weight.dtype);
+  if (weight.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this weight");
+  if (values.shape[0] !== weight.shape[0] || values.shape[1] !== weight.shape[1]) {
+    throw refuse("replace a weight", "values", values.shape, formatShape(weight.shape));
+  }
+  if (!isFinite(values, weight.dtype)) {
+    throw new NumericError("Cannot replace a weight with values that are not finite");
+  }
+}
+
+/** Whether no value has all bits of its exponent set, nor gets them when it is rounded. */
+function isFinite({ dtype, bytes }: MatrixValues, target: Weight["dtype"]): boolean {
+  const [width, exponent] = dtype === "f32" ? [4, 0x7f80] : [2, dtype === "f16" ? 0x7c00 : 0x7f80];
+  const narrows = dtype === "f32" && target === "bf16";
+  for (let high = width - 2; high < bytes.length; high += width) {
+    const bits = bytes[high]! | bytes[high + 1]! << 8;
+    if ((bits & exponent) === exponent) return false;
+    if (narrows && (bits & 0x7fff) === 0x7f7f && bytes[high - 1]! >= 0x80) return false;
+  }
+  return true;
+}
+
 /** Checks the argument of `unmerge`. */
 export function checkUnmerge(weight: Weight): void {
   if (!weight.merged) throw new RangeError("Cannot unmerge a weight: no adapter is merged into it");
@@ -233,8 +257,11 @@ export function checkAttention(
   values: Tensor,
   options: AttentionOptions,
 ): { length: number; capacity: number; dim: number } {
-  const { heads, kvHeads, batch, past, window = 1 } = options;
+  const { heads, kvHeads, batch, past, window = 1, causal = true } = options;
   const operation = "attention";
+  if (!causal && options.window !== undefined) {
+    throw refuseValue("run attention", "window", window, "none if not causal");
+  }
   for (const [field, value] of Object.entries({ kvHeads, heads, batch, window })) {
     requireWhole(operation, field, value, 1);
   }

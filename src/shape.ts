@@ -17,6 +17,11 @@ export interface ProductSizes {
   readonly k: number;
 }
 
+/** 1 / temperature as a normal f32, so that no kernel multiplies zero by infinity. */
+export function inverseTemperature(temperature: number): number {
+  return Math.min(Math.max(1 / temperature, 2 ** -126), 2 ** 127);
+}
+
 /** Writes a shape as messages do: `[2, 3]`. */
 export function formatShape(shape: readonly number[]): string {
   return `[${shape.join(", ")}]`;

@@ -120,9 +120,9 @@ test("loadAdapter() refuses factors of other shapes and dtypes by tensor name", 
   const bytes = new Uint8Array(64);
   await assert.rejects(bad({ [A]: { dtype: "F64", shape: [2, 4], bytes } }), { tensor: A, found: "F64" });
   const eight = bytes.subarray(0, 8);
-  await assert.rejects(bad({ [A]: { dtype: "F8_E4M3", shape: [2, 4], bytes: eight } }), {
+  await assert.rejects(bad({ [A]: { dtype: "F8_E8M0", shape: [2, 4], bytes: eight } }), {
     tensor: A,
-    found: "F8_E4M3",
+    found: "F8_E8M0",
   });
 });
 
@@ -140,25 +140,20 @@ test("loadAdapter() refuses NaN and infinity by tensor name, in every dtype", as
   }
 });
 
-test("loadAdapter() refuses tensors that it does not compute with, naming tensor and field", async () => {
-  const kinds: readonly (readonly [string, string, StoredTensor])[] = [
-    [`${PATH}.lora_magnitude_vector`, "use_dora", filled([6])],
-    [`${PATH}.lora_B.bias`, "lora_bias", filled([6])],
-    [`${PATH}.base_layer.bias`, "bias", filled([6])],
-    ["base_model.model.norm.weight", "modules_to_save", filled([4])],
-    ["base_model.model.classifier.bias", "modules_to_save", filled([4])],
-    ["base_model.model.embed.token_adapter.trainable_tokens_delta", "trainable_token_indices", filled([1, 4])],
-    ["base_model.model.embed.lora_embedding_A", "target_modules", filled([2, 9])],
-    ["base_model.model.embed.base_layer.weight", "target_modules", filled([9, 4])],
-    ["base_model.model.conv.lora_A.weight", "target_modules", filled([2, 4, 3])],
-    ["base_model.model.conv.lora_A.weight", "target_modules", filled([2, 4, 3, 3, 3])],
-    ["base_model.model.mlp.experts.base_layer.lora_A.weight", "target_parameters", filled([2, 4])],
-    ["base_model.model.attn.base_layer.out_proj.lora_A.weight", "target_modules", filled([2, 4])],
-    [`${PATH}.lora_diag`, "kasa_config", filled([2])],
+test("loadAdapter() refuses tensors that the config does not ask for, and asks for those that it names", async () => {
+  const kinds: readonly (readonly [string, string, StoredTensor, Readonly<Record<string, unknown>>])[] = [
+    [`${PATH}.lora_magnitude_vector`, "use_dora", filled([6]), { use_dora: true }],
+    [`${PATH}.lora_B.bias`, "lora_bias", filled([6]), { lora_bias: true }],
+    [`${PATH}.lora_diag`, "kasa_config", filled([2]), { kasa_config: {} }],
+    ["base_model.model.embed.token_adapter.trainable_tokens_delta", "trainable_token_indices", filled([1, 4]), {
+      trainable_token_indices: [3],
+    }],
   ];
-  for (const [tensor, field, value] of kinds) {
-    const wanted = { name: "FormatError", code: "unsupported", tensor, field };
-    await assert.rejects(loadSmall({ tensors: { [tensor]: value } }), wanted, tensor);
+  for (const [tensor, field, value, config] of kinds) {
+    const tensors = { [tensor]: value };
+    await loadSmall({ tensors, config });
+    await assert.rejects(loadSmall({ tensors }), { name: "MismatchError", tensor, field }, tensor);
+    await assert.rejects(loadSmall({ config }), { name: "MismatchError", field }, tensor);
   }
   for (const tensor of [`${PATH}.lora_down.weight`, "lora_unet_x.alpha", `${PATH}.hada_w1_a`, "x.lora_A.b.weight"]) {
     const wanted = { name: "FormatError", code: "format", tensor };
@@ -166,21 +161,38 @@ test("loadAdapter() refuses tensors that it does not compute with, naming tensor
   }
 });
 
-test("loadAdapter() refuses every fixture of a kind that it does not compute", async () => {
-  const cases: Readonly<Record<string, string>> = {
-    "bert-bias-lora-only": "bias",
-    "bertcls-plain": "modules_to_save",
-    "conv-dora": "use_dora",
-    "conv-plain": "target_modules",
-    "gpt2-lora-bias": "lora_bias",
-    "llama-dora": "use_dora",
-    "llama-embedding": "target_modules",
-    "llama-modules-to-save": "modules_to_save",
-    "llama-new-tokens": "trainable_token_indices",
-    moe: "target_parameters",
-  };
-  for (const [name, field] of Object.entries(cases)) {
-    await assert.rejects(loadAdapter(fixtureFolder(`${name}/adapter`)), { code: "unsupported", field }, name);
+test("loadAdapter() refuses parts of a module whose shapes disagree, by tensor name", async () => {
+  const conv = "base_model.model.conv";
+  const experts = "base_model.model.mlp.experts";
+  const parameters = { config: { target_parameters: ["experts.up"] } };
+  const bad:
+    readonly (readonly [string, Parameters<typeof smallAdapter>[0], Readonly<Record<string, StoredTensor>>])[] = [
+      [`${PATH}.lora_magnitude_vector`, { config: { use_dora: true } }, {
+        [`${PATH}.lora_magnitude_vector`]: filled([2]),
+      }],
+      [`${PATH}.lora_B.bias`, { config: { lora_bias: true } }, { [`${PATH}.lora_B.bias`]: filled([1, 6]) }],
+      [`${conv}.lora_B.weight`, {}, {
+        [`${conv}.lora_A.weight`]: filled([2, 4, 3]),
+        [`${conv}.lora_B.weight`]: filled([6, 2, 3]),
+      }],
+      [`${conv}.lora_B.weight`, {}, {
+        [`${conv}.lora_A.weight`]: filled([2, 4, 3]),
+        [`${conv}.lora_B.weight`]: filled([6, 2]),
+      }],
+      [`${experts}.lora_A.weight`, parameters, {
+        [`${experts}.lora_A.weight`]: filled([5, 4]),
+        [`${experts}.lora_B.weight`]: filled([6, 5]),
+      }],
+      ["base_model.model.embed.token_adapter.trainable_tokens_delta", { config: { trainable_token_indices: [1, 2] } }, {
+        "base_model.model.embed.token_adapter.trainable_tokens_delta": filled([3, 4]),
+      }],
+    ];
+  for (const [tensor, change, tensors] of bad) {
+    await assert.rejects(loadSmall({ ...change, tensors }), (error) => {
+      assert.ok(error instanceof MismatchError || error instanceof FormatError, String(error));
+      assert.equal(error.tensor, tensor);
+      return true;
+    });
   }
 });
 

@@ -6,6 +6,7 @@
 import { test } from "node:test";
 import type { Backend } from "../src/backend.ts";
 import { openBackend } from "../src/open.ts";
+import { openThreads } from "./threads_support.ts";
 import { gpuSkip, openGpu } from "./webgpu_support.ts";
 
 /** One backend to test. */
@@ -30,6 +31,7 @@ function relaxedRow(): BackendRow {
 
 export const BACKENDS: readonly BackendRow[] = [
   relaxedRow(),
+  { name: "wasm 2 threads", open: () => openThreads({ threads: 2 }) },
   { name: "wasm simd", open: () => openBackend({ prefer: "wasm", variant: "simd" }) },
   { name: "webgpu", ...await gpuSkip(), open: () => openGpu() },
 ];

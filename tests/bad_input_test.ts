@@ -127,7 +127,13 @@ const ADAPTERS: readonly (readonly [what: string, files: Files, refusal: Refusal
   }],
   ["an unknown PEFT type", config({ peft_type: "LOHA" }), { ...inConfig, name: "FormatError", field: "peft_type" }],
   ["no PEFT type", config({ peft_type: null }), { ...inConfig, name: "FormatError", field: "peft_type" }],
-  ["DoRA", config({ use_dora: true }), { ...inConfig, name: "FormatError", code: "unsupported", field: "use_dora" }],
+  ["DoRA without magnitudes", config({ use_dora: true }), { ...inWeights, name: "MismatchError", field: "use_dora" }],
+  ["Arrow", config({ arrow_config: {} }), {
+    ...inConfig,
+    name: "FormatError",
+    code: "unsupported",
+    field: "arrow_config",
+  }],
   ["a config that nests", rawConfig('{"a":'.repeat(100_000)), { ...inConfig, name: "LimitError" }],
   ["a config of 1 MiB and more", rawConfig(" ".repeat(2 ** 20 + 1)), {
     ...inConfig,

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
+import { gpuSkip } from "./webgpu_support.ts";
 
 test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
   const adapter = join(FIXTURES, "llama-patterns", "adapter");
@@ -13,11 +15,31 @@ test("lora inspect --json tells rank, alpha and scaling of every module", async 
     sha256: "837f8848303fa9b5f0c1ffde2d005d3282747e732501f619b08d15092a302ffa",
     bytes: statSync(join(adapter, "adapter_model.safetensors")).size,
     parameters: 3240,
+    replacements: [],
+    tokenRows: [],
+    trainingState: [],
+    invocationTokens: null,
+    baseChange: null,
   });
   assert.equal(modules.length, 8);
   const name = "model.layers.1.mlp.down_proj";
-  const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32" };
+  const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32", parts: [] };
   assert.deepEqual(modules.find((module) => module.name === name), { name, ...kind });
+});
+
+test("lora inspect names and places every tensor of every kind", async () => {
+  const inspect = (name: string) => loraJson("inspect", join(FIXTURES, name, "adapter"));
+  const [moe, tokens, conv, full] = await Promise.all(
+    ["moe", "llama-new-tokens", "conv-dora", "bertcls-plain"].map(inspect),
+  ) as [Record<string, unknown>, ...Record<string, unknown>[]];
+  const modules = (answer: Record<string, unknown>) => answer.modules as Record<string, unknown>[];
+  assert.deepEqual(modules(moe)[0]!.name, "model.layers.0.mlp.experts.gate_up_proj");
+  assert.deepEqual(tokens!.tokenRows, [{ name: "model.embed_tokens", indices: [3, 5, 17] }]);
+  assert.deepEqual(modules(conv!).map(({ kind, parts }) => [kind, parts]), Array(4).fill(["conv", ["dora"]]));
+  const shapes = [["classifier.bias", [5]], ["classifier.weight", [5, 36]]];
+  assert.deepEqual(full!.replacements, shapes.map(([name, shape]) => ({ name, shape, dtype: "F32" })));
+  const { stdout } = await lora("inspect", join(FIXTURES, "moe", "adapter"));
+  assert.match(stdout, /^model\.layers\.\*\.mlp\.experts\.down_proj +4 experts +0-1 +3 /m);
 });
 
 test("lora inspect groups the layers for people", async () => {
@@ -42,7 +64,7 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
   const { prompt, tokens } = greedy.find((one: { adapter: string }) => one.adapter === "news");
   const options = ["--model", join(TINY, "base"), "--adapter", join(TINY, "news"), "--max-new-tokens", "20"];
   const answer = await loraJson("generate", ...options, "--prompt", `<|end|>${prompt}`, "--dtype", "f32");
-  assert.deepEqual(Object.keys(answer), ["text", "tokens", "promptTokens", "tokensPerSecond", "loadMs"]);
+  assert.deepEqual(Object.keys(answer), ["text", "tokens", "promptTokens", "tokensPerSecond", "loadMs", "backend"]);
   assert.deepEqual(answer.tokens, tokens);
   assert.equal(answer.promptTokens, 3);
   assert.ok(Number(answer.tokensPerSecond) > 0 && Number(answer.loadMs) > 0);
@@ -50,7 +72,7 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
 
 test("lora generate streams plain text, the same for the same seed", async () => {
   const options = ["--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "8"];
-  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--seed", "7"];
+  const sampling = ["--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--min-p", "0.01", "--seed", "7"];
   const runs = [await lora("generate", ...options, ...sampling), await lora("generate", ...options, ...sampling)];
   assert.equal(runs[0]!.status, 0, runs[0]!.stderr);
   assert.equal(runs[0]!.stderr, "");
@@ -85,7 +107,6 @@ test("what cannot be loaded exits 1 with one line that names it", async () => {
       [["inspect", join(path, "emtpy")], /emtpy": there is no such folder/],
       [["inspect", join(tiny, "model.safetensors")], /model\.safetensors": it is a file/],
       [["inspect", join(FIXTURES, "llama-bin", "adapter")], /adapter_model\.bin/],
-      [["inspect", join(FIXTURES, "llama-dora", "adapter")], /use_dora|DoRA/],
       [["generate", "--model", join(path, "absent"), "--prompt", "x"], /absent": there is no such file or folder/],
       [
         ["generate", "--model", tiny, "--adapter", join(path, "nope"), "--prompt", "x"],
@@ -102,4 +123,50 @@ test("what cannot be loaded exits 1 with one line that names it", async () => {
       assert.match(stderr, cases[index]![1]);
     }
   });
+});
+
+/** npm webgpu where `JSRT_WEBGPU` names it, for Node and Bun. */
+const gpuPackages = process.env.JSRT_WEBGPU ? dirname(dirname(process.env.JSRT_WEBGPU)) : "";
+
+test("lora generate --device webgpu gives wasm's tokens, and tells which GPU", await gpuSkip(), async () => {
+  const before = process.env.NODE_PATH;
+  process.env.NODE_PATH = gpuPackages;
+  try {
+    const options = ["--model", join(TINY, "base"), "--adapter", join(TINY, "news"), "--max-new-tokens", "6"];
+    const answers = [];
+    for (const device of ["wasm", "webgpu"]) {
+      answers.push(await loraJson("generate", ...options, "--prompt", "<|end|>The", "--device", device));
+    }
+    const [wasm, webgpu] = answers as [Record<string, unknown>, Record<string, unknown>];
+    assert.deepEqual(webgpu.tokens, wasm.tokens);
+    const named = (answer: Record<string, unknown>) => answer.backend as Record<string, unknown>;
+    assert.deepEqual([named(wasm).name, named(wasm).gpu], ["wasm", undefined]);
+    assert.deepEqual([named(webgpu).name, named(webgpu).reason], ["webgpu", "asked for by name"]);
+    assert.equal(typeof (named(webgpu).gpu as { software: unknown }).software, "boolean");
+  } finally {
+    if (before === undefined) delete process.env.NODE_PATH;
+    else process.env.NODE_PATH = before;
+  }
+});
+
+test("lora generate --device webgpu is refused where there is none, and other devices by name", async () => {
+  const hidden = { VK_DRIVER_FILES: "/none", VK_ICD_FILENAMES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
+  const before = { ...process.env };
+  Object.assign(process.env, hidden);
+  try {
+    const options = ["generate", "--model", join(TINY, "base"), "--prompt", "x"];
+    const refused = await lora(...options, "--device", "webgpu");
+    assert.deepEqual([refused.status, refused.stdout], [1, ""]);
+    assert.match(refused.stderr, /^Cannot open "webgpu": .*\n$/);
+    const unknown = await lora(...options, "--device", "cuda");
+    assert.equal(unknown.status, 2);
+    assert.match(unknown.stderr, /^Cannot use --device "cuda": one of auto, wasm, webgpu is wanted\n/);
+    const auto = await loraJson(...options, "--max-new-tokens", "1");
+    assert.equal((auto.backend as { name: string }).name, "wasm");
+  } finally {
+    for (const name of Object.keys(hidden)) {
+      if (before[name] === undefined) delete process.env[name];
+      else process.env[name] = before[name];
+    }
+  }
 });

@@ -174,7 +174,7 @@ test("the config in a diffusers header decides: rsLoRA and patterns", async () =
   assert.deepEqual(deltas(adapter), { "to_q": naiveDelta(3, a, b), "ff": naiveDelta(1, a, b) });
   const dora = new Map([["lora_adapter_metadata", JSON.stringify({ ...config, "unet.use_dora": true })]]);
   const refused = safetensors({ "unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b }, dora);
-  await assert.rejects(readAdapter(refused), { name: "FormatError", field: "use_dora" });
+  await assert.rejects(readAdapter(refused), { name: "MismatchError", field: "use_dora" });
 });
 
 function mlxFolder(parameters: unknown, tensors: Readonly<Record<string, StoredTensor>>, more: object = {}) {
@@ -207,7 +207,9 @@ test("mlx-lm's factors are transposed and its scale is taken as it is", async ()
   assert.deepEqual(deltas(silent), { [path]: product(20) });
   assert(silent.report.some(({ what }) => what.includes("20")));
   const dora = mlxFolder({ rank: 2, scale: 1 }, tensors, { fine_tune_type: "dora" });
-  await assert.rejects(readAdapter(dora), { name: "FormatError", field: "fine_tune_type" });
+  await assert.rejects(readAdapter(dora), { name: "MismatchError", field: "use_dora" });
+  const full = mlxFolder({ rank: 2, scale: 1 }, tensors, { fine_tune_type: "full" });
+  await assert.rejects(readAdapter(full), { name: "FormatError", field: "fine_tune_type" });
 });
 
 test("loralib's files need an alpha, and its MergedLinear becomes one exact module", async () => {

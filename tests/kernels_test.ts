@@ -140,7 +140,7 @@ test("linear_backward_input() adds dy W", () => {
   });
 });
 
-test("linear_backward_weight() adds dyᵀ x, and sum_rows() the column sums", () => {
+test("linear_backward_weight() adds dyᵀ x, and column_sums() the column sums", () => {
   for (const variant of VARIANTS) {
     const memory = new KernelMemory(variant);
     for (const [m, n, k] of [...PRODUCTS, [300, 7, 70], [257, 17, 9]]) {
@@ -149,7 +149,7 @@ test("linear_backward_weight() adds dyᵀ x, and sum_rows() the column sums", ()
       const scratch = memory.bytes(memory.call.linear_backward_weight_scratch!(m!, n!, k!));
       const [pdy, px] = [memory.floats(dy).at, memory.floats(x).at];
       memory.call.linear_backward_weight!(dw.at, pdy, px, m!, n!, k!, n!, k!, scratch.at);
-      memory.call.sum_rows!(sums.at, pdy, m!, n!);
+      memory.call.column_sums!(sums.at, pdy, 0, 1, m!, n!);
       const want = multiply(n!, k!, m!, (i, t) => dy[t * n! + i]!, (j, t) => x[t * k! + j]!).map((v, i) => v + dw0[i]!);
       const columns = multiply(1, n!, m!, () => 1, (j, t) => dy[t * n! + j]!).map((v, i) => v + s0[i]!);
       assertClose(memory.read(dw), want, m! + 1, `${variant} ${[m, n, k]}`);
@@ -179,8 +179,8 @@ test("merge() adds every branch and rounds once, in place too", () => {
       const total = ranks.reduce((sum, r) => sum + r, 0);
       const scratch = memory.bytes(memory.call.merge_scratch!(n, k, total));
       for (const target of [memory.bytes(panels.length), panels]) {
-        const size = [ranks.length, k, 0, Math.ceil(n / 8), scratch.at] as const;
-        assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
+        const size = [ranks.length, total, k, 0, Math.ceil(n / 8), scratch.at] as const;
+        assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 0, label);
         const merged = memory.floats(n * k);
         memory.call.unpack!(merged.at, target.at, n, k, dtype);
         const [terms, magnitude] = dtype ? [2 ** 14 + total, 2 ** -10] : [total + 2, 4];
@@ -208,7 +208,7 @@ test("delta_weight() is s B A", () => {
   }
 });
 
-test("merge() returns 0 when a result is not finite, in its last element too", () => {
+test("merge() returns 1 when a result is not finite, in its last element too", () => {
   everywhere((memory, dtype, label) => {
     const [n, k] = [9, 13];
     for (const bad of [0, n * k - 1]) {
@@ -225,8 +225,8 @@ test("merge() returns 0 when a result is not finite, in its last element too", (
       view.setFloat32(12, 1, true);
       const scratch = memory.bytes(memory.call.merge_scratch!(n, k, 1));
       const target = memory.bytes(panels.length);
-      const size = [1, k, 0, Math.ceil(n / 8), scratch.at] as const;
-      assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 0, label);
+      const size = [1, 1, k, 0, Math.ceil(n / 8), scratch.at] as const;
+      assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
       memory.release(label);
     }
   });

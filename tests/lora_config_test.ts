@@ -102,37 +102,65 @@ test("parseLoraConfig() refuses combinations that PEFT refuses", () => {
 });
 
 test("parseLoraConfig() refuses whatever it does not compute, naming field and remedy", () => {
-  const unsupported: Readonly<Record<string, unknown>> = {
-    use_dora: true,
-    lora_bias: true,
-    bias: "all",
-    modules_to_save: ["classifier"],
-    trainable_token_indices: [3],
-    ensure_weight_tying: true,
+  assert.throws(() => parse({ arrow_config: { top_k: 3 } }), (error) => {
+    assert.ok(error instanceof FormatError && error.code === "unsupported" && error.field === "arrow_config");
+    return error.message.includes("not supported yet, ");
+  });
+});
+
+test("parseLoraConfig() reads what makes an adapter more than factors of linear layers", () => {
+  const plain = parse({});
+  assert.deepEqual([plain.useDora, plain.loraBias, plain.bias, plain.modulesToSave], [false, false, "none", null]);
+  assert.deepEqual([plain.trainableTokens, plain.targetParameters, plain.invocationTokens], [null, null, null]);
+  assert.deepEqual([plain.layerReplication, plain.init, plain.baseChange, plain.poolSize], [null, true, null, null]);
+  assert.deepEqual(parse({ bias: "lora_only" }).bias, "lora_only");
+  assert.deepEqual(parse({ trainable_token_indices: [5, 3] }).trainableTokens, new Map([[null, [5, 3]]]));
+  const named = parse({ trainable_token_indices: { embed_tokens: [1], lm_head: [2] } }).trainableTokens;
+  assert.deepEqual(named, new Map([["embed_tokens", [1]], ["lm_head", [2]]]));
+  assert.deepEqual(parse({ layer_replication: [[0, 4], [2, 5]] }).layerReplication, [[0, 4], [2, 5]]);
+  assert.deepEqual(parse({ use_qalora: true }).poolSize, 16);
+  const blocks = { nblocks: 2, target_modules_bd_a: ["o_proj"], target_modules_bd_b: null, match_strict: true };
+  assert.deepEqual(parse({ use_bdlora: blocks }).blockDiagonal, { blocks: 2, a: ["o_proj"], b: [] });
+  const changes = { pissa: "pissa", PiSSA: "pissa", pissa_niter_16: "pissa_niter", olora: "olora", corda: "corda" };
+  for (const [init, change] of Object.entries({ ...changes, lora_ga: "lora_ga", loftq: "loftq", mica: null })) {
+    assert.equal(parse({ init_lora_weights: init }).baseChange, change, init);
+  }
+  assert.equal(parse({ kasa_config: {} }).baseChange, "kasa");
+});
+
+test("parseLoraConfig() refuses values that these fields cannot have, and pairs that exclude each other", () => {
+  const wrong: Readonly<Record<string, readonly unknown[]>> = {
+    bias: ["every"],
+    use_dora: ["yes"],
+    modules_to_save: ["norm", [7]],
+    trainable_token_indices: [["a"], [-1], { embed: [0.5] }],
     target_parameters: ["experts.down_proj"],
-    alora_invocation_tokens: [1, 2],
-    layer_replication: [[0, 4]],
-    use_qalora: true,
-    use_bdlora: { nblocks: 2 },
-    kasa_config: { beta: 1 },
-    arrow_config: { top_k: 3 },
+    alora_invocation_tokens: [["a"]],
+    layer_replication: [[[4, 4]], [[1]], [[0, 1, 2]], 3],
+    use_bdlora: [true],
+    init_lora_weights: ["pissa_niter_", "kaiming"],
   };
-  for (const [field, value] of Object.entries(unsupported)) {
-    assert.throws(() => parse({ [field]: value }), (error) => {
-      assert.ok(error instanceof FormatError && error.code === "unsupported" && error.field === field, field);
-      return error.message.includes("not supported yet, ");
-    }, field);
+  for (const [field, values] of Object.entries(wrong)) {
+    for (const value of values) {
+      assert.throws(
+        () => parse({ [field]: value }),
+        { name: "FormatError", field },
+        `${field} ${JSON.stringify(value)}`,
+      );
+    }
   }
-  for (const init of ["pissa", "PiSSA", "pissa_niter_16", "olora", "corda", "lora_ga", "loftq"]) {
-    const wanted = { code: "unsupported", field: "init_lora_weights" };
-    assert.throws(() => parse({ init_lora_weights: init }), wanted, init);
-  }
+  assert.throws(() => parse({ use_dora: true, lora_bias: true }), { field: "lora_bias" });
+  assert.throws(() => parse({ use_dora: true, kasa_config: {} }), { field: "kasa_config" });
+  assert.throws(() => parse({ use_bdlora: { nblocks: 2 }, alora_invocation_tokens: [1] }), {
+    field: "alora_invocation_tokens",
+  });
 });
 
 test("parseLoraConfig() accepts what changes training only", () => {
   for (const init of [true, false, null, "gaussian", "eva", "orthogonal", "mica"]) parse({ init_lora_weights: init });
   parse({ velora_config: {}, monteclora_config: {}, megatron_config: {}, megatron_core: "x", lora_dropout: 0.5 });
   parse({ modules_to_save: [], target_parameters: [], trainable_token_indices: null, bias: "none", use_dora: false });
+  parse({ trainable_token_indices: [], alora_invocation_tokens: [], layer_replication: [] });
 });
 
 test("parseLoraConfig() refuses files that are no LoRA config", () => {

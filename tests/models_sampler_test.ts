@@ -3,13 +3,24 @@ import { test } from "node:test";
 import assert from "node:assert/strict";
 import { NumericError } from "../src/errors.ts";
 import { Sampler, type SamplingOptions } from "../src/models/sampler.ts";
+import { openBackend } from "../src/open.ts";
 import { random } from "./values.ts";
 
 const LOGITS = Float32Array.of(1, 3, 2, -1, 3.5, 0);
 
-function draw(options: SamplingOptions, count: number, logits: Float32Array = LOGITS): number[] {
+async function draw(options: SamplingOptions, count: number, logits: Float32Array = LOGITS): Promise<number[]> {
+  const backend = await openBackend({ prefer: "wasm" });
   const sampler = new Sampler(options);
-  return Array.from({ length: count }, () => sampler.next(logits));
+  const row = backend.tensor([1, logits.length], logits);
+  const ids: number[] = [];
+  const { bytes } = backend;
+  try {
+    for (let i = 0; i < count; i++) ids.push(await sampler.next(backend, row));
+    assert.equal(backend.bytes, bytes);
+    return ids;
+  } finally {
+    backend.dispose();
+  }
 }
 
 /** How often each id comes, of all draws. */
@@ -28,29 +39,29 @@ function assertShares(got: readonly number[], want: readonly number[]): void {
   got.forEach((share, id) => assert.ok(want[id]! > 0 || share === 0, `id ${id} is no candidate`));
 }
 
-test("Sampler takes the greatest logit at temperature 0, the first among equals", () => {
-  assert.deepEqual(draw({}, 1), [4]);
-  assert.deepEqual(draw({ topK: 2, topP: 0.1, seed: 5 }, 1, Float32Array.of(0, 7, 7)), [1]);
+test("Sampler takes the greatest logit at temperature 0, the first among equals", async () => {
+  assert.deepEqual(await draw({}, 1), [4]);
+  assert.deepEqual(await draw({ topK: 2, topP: 0.1, seed: 5 }, 1, Float32Array.of(0, 7, 7)), [1]);
 });
 
-test("Sampler draws as often as softmax says", () => {
-  assertShares(shares(draw({ temperature: 1.5, seed: 1 }, 20000), 6), softmax(LOGITS, 1.5));
+test("Sampler draws as often as softmax says", async () => {
+  assertShares(shares(await draw({ temperature: 1.5, seed: 1 }, 20000), 6), softmax(LOGITS, 1.5));
 });
 
-test("Sampler with topK draws from the most likely tokens only", () => {
+test("Sampler with topK draws from the most likely tokens only", async () => {
   const wanted = softmax(LOGITS, 2, (id) => [4, 1, 2].includes(id));
-  assertShares(shares(draw({ temperature: 2, topK: 3, seed: 2 }, 20000), 6), wanted);
+  assertShares(shares(await draw({ temperature: 2, topK: 3, seed: 2 }, 20000), 6), wanted);
 });
 
-test("Sampler with topP draws from the fewest tokens that reach it", () => {
+test("Sampler with topP draws from the fewest tokens that reach it", async () => {
   // softmax at 1: 0.538, 0.326, 0.120, …: two reach 0.8, three are needed for 0.9.
   for (const [topP, kept] of [[0.5, [4]], [0.8, [4, 1]], [0.9, [4, 1, 2]]] as const) {
     const wanted = softmax(LOGITS, 1, (id) => (kept as readonly number[]).includes(id));
-    assertShares(shares(draw({ temperature: 1, topP, seed: 3 }, 20000), 6), wanted);
+    assertShares(shares(await draw({ temperature: 1, topP, seed: 3 }, 20000), 6), wanted);
   }
 });
 
-test("Sampler with topK and topP keeps what a full sort keeps", () => {
+test("Sampler with topK and topP keeps what a full sort keeps", async () => {
   const next = random(7);
   for (let round = 0; round < 10; round++) {
     const logits = Float32Array.from({ length: 257 }, () => next() * 6);
@@ -63,24 +74,24 @@ test("Sampler with topK and topP keeps what a full sort keeps", () => {
       kept.add(order[i]!);
       mass += probabilities[order[i]!]!;
     }
-    const drawn = new Set(draw({ temperature: 1, topK, topP: 0.7, seed: round }, 1000, logits));
+    const drawn = new Set(await draw({ temperature: 1, topK, topP: 0.7, seed: round }, 1000, logits));
     for (const id of drawn) assert.ok(kept.has(id), `round ${round}: ${id} is no candidate`);
     assert.ok(drawn.size >= kept.size * 0.7, `round ${round}: ${drawn.size} of ${kept.size} candidates came`);
   }
 });
 
-test("Sampler keeps the first among equally likely tokens", () => {
-  const drawn = draw({ temperature: 1, topK: 4, topP: 0.95, seed: 6 }, 500, Float32Array.of(1, 2, 2, 2, 5));
+test("Sampler keeps the first among equally likely tokens", async () => {
+  const drawn = await draw({ temperature: 1, topK: 4, topP: 0.95, seed: 6 }, 500, Float32Array.of(1, 2, 2, 2, 5));
   assert.deepEqual([...new Set(drawn)].sort(), [1, 2, 4]);
 });
 
-test("Sampler repeats itself for the same seed only", () => {
+test("Sampler repeats itself for the same seed only", async () => {
   const options = { temperature: 3, seed: 11 };
-  assert.deepEqual(draw(options, 50), draw(options, 50));
-  assert.notDeepEqual(draw(options, 50), draw({ ...options, seed: 12 }, 50));
+  assert.deepEqual(await draw(options, 50), await draw(options, 50));
+  assert.notDeepEqual(await draw(options, 50), await draw({ ...options, seed: 12 }, 50));
 });
 
-test("Sampler refuses options out of range by name, and logits that are not finite", () => {
+test("Sampler refuses options out of range by name, and logits that are not finite", async () => {
   const cases: [SamplingOptions, RegExp][] = [
     [{ temperature: -1 }, /temperature -1/],
     [{ temperature: NaN }, /temperature NaN/],
@@ -88,6 +99,7 @@ test("Sampler refuses options out of range by name, and logits that are not fini
     [{ topK: 1.5 }, /topK 1.5/],
     [{ topP: 0 }, /topP 0/],
     [{ topP: 1.1 }, /topP 1.1/],
+    [{ minP: 2 }, /minP 2/],
     [{ seed: 0.5 }, /seed 0.5/],
   ];
   for (const [options, message] of cases) {
@@ -95,10 +107,10 @@ test("Sampler refuses options out of range by name, and logits that are not fini
   }
   for (const bad of [NaN, Infinity]) {
     for (const temperature of [0, 1]) {
-      assert.throws(() => new Sampler({ temperature }).next(Float32Array.of(bad, 1)), NumericError);
+      await assert.rejects(draw({ temperature }, 1, Float32Array.of(bad, 1)), NumericError);
     }
   }
   for (const temperature of [0, 1]) {
-    assert.throws(() => new Sampler({ temperature }).next(Float32Array.of(1, NaN, 2)), NumericError);
+    await assert.rejects(draw({ temperature }, 1, Float32Array.of(1, NaN, 2)), NumericError);
   }
 });

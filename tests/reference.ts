@@ -29,6 +29,7 @@ export interface AttentionOptions {
   readonly batch: number;
   readonly past: number;
   readonly window?: number;
+  readonly causal?: boolean;
 }
 
 export function matrix(rows: number, columns: number, element: (row: number, column: number) => number): Matrix {
@@ -176,9 +177,9 @@ export function append(cache: Matrix, x: Matrix, batch: number, past: number): M
   });
 }
 
-/** Causal softmax(q kᵀ / sqrt d) v; keys and values (batch · capacity, kvHeads · d). */
+/** softmax(q kᵀ / sqrt d) v; keys and values (batch · capacity, kvHeads · d). */
 export function attention(q: Matrix, keys: Matrix, values: Matrix, options: AttentionOptions): Matrix {
-  const { heads, kvHeads, batch, past, window = Infinity } = options;
+  const { heads, kvHeads, batch, past, window = Infinity, causal = true } = options;
   const d = q.shape[1] / heads;
   const length = q.shape[0] / batch;
   const capacity = keys.shape[0] / batch;
@@ -194,7 +195,7 @@ export function attention(q: Matrix, keys: Matrix, values: Matrix, options: Atte
   const y = matrix(...q.shape, () => 0);
   for (let row = 0; row < q.shape[0]; row++) {
     const first = Math.floor(row / length) * capacity;
-    const end = past + row % length + 1;
+    const end = past + (causal ? row % length + 1 : length);
     const start = Math.max(0, end - window);
     for (let head = 0; head < heads; head++) {
       const kvColumn = Math.floor(head / (heads / kvHeads)) * d;
@@ -231,4 +232,44 @@ export function crossEntropy(logits: Matrix, targets: Uint32Array): Matrix {
     for (let j = 0; j < classes; j++) sum += Math.exp(at(logits, i, j) - max);
     return max + Math.log(sum) - at(logits, i, targets[i]!);
   });
+}
+
+/** Index of the greatest logit per row, the first among equals; −1 where one is NaN or the greatest is infinite. */
+export function argmax(logits: Matrix): number[] {
+  return Array.from({ length: logits.shape[0] }, (_, i) => {
+    const row = rowOf(logits, i);
+    const best = row.indexOf(Math.max(...row));
+    return Number.isFinite(row[best]) ? best : -1;
+  });
+}
+
+/** Draws per row with uniform numbers in [0, 1), in the order of the indices, among what the filters leave of a sort. */
+export function sample(
+  logits: Matrix,
+  { temperature, topK = Infinity, topP = 1, minP = 0, uniform }: {
+    readonly temperature: number;
+    readonly topK?: number;
+    readonly topP?: number;
+    readonly minP?: number;
+    readonly uniform: readonly number[];
+  },
+): number[] {
+  return argmax(logits).map((best, i) => {
+    if (best < 0) return -1;
+    const row = rowOf(logits, i);
+    const weights = row.map((logit) => Math.exp((logit - row[best]!) / temperature));
+    const sum = (ids: readonly number[]) => ids.reduce((total, id) => total + weights[id]!, 0);
+    const sorted = [...row.keys()].sort((a, b) => row[b]! - row[a]! || a - b).slice(0, topK);
+    let mass = 0;
+    const need = topP * sum(sorted);
+    const last = sorted.findIndex((id) => (mass += weights[id]!) >= need);
+    const nucleus = topP < 1 ? sorted.slice(0, last + 1) : sorted;
+    const candidates = nucleus.filter((id) => weights[id]! >= minP).sort((a, b) => a - b);
+    let left = uniform[i]! * sum(candidates);
+    return candidates.find((id) => (left -= weights[id]!) < 0) ?? best;
+  });
+}
+
+function rowOf({ shape: [, columns], values }: Matrix, row: number): number[] {
+  return Array.from({ length: columns }, (_, j) => values[row * columns + j]!);
 }

@@ -57,7 +57,7 @@ export async function openGpu(
   wrap: (device: GPUDevice) => GPUDevice = (device) => device,
 ): Promise<WebGpuBackend> {
   const device = wrap((await findDevice())!);
-  return new WebGpuBackend({ device, owned: true, label: "the device of the tests" }, "asked for by a test", limits);
+  return new WebGpuBackend({ device, owned: true }, "asked for by a test", limits);
 }
 
 /** Runs `body` on such a backend. */
@@ -71,4 +71,33 @@ export async function withGpu(
   } finally {
     backend.dispose();
   }
+}
+
+/** What reached a device: submissions, and the bytes of each readback. */
+export interface DeviceTraffic {
+  submits: number;
+  readbacks: number[];
+}
+
+/** The device, with what reaches it counted. */
+export function countTraffic(device: GPUDevice, traffic: DeviceTraffic): GPUDevice {
+  const queue = new Proxy(device.queue, {
+    get(target, key) {
+      if (key === "submit") traffic.submits++;
+      const value = Reflect.get(target, key, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+  return wrapDevice(device, {
+    queue,
+    createBuffer(descriptor: GPUBufferDescriptor) {
+      const buffer = device.createBuffer(descriptor);
+      const map = buffer.mapAsync.bind(buffer);
+      buffer.mapAsync = (mode, offset, size) => {
+        traffic.readbacks.push(size!);
+        return map(mode, offset, size);
+      };
+      return buffer;
+    },
+  });
 }

@@ -1,4 +1,5 @@
-// attention: y = softmax(q kᵀ · scale) v per query and head, over the positions that the query sees.
+// attention: y = softmax(q kᵀ · scale) v per query and head, over the positions that the query sees (all if
+// window is the largest number).
 //   q       (batch · length, heads · dim)
 //   keys    (batch, capacity, kv_heads · dim)
 //   values  (batch, capacity, kv_heads · dim)
@@ -46,7 +47,8 @@ fn main(
   let slab = group % p.slabs * 256u;
   let head = group / p.slabs % p.heads;
   let row = group / p.slabs / p.heads;
-  let position = p.past + row % p.length;
+  let everything = p.window == 0xffffffffu;
+  let position = p.past + select(row % p.length, p.length - 1u, everything);
   let first = select(0u, position + 1u - p.window, p.window > 0u && position >= p.window);
   let stride = p.kv_heads * p.dim;
   let cache = row / p.length * p.capacity * stride + head / (p.heads / p.kv_heads) * p.dim;

@@ -1,5 +1,5 @@
 //! y = softmax(q kᵀ / sqrt dim) v, causal: query i of a sequence sees positions 0 to past + i, the last `window` of them
-//! if it is not 0. q and y (batch, length, heads, dim); keys and values (batch, capacity, kv_heads, dim).
+//! if it is not 0, and all past + length positions if it is `EVERYTHING`. q and y (batch, length, heads, dim); keys and values (batch, capacity, kv_heads, dim).
 //!
 //! From a few queries on, the keys and values of one head become panels that all its query heads share, and blocks of
 //! query rows run two tile products with a softmax between them. Fewer stream the cache (`attention_stream.rs`).
@@ -17,6 +17,8 @@ use crate::{round_up, PANEL};
 const BLOCK: usize = 4 * ROWS;
 /// Fewer queries than this stream the cache: packing it would cost as much as reading it.
 const MANY: usize = 4;
+/// The window of queries that see what comes after them too.
+const EVERYTHING: usize = usize::MAX;
 /// Floats added to the row stride of the scores, which must not be a multiple of 4 KiB.
 const SKEW: usize = 16;
 
@@ -38,7 +40,7 @@ pub struct Head {
     pub length: usize,
     pub dim: usize,
     pub past: usize,
-    /// 0 for none.
+    /// 0 for none; see `EVERYTHING`.
     pub window: usize,
 }
 
@@ -46,6 +48,9 @@ impl Head {
     /// The positions that query `i` sees: from, and one past the last.
     #[inline(always)]
     pub fn seen(&self, i: usize) -> (usize, usize) {
+        if self.window == EVERYTHING {
+            return (0, self.past + self.length);
+        }
         let end = self.past + i + 1;
         (if self.window == 0 { 0 } else { end.saturating_sub(self.window) }, end)
     }

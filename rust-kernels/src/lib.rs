@@ -19,24 +19,32 @@ mod simd;
 mod strips;
 mod tile;
 
+mod activation;
+mod affine_rows;
 mod append;
+mod argmax;
 mod attention;
 mod attention_stream;
+mod column_sums;
 mod cross_entropy;
 mod delta_weight;
 mod elementwise;
 mod embedding;
+mod gather_sum;
+mod layer_norm;
 mod linear;
 mod linear_backward_input;
 mod linear_backward_weight;
 mod merge;
 mod merge_rows;
+mod norms;
 mod pack;
 mod peak;
 mod rms_norm;
 mod rope;
-mod sum_rows;
+mod sample;
 mod take_rows;
+mod transpose;
 mod unpack;
 
 /// Element types of the ABI.

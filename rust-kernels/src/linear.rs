@@ -7,8 +7,11 @@ use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, 
 use crate::tile::{Out, Term, HALF_ROWS};
 use crate::{round_up, BF16, PANEL};
 
-/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows.
+/// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
+/// arrive in: half the block, 128 x 4096 x 4096 1.03x.
 const BLOCK: usize = 1 << 17;
+/// Most rows that are few.
+const FEW: usize = 512;
 /// The same for bf16 that is widened first.
 const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop. From memory widening wins from 4 rows on
@@ -23,6 +26,15 @@ pub extern "C" fn linear_scratch(m: usize, n: usize, k: usize, w_dtype: u32) -> 
     }
     let depth = block_depth(m, k);
     round_up(n, PANEL).min(block_columns(WIDE_BLOCK, depth)) * depth * 4
+}
+
+/// Floats of a block of W for so many rows.
+fn block_floats(m: usize, wide: bool) -> usize {
+    match (wide, m <= FEW) {
+        (true, _) => WIDE_BLOCK,
+        (false, true) => BLOCK / 2,
+        (false, false) => BLOCK,
+    }
 }
 
 /// Columns of a block of so many floats.
@@ -59,7 +71,7 @@ pub unsafe extern "C" fn linear(
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
     let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
     let wide = half && m >= WIDE_M;
-    let block = block_columns(if wide { WIDE_BLOCK } else { BLOCK }, block_depth(m, k));
+    let block = block_columns(block_floats(m, wide), block_depth(m, k));
     let (mut from, end) = (from, from + columns);
     while from < end {
         let part = slice_n(&whole, from, block.min(end - from));

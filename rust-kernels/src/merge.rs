@@ -28,8 +28,8 @@ pub extern "C" fn merge_scratch(_n: usize, k: usize, total_r: usize) -> usize {
     (round_up(k, ROWS) + PANEL) * total_r * 4
 }
 
-/// Merges `panels` panels from panel `from` on; returns 1 if every result is finite. `dst` may be `w`; padded rows stay
-/// zero.
+/// Merges `panels` panels from panel `from` on, with `total` ranks in sum; returns 0 if every result is finite, else 1.
+/// `dst` may be `w`; padded rows stay zero.
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_scratch`.
@@ -40,15 +40,12 @@ pub unsafe extern "C" fn merge(
     w_dtype: u32,
     branches: *const Branch,
     count: usize,
+    total: usize,
     k: usize,
     from: usize,
     panels: usize,
     scratch: *mut f32,
 ) -> u32 {
-    let mut total = 0;
-    for i in 0..count {
-        total += (*branches.add(i)).r;
-    }
     fill_strips(scratch, branches, count, k, total);
     let b = scratch.add(round_up(k, ROWS) * total);
     let bytes = panel_bytes(w_dtype == BF16);
@@ -63,7 +60,7 @@ pub unsafe extern "C" fn merge(
         };
         probe = f32x4_add(probe, seen);
     }
-    (sum(probe) == 0.0) as u32
+    (sum(probe) != 0.0) as u32
 }
 
 /// s A as strips `[k / ROWS][total][ROWS]`.

@@ -1,6 +1,7 @@
 import type { Dtype, StoredTensor } from "../formats/dtype.ts";
 import { sizeOf } from "../shape.ts";
 import type { LoraConfig } from "./lora_config.ts";
+import type { BaseChange } from "./variant_fields.ts";
 
 /**
  * What a module's factors belong to, and with that their shapes (k… are the lengths of a kernel):
@@ -62,12 +63,6 @@ export interface TokenRows {
   readonly rows: StoredTensor;
 }
 
-/**
- * How training changed the base before it began: W became W − s B₀ A₀ with the first factors (`pissa`, `olora`, `corda`,
- * `lora_ga`), or lost its r smallest singular values (`kasa`), or was quantised (`loftq`).
- */
-export type BaseChange = "pissa" | "pissa_niter" | "olora" | "corda" | "lora_ga" | "loftq" | "kasa";
-
 /** Something worth knowing that is no error: a known difference, a choice made, a part that does nothing. */
 export interface ReportLine {
   /** Module path, or the file that the line is about. */
@@ -94,9 +89,9 @@ export interface AdapterParts {
   readonly replacements?: ReadonlyMap<string, StoredTensor>;
   /** New rows by path of the embedding; none if absent. */
   readonly tokenRows?: ReadonlyMap<string, TokenRows>;
-  /** Tokens that switch the adapter on; null if absent. */
+  /** Tokens that switch the adapter on; those of the config if absent. */
   readonly invocationTokens?: readonly number[] | null;
-  /** How training changed the base; null if absent. */
+  /** How training changed the base; what the config says if absent. */
   readonly baseChange?: BaseChange | null;
   /** sha256 of the weight file. */
   readonly sha256: string;
@@ -148,8 +143,10 @@ export class Adapter {
     this.trainingState = parts.trainingState;
     this.replacements = parts.replacements ?? new Map();
     this.tokenRows = parts.tokenRows ?? new Map();
-    this.invocationTokens = parts.invocationTokens ?? null;
-    this.baseChange = parts.baseChange ?? null;
+    this.invocationTokens = parts.invocationTokens === undefined
+      ? parts.config.invocationTokens
+      : parts.invocationTokens;
+    this.baseChange = parts.baseChange === undefined ? parts.config.baseChange : parts.baseChange;
     this.sha256 = parts.sha256;
     this.id = parts.id;
     this.bytes = parts.bytes;

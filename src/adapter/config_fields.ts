@@ -7,14 +7,15 @@ import { quote } from "../formats/quote.ts";
 export class ConfigFields {
   /** Name of the file. */
   readonly file: string;
+  /** Entries that a list or map may hold. */
+  readonly maxEntries: number;
   readonly #raw: ReadonlyMap<string, JsonValue>;
-  readonly #maxEntries: number;
 
   /** Wraps parsed keys; lists and maps may hold `maxEntries` entries. */
   constructor(raw: ReadonlyMap<string, JsonValue>, file: string, maxEntries: number) {
     this.#raw = raw;
     this.file = file;
-    this.#maxEntries = maxEntries;
+    this.maxEntries = maxEntries;
   }
 
   /** Names field and file as messages do. */
@@ -55,19 +56,30 @@ export class ConfigFields {
     const value = this.#get(field);
     if (value === null || typeof value === "string") return value;
     if (!Array.isArray(value)) throw this.refuse(field, "a list of names, a pattern or null");
-    this.#checkEntries(field, value.length);
+    this.checkEntries(field, value.length);
     return value.map((item) => {
       if (typeof item !== "string") throw this.refuse(field, "names only", item);
       return item;
     });
   }
 
+  /** A list of names or null; an empty list is null. */
+  list(field: string): readonly string[] | null {
+    const names = this.names(field);
+    if (typeof names === "string") throw this.refuse(field, "a list of names or null");
+    return names && names.length > 0 ? names : null;
+  }
+
   /** A list of whole numbers from 0, one of them, or null. */
   indices(field: string): readonly number[] | null {
     const value = this.#get(field);
-    if (value === null) return null;
+    if (Array.isArray(value)) this.checkEntries(field, value.length);
+    return value === null ? null : this.readIndices(field, value);
+  }
+
+  /** A value as a list of whole numbers from 0. */
+  readIndices(field: string, value: JsonValue): readonly number[] {
     const items = Array.isArray(value) ? value : [value];
-    this.#checkEntries(field, items.length);
     return items.map((item) => {
       if (typeof item === "number" && Number.isSafeInteger(item) && item >= 0) return item;
       throw this.refuse(field, "whole numbers from 0", item);
@@ -78,18 +90,19 @@ export class ConfigFields {
   map(field: string, read: (value: JsonValue) => number): ReadonlyMap<string, number> {
     const value = this.#get(field) ?? new Map<string, JsonValue>();
     if (!(value instanceof Map)) throw this.refuse(field, "an object");
-    this.#checkEntries(field, value.size);
+    this.checkEntries(field, value.size);
     return new Map([...value].map(([key, item]) => [key, read(item)]));
+  }
+
+  /** Refuses more entries than a list or map may hold. */
+  checkEntries(field: string, value: number): void {
+    if (value <= this.maxEntries) return;
+    const message = `Cannot read ${this.describe(field)} with ${value} entries: expected at most ${this.maxEntries}`;
+    throw new LimitError(message, { file: this.file, field, limit: this.maxEntries, value });
   }
 
   #get(field: string): JsonValue {
     return this.#raw.get(field) ?? null;
-  }
-
-  #checkEntries(field: string, value: number): void {
-    if (value <= this.#maxEntries) return;
-    const message = `Cannot read ${this.describe(field)} with ${value} entries: expected at most ${this.#maxEntries}`;
-    throw new LimitError(message, { file: this.file, field, limit: this.#maxEntries, value });
   }
 }
 

@@ -5,6 +5,7 @@
  */
 
 import { FormatError, LimitError, MismatchError } from "../errors.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
 import { readText } from "../formats/json_file.ts";
 import { memoryFolder, memorySource } from "../formats/memory.ts";
 import { quote } from "../formats/quote.ts";
@@ -13,19 +14,21 @@ import { encodeSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
 import { readTorch } from "../formats/torch.ts";
 import { urlFolder } from "../formats/url.ts";
-import { Adapter, type LoraModule } from "./adapter.ts";
+import { Adapter, type AdapterParts, type LoraModule, type TokenRows } from "./adapter.ts";
+import { finiteTensor, type NamedTensor, readTokenRows } from "./full_tensors.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, completeLimits } from "./limits.ts";
 import { reportAdapter } from "./load_report.ts";
 import { CONFIG_FILE, type LoraConfig, parseLoraConfig } from "./lora_config.ts";
 import { moduleReader } from "./lora_module.ts";
-import { parseTensorKey, type TensorPart } from "./tensor_key.ts";
-import { unsupportedTensor } from "./unsupported.ts";
+import type { ModuleFactors } from "./module_shapes.ts";
+import { placeModules } from "./module_places.ts";
+import { spreadFactors, toPlainFactors } from "./stored_forms.ts";
+import { groupTensors, type TensorGroups } from "./tensor_groups.ts";
+import type { ModulePart } from "./tensor_key.ts";
 
 /** File name of the tensors in a PEFT folder. */
 export const WEIGHTS_FILE = "adapter_model.safetensors";
-/** Longest name of a tensor: a path of 512 characters with all that tools put around it. */
-const MAX_TENSOR_NAME = 1024;
 const PICKLE_FILE = "adapter_model.bin";
 
 /** Where an adapter is: a folder, its URL, or its files by name. */
@@ -37,6 +40,11 @@ export interface LoadAdapterOptions extends ReadOptions {
   readonly limits?: AdapterLimits;
   /** Reads `adapter_model.bin` where there are no safetensors: as data, without running what it may hold. */
   readonly allowPickle?: boolean;
+  /**
+   * Whether the base that the adapter will be used with is the one that its initialisation left (PiSSA, OLoRA, CorDA,
+   * LoRA-GA, LoftQ, KaSA), not the published one: nothing of it is computed again then. False if absent.
+   */
+  readonly residualBase?: boolean;
 }
 
 /**
@@ -78,19 +86,10 @@ export async function loadAdapter(source: AdapterSource, options: LoadAdapterOpt
     ...(limits.headerBytes !== undefined && { maxHeaderBytes: limits.headerBytes }),
   });
   const file: WeightFile = { name: weightFile.name, bytes, config, limits };
-  const groups = groupTensors(header.tensors, file);
-  const modules = readModules(groups.factors, file);
+  const groups = groupTensors(header.tensors, { name: file.name, config, maxModules: limits.modules });
+  const read = readParts(groups, file);
   const { sha256, id } = await identify(stored, config);
-  return new Adapter({
-    name: folder.name,
-    config,
-    modules,
-    trainingState: new Map(groups.trainingState.map((info) => [info.name, view(bytes, info)])),
-    sha256,
-    id,
-    bytes: stored.length,
-    report: reportAdapter(config, modules),
-  });
+  return assembleLoaded(read, { name: folder.name, config, sha256, id, bytes: stored.length }, options);
 }
 
 interface WeightFile {
@@ -99,8 +98,6 @@ interface WeightFile {
   readonly config: LoraConfig;
   readonly limits: ReturnType<typeof completeLimits>;
 }
-
-type Factors = { readonly [part in "loraA" | "loraB"]?: TensorInfo };
 
 function asFolder(source: AdapterSource): Folder {
   if (source instanceof URL) return urlFolder(source);
@@ -164,89 +161,61 @@ async function readCapped(source: Source, limit: number, options: ReadOptions): 
   return await readExactly(source, 0, size, options);
 }
 
-function view(bytes: Uint8Array, { dtype, shape, offset, length }: TensorInfo): LoraModule["loraA"] {
-  return { dtype, shape, bytes: bytes.subarray(offset, offset + length) };
+function named(bytes: Uint8Array, { name, dtype, shape, offset, length }: TensorInfo): NamedTensor {
+  return { name, dtype, shape, bytes: bytes.subarray(offset, offset + length) };
 }
 
-/** Sorts all tensors of the file by what they are; one that has no place is refused. */
-function groupTensors(
-  tensors: ReadonlyMap<string, TensorInfo>,
-  file: WeightFile,
-): { factors: ReadonlyMap<string, Factors>; trainingState: readonly TensorInfo[] } {
-  const factors = new Map<string, Factors>();
-  const trainingState: TensorInfo[] = [];
-  for (const info of tensors.values()) {
-    checkName(info.name, file.name);
-    const { module, part } = parseTensorKey(info.name);
-    if (part === "training state") {
-      trainingState.push(info);
-      continue;
-    }
-    const kind = part === "loraA" && info.shape.length > 2 ? "convolution" : part;
-    if (kind !== "loraA" && kind !== "loraB") throw refuseTensor(kind, info.name, file);
-    const other = factors.get(module)?.[kind];
-    if (other) throw refuseTwins(other, info, file);
-    factors.set(module, { ...factors.get(module), [kind]: info });
+type LoadedParts = Pick<AdapterParts, "modules" | "trainingState"> & {
+  readonly replacements: ReadonlyMap<string, StoredTensor>;
+  readonly tokenRows: ReadonlyMap<string, TokenRows>;
+};
+
+/** Checks the tensors of the file, group by group. */
+function readParts(groups: TensorGroups, { name: file, bytes, config, limits }: WeightFile): LoadedParts {
+  if (groups.modules.size === 0) {
+    const message = `Cannot load ${quote(file)} without adapted modules: expected lora_A and lora_B tensors`;
+    throw new FormatError(message, { file });
   }
-  const limit = file.limits.modules;
-  if (factors.size > limit) {
-    const message = `Cannot load ${quote(file.name)} with ${factors.size} modules: expected at most ${limit}`;
-    throw new LimitError(message, { file: file.name, limit, value: factors.size });
-  }
-  return { factors, trainingState };
-}
-
-/** Matching a name takes time that grows with the square of its length. */
-function checkName(tensor: string, file: string): void {
-  if (tensor.length <= MAX_TENSOR_NAME) return;
-  const message = `Cannot load tensor ${quote(tensor)} with a name of ${tensor.length} characters`;
-  throw new LimitError(`${message}: expected at most ${MAX_TENSOR_NAME}`, {
-    file,
-    tensor,
-    field: "name",
-    limit: MAX_TENSOR_NAME,
-    value: tensor.length,
-  });
-}
-
-function refuseTensor(
-  part: Exclude<TensorPart, "loraA" | "loraB" | "training state">,
-  tensor: string,
-  file: WeightFile,
-) {
-  if (part !== "unknown") return unsupportedTensor(part, tensor, file.name);
-  const expected = '"base_model.model.<path>.lora_A.weight" or "….lora_B.weight"';
-  const message = `Cannot load tensor ${quote(tensor)} of ${quote(file.name)}: expected PEFT's names, ${expected}`;
-  return new FormatError(message, { file: file.name, tensor, expected });
-}
-
-function refuseTwins(a: TensorInfo, b: TensorInfo, file: WeightFile): FormatError {
-  const message = `Cannot load ${quote(file.name)} with both ${quote(a.name)} and ${quote(b.name)}`;
-  return new FormatError(`${message}: they are one factor of one module`, { file: file.name, tensor: b.name });
-}
-
-function readModules(factors: ReadonlyMap<string, Factors>, file: WeightFile): ReadonlyMap<string, LoraModule> {
-  if (factors.size === 0) {
-    const message = `Cannot load ${quote(file.name)} without adapted modules: expected lora_A and lora_B tensors`;
-    throw new FormatError(message, { file: file.name });
-  }
-  for (const [module, { loraA, loraB }] of factors) {
-    if (loraA && loraB) continue;
-    const [found, missing] = loraA ? [loraA.name, "lora_B.weight"] : [loraB!.name, "lora_A.weight"];
-    throw new MismatchError(
-      `Cannot load tensor ${quote(found)} of ${quote(file.name)} without its partner: expected a ${missing} for ${
-        quote(module)
-      }`,
-      { file: file.name, tensor: found, missing: [`${module}.${missing}`] },
-    );
-  }
-  const read = moduleReader(file.config, { file: file.name, maxRank: file.limits.rank });
+  const read = moduleReader(config, { file, maxRank: limits.rank });
   const modules = new Map<string, LoraModule>();
-  for (const [name, { loraA, loraB }] of factors) {
-    modules.set(
-      name,
-      read({ name, a: { ...loraA!, ...view(file.bytes, loraA!) }, b: { ...loraB!, ...view(file.bytes, loraB!) } }),
-    );
+  for (const [path, place] of placeModules(groups.modules.keys(), config)) {
+    const tensors = groups.modules.get(path)!;
+    const tensor = (part: ModulePart) => tensors.has(part) ? named(bytes, tensors.get(part)!) : undefined;
+    const isEmbedding = tensors.has("embeddingA");
+    const factors: ModuleFactors = {
+      name: place.name,
+      place,
+      isEmbedding,
+      a: tensor(isEmbedding ? "embeddingA" : "loraA")!,
+      b: tensor(isEmbedding ? "embeddingB" : "loraB")!,
+      loraBias: tensor("loraBias"),
+      magnitude: tensor("magnitude"),
+      diagonal: tensor("diagonal"),
+    };
+    const module = read(spreadFactors(factors, config));
+    modules.set(module.name, module);
   }
-  return modules;
+  const all = (found: ReadonlyMap<string, TensorInfo>) =>
+    [...found].map(([key, info]) => [key, named(bytes, info)] as const);
+  return {
+    modules,
+    trainingState: new Map(groups.trainingState.map((info) => [info.name, withoutName(named(bytes, info))])),
+    replacements: new Map(all(groups.full).map(([key, tensor]) => [key, finiteTensor(tensor, file)])),
+    tokenRows: readTokenRows(new Map(all(groups.tokenRows)), config, file),
+  };
+}
+
+function withoutName({ dtype, shape, bytes }: NamedTensor): StoredTensor {
+  return { dtype, shape, bytes };
+}
+
+/** Makes the adapter: plain factors of what is stored in another form, and the report. */
+function assembleLoaded(
+  parts: LoadedParts,
+  head: Pick<AdapterParts, "name" | "config" | "sha256" | "id" | "bytes">,
+  { residualBase = false }: LoadAdapterOptions,
+): Adapter {
+  const { config, modules, report } = toPlainFactors(head.config, parts.modules);
+  const whole = { ...parts, config, modules, baseChange: residualBase ? null : config.baseChange };
+  return new Adapter({ ...head, ...whole, report: [...report, ...reportAdapter(config, whole)] });
 }

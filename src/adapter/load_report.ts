@@ -5,21 +5,72 @@ import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { isFloatTensor, isZeroTensor } from "./factor_values.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader } from "./lora_module.ts";
+import { IN_PROJECTION, ownerOf } from "./module_places.ts";
 import { listTargets } from "./target_modules.ts";
+import type { BaseChange } from "./variant_fields.ts";
 
 /** Fields that act in training only. */
 const TRAINING_FIELDS = ["velora_config", "monteclora_config"];
+/** Changes of the base that its weights decide alone. */
+const REPEATABLE: readonly BaseChange[] = ["pissa", "olora", "kasa"];
+
+/** The parts of an adapter that its report is about. */
+export interface ReportedParts {
+  /** Its modules. */
+  readonly modules: ReadonlyMap<string, LoraModule>;
+  /** Its full tensors; none if absent. */
+  readonly replacements?: ReadonlyMap<string, unknown>;
+  /** How training changed the base, if that counts. */
+  readonly baseChange?: BaseChange | null;
+}
 
 /**
  * Says what is worth knowing about an adapter that loads: unknown keys, config and file that disagree, patterns that
  * overlap, modules that do nothing.
  *
  * @param config Its config.
- * @param modules Its modules.
+ * @param parts Its parts.
  * @returns The lines, config first.
  */
-export function reportAdapter(config: LoraConfig, modules: ReadonlyMap<string, LoraModule>): readonly ReportLine[] {
-  return [...reportFields(config), ...reportTargets(config, modules), ...reportModules(config, modules)];
+export function reportAdapter(config: LoraConfig, parts: ReportedParts): readonly ReportLine[] {
+  return [
+    ...reportFields(config),
+    ...reportBase(config, parts),
+    ...reportTargets(config, parts.modules),
+    ...reportModules(config, parts.modules),
+    ...reportFull(config, parts),
+  ];
+}
+
+/** Which base an adapter with such an initialisation fits. */
+function reportBase({ baseChange, init }: LoraConfig, parts: ReportedParts): ReportLine[] {
+  if (baseChange === null) return [];
+  const [field, name] = baseChange === "kasa" ? ["kasa_config", "KaSA"] : ["init_lora_weights", String(init)];
+  const what = `${field} is ${name}, which changed the base before training`;
+  if (!parts.baseChange) return [{ module: CONFIG_FILE, what, why: "the caller says that it is that changed base" }];
+  const why = REPEATABLE.includes(baseChange)
+    ? "merging computes that change again from the base it is given"
+    : "the file does not hold that change: it needs the changed base (residualBase), or the initial adapter";
+  return [{ module: CONFIG_FILE, what, why }];
+}
+
+function reportFull(config: LoraConfig, { modules, replacements = new Map() }: ReportedParts): ReportLine[] {
+  const lines: ReportLine[] = [];
+  const saved = config.modulesToSave ?? [];
+  for (const name of replacements.keys()) {
+    const path = name.slice(0, Math.max(name.lastIndexOf("."), 0));
+    const isBias = /bias$/.test(name) && (config.bias === "all" || (config.bias === "lora_only" && modules.has(path)));
+    const isTable = /(?:^|\.)(?:embed_tokens|lm_head|wte|word_embeddings|embed_in|embed_out)$/.test(path);
+    const segments = path.split(".");
+    if (isBias || isTable || segments.some((_, i) => endsWithAny(segments.slice(0, i + 1).join("."), saved))) continue;
+    const why = "it replaces that tensor of the base, as PEFT's loader does";
+    lines.push({ module: name, what: "the config names it neither in modules_to_save nor by bias", why });
+  }
+  return lines;
+}
+
+function endsWithAny(path: string, ends: readonly string[]): boolean {
+  return ends.some((end) => path.endsWith(end));
 }
 
 function reportFields({ raw }: LoraConfig): ReportLine[] {
@@ -43,21 +94,30 @@ function reportTargets(config: LoraConfig, modules: ReadonlyMap<string, LoraModu
   const why = "the tensors of the file decide what is adapted";
   if (config.targetModules === null) return [];
   try {
-    const { modules: targeted, counts } = listTargets(config, modules.keys());
+    const layers = [...modules.values()].filter(({ kind }) => kind !== "experts");
+    const paths = new Map(layers.map((module) => [module.name, targetPath(module, modules)]));
+    const { modules: targeted, counts } = listTargets(config, new Set(paths.values()));
     const lines: ReportLine[] = [];
     for (const [entry, count] of counts) {
       if (count > 0) continue;
       lines.push({ module: CONFIG_FILE, what: `target_modules entry ${quote(entry)} names no tensor`, why });
     }
     const known = new Set(targeted);
-    for (const module of modules.keys()) {
-      if (!known.has(module)) lines.push({ module, what: "the config does not target it", why });
+    for (const [module, path] of paths) {
+      if (!known.has(path)) lines.push({ module, what: "the config does not target it", why });
     }
     return lines;
   } catch (error) {
     if (!(error instanceof FormatError || error instanceof LimitError)) throw error;
     return [{ module: CONFIG_FILE, what: `its targets are not checked: ${error.message}`, why }];
   }
+}
+
+/** The paths by which `target_modules` may name a module: a whole attention goes by its own path. */
+function targetPath({ name, parameter }: LoraModule, modules: ReadonlyMap<string, LoraModule>): string {
+  if (parameter) return ownerOf(name, parameter);
+  const attention = name.slice(0, Math.max(name.lastIndexOf("."), 0));
+  return modules.get(`${attention}.${IN_PROJECTION}`)?.parameter === IN_PROJECTION ? attention : name;
 }
 
 function reportModules(config: LoraConfig, modules: ReadonlyMap<string, LoraModule>): ReportLine[] {

@@ -10,14 +10,14 @@ import { quote } from "../formats/quote.ts";
 import { ConfigFields } from "./config_fields.ts";
 import { type AdapterLimits, completeLimits } from "./limits.ts";
 import { refuseUnsupportedFields } from "./unsupported.ts";
+import { type LoraVariants, readVariants } from "./variant_fields.ts";
 
 /** File name of the config in a PEFT folder. */
 export const CONFIG_FILE = "adapter_config.json";
 const MAX_DEPTH = 16;
-const INITS: readonly JsonValue[] = [true, false, null, "gaussian", "eva", "orthogonal", "mica"];
 
 /** How an adapter was made and what it targets: PEFT's LoraConfig, as far as it decides what is computed. */
-export interface LoraConfig {
+export interface LoraConfig extends LoraVariants {
   /** Rank of modules that no key of `rankPattern` matches. */
   readonly r: number;
   /** Alpha of modules that no key of `alphaPattern` matches. */
@@ -97,11 +97,8 @@ export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: Lor
   const kind = fields.string("peft_type");
   if (kind !== "LORA") throw fields.refuse("peft_type", '"LORA"');
   refuseUnsupportedFields(raw, file);
-  const init = raw.get("init_lora_weights") ?? true;
-  if (!INITS.includes(typeof init === "string" ? init.toLowerCase() : init)) {
-    throw fields.refuse("init_lora_weights", 'true, false, "gaussian", "eva", "orthogonal" or "mica"');
-  }
   const config: LoraConfig = {
+    ...readVariants(raw, fields),
     r: rank(fields, "r", raw.get("r") ?? 8, limits.rank),
     loraAlpha: alpha(fields, "lora_alpha", raw.get("lora_alpha") ?? 8),
     useRslora: fields.boolean("use_rslora"),

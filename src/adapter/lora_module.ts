@@ -1,27 +1,12 @@
-import { FormatError, LimitError, MismatchError, NumericError } from "../errors.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
+import { LimitError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { LoraModule } from "./adapter.ts";
-import { type FloatDtype, isFiniteTensor, isFloatTensor } from "./factor_values.ts";
+import type { NamedTensor } from "./full_tensors.ts";
 import type { LoraConfig } from "./lora_config.ts";
+import { factorOf, measureFactors, type ModuleFactors, readExtras } from "./module_shapes.ts";
+import { ownerOf } from "./module_places.ts";
 import { MAX_STEPS } from "./pattern.ts";
 import { compilePatternMap } from "./target_modules.ts";
-
-/** A factor with its name in the file. */
-export interface NamedFactor extends StoredTensor {
-  /** Name of the tensor. */
-  readonly name: string;
-}
-
-/** The two factors of one module, unchecked. */
-export interface ModuleFactors {
-  /** Path of the module. */
-  readonly name: string;
-  /** A (rank, in). */
-  readonly a: NamedFactor;
-  /** B (out, rank). */
-  readonly b: NamedFactor;
-}
 
 /** Rank and alpha of a module by its config. */
 export interface ModuleScale {
@@ -57,7 +42,7 @@ export function scalingOf(config: LoraConfig, alpha: number, rank: number): numb
 }
 
 /**
- * Makes the check that turns two factors into a module.
+ * Makes the check that turns the tensors of a module into the module.
  *
  * @param config The adapter's config.
  * @param options Name of the file, and the cap on ranks.
@@ -68,50 +53,43 @@ export function moduleReader(
   options: { readonly file: string; readonly maxRank: number },
 ): (factors: ModuleFactors) => LoraModule {
   const scaleOf = scaleReader(config);
-  return ({ name, a, b }) => {
-    const { file } = options;
-    const [rank, inFeatures] = matrixShape(a, file);
-    const [outFeatures, columns] = matrixShape(b, file);
-    if (rank > options.maxRank) {
-      const message = `Cannot load tensor ${quote(a.name)} of rank ${rank}: expected at most ${options.maxRank}`;
-      throw new LimitError(message, { file, tensor: a.name, field: "rank", limit: options.maxRank, value: rank });
-    }
-    if (columns !== rank) {
-      const message = `Cannot load tensor ${quote(b.name)} of rank ${columns}: expected ${rank}, the rows of lora_A`;
-      throw new MismatchError(message, { file, tensor: b.name, found: columns, expected: rank });
-    }
-    const { ranks, alpha } = scaleOf(name);
-    if (!ranks.includes(rank)) {
-      const message = `Cannot load tensor ${quote(a.name)} of rank ${rank}: expected ${ranks[0]}, by the config`;
-      throw new MismatchError(message, { file, tensor: a.name, field: "r", found: rank, expected: ranks[0] });
-    }
-    const loraA = finiteFactor(a, file);
-    const loraB = finiteFactor(b, file);
-    const scaling = scalingOf(config, alpha, rank);
-    return { name, kind: "linear", rank, alpha, scaling, inFeatures, outFeatures, dtype: a.dtype, loraA, loraB };
+  return (factors) => {
+    const { name, a, b, place } = factors;
+    const { ranks, alpha } = scaleOf(place?.patternPath ?? name);
+    const sizes = measureFactors(factors, ranks, options.file);
+    const { kind, rank } = sizes;
+    checkRank(a, rank, { ...options, ranks });
+    const [loraA, loraB] = [factorOf(a, options.file), factorOf(b, options.file)];
+    const parameter = kind === "experts" ? place?.parameter ?? null : place?.parameter;
+    const { inFeatures, outFeatures, experts } = sizes;
+    return {
+      name: kind === "linear" && place?.isParameter ? ownerOf(name, place.parameter!) : name,
+      kind,
+      rank,
+      alpha,
+      scaling: scalingOf(config, alpha, rank),
+      inFeatures,
+      outFeatures,
+      dtype: loraA.dtype,
+      loraA,
+      loraB,
+      ...readExtras(factors, sizes, { config, file: options.file }),
+      ...(experts !== undefined && { experts }),
+      ...(parameter !== undefined && (kind === "experts" || !place?.isParameter) && { parameter }),
+    };
   };
 }
 
-function matrixShape({ name, shape }: NamedFactor, file: string): readonly [number, number] {
-  const [rows, columns] = shape;
-  if (shape.length === 2 && rows! >= 1 && columns! >= 1) return [rows!, columns!];
-  const message = `Cannot load tensor ${quote(name)} of shape [${shape.join(", ")}]`;
-  throw new FormatError(`${message}: expected a matrix with at least one element`, {
-    file,
-    tensor: name,
-    found: shape,
-    expected: "two dimensions",
-  });
-}
-
-function finiteFactor({ name, dtype, shape, bytes }: NamedFactor, file: string): StoredTensor {
-  const tensor = { dtype, shape, bytes };
-  if (!isFloatTensor(tensor)) {
-    const expected: readonly FloatDtype[] = ["F32", "F16", "BF16"];
-    const message = `Cannot load tensor ${quote(name)} of dtype ${dtype}: expected F32, F16 or BF16`;
-    throw new FormatError(message, { file, tensor: name, field: "dtype", found: dtype, expected });
+function checkRank(
+  a: NamedTensor,
+  rank: number,
+  { file, maxRank, ranks }: { readonly file: string; readonly maxRank: number; readonly ranks: readonly number[] },
+): void {
+  if (rank > maxRank) {
+    const message = `Cannot load tensor ${quote(a.name)} of rank ${rank}: expected at most ${maxRank}`;
+    throw new LimitError(message, { file, tensor: a.name, field: "rank", limit: maxRank, value: rank });
   }
-  if (isFiniteTensor(tensor)) return tensor;
-  const message = `Cannot load tensor ${quote(name)} with NaN or infinity: expected finite values`;
-  throw new NumericError(message, { file, tensor: name });
+  if (ranks.includes(rank)) return;
+  const message = `Cannot load tensor ${quote(a.name)} of rank ${rank}: expected ${ranks[0]}, by the config`;
+  throw new MismatchError(message, { file, tensor: a.name, field: "r", found: rank, expected: ranks[0] });
 }

@@ -7,24 +7,61 @@ import type { Adapter, LoraModule } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { WEIGHTS_FILE } from "./load.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
+import { filePaths, IN_PROJECTION } from "./module_places.ts";
+
+const PREFIX = "base_model.model.";
 
 /**
  * Encodes the weight file of a PEFT folder: `base_model.model.<path>.lora_A.weight` and so on, bits as they are.
  *
  * @param modules The modules.
- * @param trainingState Further tensors by their names in the file.
+ * @param others What the adapter has beside them.
  * @returns `adapter_model.safetensors`.
  */
 export function encodeWeights(
   modules: Iterable<LoraModule>,
-  trainingState: ReadonlyMap<string, StoredTensor> = new Map(),
+  others: Partial<Pick<Adapter, "trainingState" | "replacements" | "tokenRows">> = {},
 ): Uint8Array {
-  const tensors = new Map(trainingState);
-  for (const { name, loraA, loraB } of modules) {
-    tensors.set(`base_model.model.${name}.lora_A.weight`, loraA);
-    tensors.set(`base_model.model.${name}.lora_B.weight`, loraB);
+  const all = [...modules];
+  const paths = filePaths(all);
+  const tensors = new Map(others.trainingState);
+  for (const module of all) {
+    for (const [key, tensor] of moduleTensors(module)) tensors.set(`${PREFIX}${paths.get(module.name)}.${key}`, tensor);
+  }
+  for (const [path, { rows }] of others.tokenRows ?? []) {
+    tensors.set(`${PREFIX}${path}.token_adapter.trainable_tokens_delta`, rows);
+  }
+  for (const [name, tensor] of others.replacements ?? []) {
+    tensors.set(PREFIX + fullTensorKey(name, paths, others.tokenRows ?? new Map()), tensor);
   }
   return encodeSafetensors(tensors, new Map([["format", "pt"]]));
+}
+
+/** The tensors of a module by the ends of their names. */
+function moduleTensors(module: LoraModule): (readonly [string, StoredTensor])[] {
+  const { kind, loraA, loraB, loraBias, magnitude, diagonal } = module;
+  const [a, b] = kind === "embedding" ? ["lora_embedding_A", "lora_embedding_B"] : ["lora_A.weight", "lora_B.weight"];
+  return [
+    [a!, loraA],
+    [b!, loraB],
+    ...(loraBias ? [["lora_B.bias", loraBias] as const] : []),
+    ...(magnitude ? [["lora_magnitude_vector", magnitude] as const] : []),
+    ...(diagonal ? [["lora_diag", diagonal] as const] : []),
+  ];
+}
+
+/** PEFT wraps what it adapts, so the base's own tensors of such a module are one level down. */
+function fullTensorKey(
+  name: string,
+  paths: ReadonlyMap<string, string>,
+  tokenRows: ReadonlyMap<string, unknown>,
+): string {
+  const split = name.lastIndexOf(".");
+  const [path, parameter] = [name.slice(0, split), name.slice(split + 1)];
+  if (tokenRows.has(path)) return `${path}.token_adapter.base_layer.${parameter}`;
+  const attention = paths.get(`${path}.${IN_PROJECTION}`);
+  const wrapped = paths.get(path) ?? attention;
+  return wrapped === undefined ? name : `${wrapped}.base_layer.${parameter}`;
 }
 
 /**
@@ -61,7 +98,7 @@ export function encodeConfig(config: LoraConfig): Uint8Array {
 export async function saveAdapter(adapter: Adapter, sink: Sink, options: ReadOptions = {}): Promise<void> {
   options.signal?.throwIfAborted();
   const contents = new Map([
-    [WEIGHTS_FILE, encodeWeights(adapter.modules.values(), adapter.trainingState)],
+    [WEIGHTS_FILE, encodeWeights(adapter.modules.values(), adapter)],
     [CONFIG_FILE, encodeConfig(adapter.config)],
   ]);
   await writeFiles(sink, contents, options);

@@ -11,7 +11,9 @@ const HELP = `What is in a PEFT adapter: the layers that it changes, with rank a
 Usage: lora inspect ADAPTER [--json]
 
   ADAPTER   folder or URL with adapter_config.json and adapter_model.safetensors
-  --json    { format, sha256, bytes, parameters, modules: [{ name, kind, rank, alpha, scaling, in, out, dtype }] }
+  --json    { format, sha256, bytes, parameters, modules: [{ name, kind, rank, alpha, scaling, in, out, dtype, parts }],
+              replacements: [{ name, shape, dtype }], tokenRows: [{ name, indices }], trainingState: [name],
+              invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
 `;
 
 /** Modules that differ in the number of their layer only. */
@@ -28,13 +30,37 @@ function groupModules(modules: Iterable<LoraModule>): Group[] {
     const layer = /\.(\d+)\./.exec(module.name);
     const pattern = module.name.replace(/\.\d+\./, ".*.");
     const { rank, alpha, scaling, inFeatures, outFeatures, dtype } = module;
-    const key = JSON.stringify([pattern, rank, alpha, scaling, inFeatures, outFeatures, dtype]);
+    const key = JSON.stringify([pattern, kindOf(module), rank, alpha, scaling, inFeatures, outFeatures, dtype]);
     const group = groups.get(key) ?? { pattern, layers: [], first: module, parameters: 0 };
     if (layer) group.layers.push(Number(layer[1]));
     group.parameters += countParameters(module);
     groups.set(key, group);
   }
   return [...groups.values()].sort((a, b) => a.pattern.localeCompare(b.pattern));
+}
+
+/** What a module has beside its factors. */
+function partsOf({ magnitude, loraBias, diagonal }: LoraModule): string[] {
+  return [...magnitude ? ["dora"] : [], ...loraBias ? ["bias"] : [], ...diagonal ? ["diagonal"] : []];
+}
+
+function kindOf(module: LoraModule): string {
+  const kind = module.experts === undefined ? module.kind : `${module.experts} ${module.kind}`;
+  return [kind, ...partsOf(module)].join(" + ");
+}
+
+/** What an adapter holds beside its modules, a line each. */
+function describeOthers({ replacements, tokenRows, trainingState, invocationTokens, baseChange }: Adapter): string[] {
+  const lines = Array.from(replacements, ([name, { shape, dtype }]) => {
+    return `full    ${printable(name)}  ${dtype} [${shape.join(", ")}]`;
+  });
+  for (const [name, { indices }] of tokenRows) {
+    lines.push(`rows    ${printable(name)}  ${indices.length} new rows: ${formatRanges(indices)}`);
+  }
+  for (const name of trainingState.keys()) lines.push(`state   ${printable(name)}  of training only`);
+  if (invocationTokens) lines.push(`aLoRA   acts from tokens ${invocationTokens.join(" ")} on`);
+  if (baseChange) lines.push(`base    changed by ${baseChange} before training`);
+  return lines;
 }
 
 /** 0-3, 5, 7-8 */
@@ -49,8 +75,10 @@ function formatRanges(numbers: readonly number[]): string {
 }
 
 function formatAdapter(adapter: Adapter, name: string): string {
+  const hasKinds = [...adapter.modules.values()].some((module) => kindOf(module) !== "linear");
   const columns = [
     { title: "module" },
+    ...hasKinds ? [{ title: "kind" }] : [],
     { title: "layers" },
     { title: "rank", align: "right" },
     { title: "alpha", align: "right" },
@@ -62,6 +90,7 @@ function formatAdapter(adapter: Adapter, name: string): string {
   ] as const;
   const rows = groupModules(adapter.modules.values()).map(({ pattern, layers, first, parameters }) => [
     printable(pattern),
+    ...hasKinds ? [kindOf(first)] : [],
     formatRanges(layers),
     String(first.rank),
     String(first.alpha),
@@ -79,27 +108,28 @@ function formatAdapter(adapter: Adapter, name: string): string {
     `sha256  ${adapter.sha256}`,
   ];
   const table = formatTable(columns, rows, dimTitles, tableWidth());
+  const others = describeOthers(adapter).map((line) => `${line}\n`).join("");
   const report = formatReport(adapter.report, "stdout");
-  return `${head.join("\n")}\n\n${table}${report && "\n"}${report}`;
+  return `${head.join("\n")}\n\n${table}${others && "\n"}${others}${report && "\n"}${report}`;
 }
 
 function describeAdapter(adapter: Adapter): unknown {
-  const { format, sha256, bytes, parameters, modules } = adapter;
+  const { format, sha256, bytes, parameters, trainingState, invocationTokens, baseChange } = adapter;
   return {
     format,
     sha256,
     bytes,
     parameters,
-    modules: Array.from(modules.values(), ({ name, kind, rank, alpha, scaling, inFeatures, outFeatures, dtype }) => ({
-      name,
-      kind,
-      rank,
-      alpha,
-      scaling,
-      in: inFeatures,
-      out: outFeatures,
-      dtype,
-    })),
+    modules: Array.from(adapter.modules.values(), (module) => {
+      const { name, kind, rank, alpha, scaling, inFeatures, outFeatures, dtype } = module;
+      const parts = partsOf(module);
+      return { name, kind, rank, alpha, scaling, in: inFeatures, out: outFeatures, dtype, parts };
+    }),
+    replacements: Array.from(adapter.replacements, ([name, { shape, dtype }]) => ({ name, shape, dtype })),
+    tokenRows: Array.from(adapter.tokenRows, ([name, { indices }]) => ({ name, indices })),
+    trainingState: [...trainingState.keys()],
+    invocationTokens,
+    baseChange,
   };
 }
 

@@ -122,7 +122,8 @@ class JsonReader {
 
   #enter(container: Container, close: string): Container | undefined {
     if (this.#open.length >= this.#maxDepth) {
-      throw new LimitError(`Cannot parse ${quote(this.#file)} deeper than ${this.#maxDepth} levels`, {
+      const message = `Cannot parse ${quote(this.#file)} of ${this.#maxDepth + 1} levels`;
+      throw new LimitError(`${message}: expected at most ${this.#maxDepth}`, {
         file: this.#file,
         field: this.#position(),
         limit: this.#maxDepth,

@@ -4,10 +4,14 @@
  * @module
  */
 
-import type { Backend, LoraBranch, LoraGradientBranch, MatrixValues, RowBranches, Tensor, Weight } from "../backend.ts";
-import { DisposedError, MismatchError, NumericError, ShapeError } from "../errors.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
-import { formatShape } from "../shape.ts";
+import type { Backend, Tensor, Weight } from "../backend.ts";
+import { DisposedError } from "../errors.ts";
+import { floatMatrix, type LoraFactors } from "./factors.ts";
+import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { LinearAdapter, type Replacements } from "./linear_adapter.ts";
+import { backwardLinear, type LoraGradients } from "./linear_backward.ts";
+import { forwardLinear, type Term, type TermRange } from "./linear_forward.ts";
+import { mergedBias, mergeTerms } from "./linear_merge.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
@@ -15,24 +19,6 @@ import {
   resolveSelection,
   type RowMix,
 } from "./selection.ts";
-
-/** One module of an adapter: the factors and their scale. A `LoraModule` of a loaded adapter is one. */
-export interface LoraFactors {
-  /** A (rank, in). */
-  readonly loraA: MatrixValues | StoredTensor;
-  /** B (out, rank). */
-  readonly loraB: MatrixValues | StoredTensor;
-  /** s = alpha / rank, or alpha / sqrt(rank) with rsLoRA. */
-  readonly scaling: number;
-}
-
-/** Where a backward pass adds the gradients of one adapter. */
-export interface LoraGradients {
-  /** dA (rank, in). */
-  readonly da: Tensor;
-  /** dB (out, rank). */
-  readonly db: Tensor;
-}
 
 /** What a {@linkcode LoraLinear} is made of. */
 export interface LoraLinearOptions {
@@ -42,12 +28,8 @@ export interface LoraLinearOptions {
   readonly bias?: Tensor;
   /** Adapters by name. */
   readonly adapters?: Readonly<Record<string, LoraFactors>>;
-}
-
-/** Which adapters answer. */
-export interface LoraForwardOptions {
-  /** A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of x. */
-  readonly adapter?: AdapterSelection | undefined;
+  /** Others use the weight too, as a tied head does: a merge works on a copy, and they keep what they had. */
+  readonly shared?: boolean;
 }
 
 /** What a backward pass adds to; what is absent is not computed. */
@@ -56,14 +38,24 @@ export interface LoraBackwardOptions extends LoraForwardOptions {
   readonly dx?: Tensor;
   /** Gradients by adapter name; make them with {@linkcode LoraLinear.gradients}. */
   readonly gradients?: ReadonlyMap<string, LoraGradients>;
-  /** dW (out, in) += dyᵀ x. */
+  /** dW (out, in) += dyᵀ x, for the weight that answered: the base's or, where an adapter has its own, that. */
   readonly dw?: Tensor;
   /** dbias (out) += column sums of dy. */
   readonly dbias?: Tensor;
 }
 
+/** What merged adapters put in the place of the layer's own. */
+interface Merged {
+  /** A copy of a shared weight; null where the weight itself was merged. */
+  readonly copy: Weight | null;
+  /** The bias, if it is another one. */
+  readonly bias: Tensor | null;
+}
+
 /**
- * y = x Wᵀ + bias + Σ wᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ, with the adapters i and their weights wᵢ chosen per row.
+ * y = x Wᵀ + bias + Σ wᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ, with the adapters i and their weights wᵢ chosen per row. An adapter with a
+ * magnitude (DoRA) scales what is before it: y = g ∘ (x (W + w s B A)ᵀ) + bias, g = m / ‖W + w s B A‖ per output feature,
+ * so that a weight of 0 leaves it out altogether.
  *
  * @example
  * ```ts
@@ -85,13 +77,15 @@ export interface LoraBackwardOptions extends LoraForwardOptions {
  * backend.dispose();
  * ```
  */
-export class LoraLinear implements Disposable {
+export class LoraLinear implements LoraLayer {
   /** W (out, in). */
   readonly weight: Weight;
   /** Bias (out). */
   readonly bias: Tensor | undefined;
   readonly #backend: Backend;
-  readonly #branches: Map<string, LoraBranch> = new Map();
+  readonly #shared: boolean;
+  readonly #adapters: Map<string, LinearAdapter> = new Map();
+  #merged: Merged | null = null;
   #disposed = false;
 
   /** Packs the adapters that are given. */
@@ -99,6 +93,7 @@ export class LoraLinear implements Disposable {
     this.#backend = backend;
     this.weight = options.weight;
     this.bias = options.bias;
+    this.#shared = options.shared ?? false;
     try {
       for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
     } catch (error) {
@@ -119,49 +114,43 @@ export class LoraLinear implements Disposable {
 
   /** Names of the adapters, in the order in which they came. */
   get adapters(): readonly string[] {
-    return [...this.#branches.keys()];
+    return [...this.#adapters.keys()];
   }
 
-  /** Whether adapters are merged into the weight. */
+  /** Whether adapters are merged into the layer. */
   get merged(): boolean {
-    return this.weight.merged;
+    return this.#merged !== null || this.weight.merged;
   }
 
   /**
    * Packs the factors of one adapter under a name; one of that name is replaced. The base is not touched.
    *
-   * @throws {ShapeError} If A is not (rank, in) or B not (out, rank); nothing changes.
+   * @throws {ShapeError} If A is not (rank, in), B not (out, rank), or a vector not (out); nothing changes.
    * @throws {NumericError} If the scaling is not finite.
    */
   addAdapter(name: string, factors: LoraFactors): void {
-    const [loraA, loraB] = [matrixValues(name, "A", factors.loraA), matrixValues(name, "B", factors.loraB)];
-    const [rank, inFeatures] = loraA.shape;
-    if (inFeatures !== this.inFeatures || loraB.shape[0] !== this.outFeatures || loraB.shape[1] !== rank) {
-      const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
-      const wanted = `[rank, ${this.inFeatures}] and [${this.outFeatures}, rank]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
-    }
-    if (!Number.isFinite(factors.scaling)) {
-      const message = `Cannot add adapter "${name}" with scaling ${factors.scaling}: expected a finite number`;
-      throw new NumericError(message, { field: "scaling", found: factors.scaling });
-    }
-    const a = this.#backend.weight(loraA);
-    try {
-      const branch = { a, b: this.#backend.weight(loraB), scaling: factors.scaling };
-      this.removeAdapter(name);
-      this.#branches.set(name, branch);
-    } catch (error) {
-      a.dispose();
-      throw error;
-    }
+    const adapter = new LinearAdapter(this.#backend);
+    adapter.setFactors(name, factors, this.weight.shape);
+    this.removeAdapter(name);
+    this.#adapters.set(name, adapter);
+  }
+
+  /**
+   * Gives an adapter a weight or a bias of its own: they stand in for the base's while it answers, whatever its weight
+   * in a mix. Of several, the last in the mix counts.
+   *
+   * @throws {ShapeError} If the weight is not (out, in), or the bias not (out); nothing changes.
+   */
+  replaceFor(name: string, replacements: Replacements): void {
+    const adapter = this.#adapters.get(name) ?? new LinearAdapter(this.#backend);
+    adapter.setReplacements(name, replacements, this.weight);
+    this.#adapters.set(name, adapter);
   }
 
   /** Frees the adapter of this name; false when there is none. */
   removeAdapter(name: string): boolean {
-    const branch = this.#branches.get(name);
-    branch?.a.dispose();
-    branch?.b.dispose();
-    return this.#branches.delete(name);
+    this.#adapters.get(name)?.dispose();
+    return this.#adapters.delete(name);
   }
 
   /**
@@ -177,26 +166,27 @@ export class LoraLinear implements Disposable {
   }
 
   #resolve(x: Tensor, selection: AdapterSelection | undefined): RowMix[] {
-    return resolveSelection(selection, { rows: x.shape[0] ?? 0, known: this.#branches });
+    return resolveSelection(selection, { rows: x.shape[0] ?? 0, known: this.#adapters });
   }
 
   /** The forward of a model: rows are resolved once for all layers, and names that this layer lacks are skipped. */
   apply(x: Tensor, mixes: readonly RowMix[]): Tensor {
     if (this.#disposed) throw new DisposedError("Cannot run a layer: it is disposed");
-    const adapters = this.#ranges(mixes);
-    if (adapters.length > 0) this.#requireUnmerged("apply an adapter");
-    return this.#backend.linear(x, this.weight, { ...(this.bias && { bias: this.bias }), adapters });
+    const ranges = this.#ranges(mixes);
+    if (ranges.length > 0) this.#requireUnmerged("apply an adapter");
+    const { copy, bias } = this.#merged ?? { copy: null, bias: null };
+    return forwardLinear(this.#backend, { weight: copy ?? this.weight, bias: bias ?? this.bias }, x, ranges);
   }
 
-  #ranges(mixes: readonly RowMix[]): RowBranches[] {
-    return mixes.map(({ start, end, mix }) => ({ start, end, branches: this.#mix(mix) }))
-      .filter(({ branches }) => branches.length > 0);
+  #ranges(mixes: readonly RowMix[]): TermRange[] {
+    return mixes.map(({ start, end, mix }) => ({ start, end, terms: this.#terms(mix) }))
+      .filter(({ terms }) => terms.length > 0);
   }
 
-  #mix(mix: RowMix["mix"]): LoraBranch[] {
+  #terms(mix: RowMix["mix"]): Term[] {
     return mix.flatMap(([name, weight]) => {
-      const branch = this.#branches.get(name);
-      return branch ? [{ ...branch, scaling: branch.scaling * weight }] : [];
+      const adapter = this.#adapters.get(name);
+      return adapter ? [{ adapter, weight }] : [];
     });
   }
 
@@ -204,58 +194,84 @@ export class LoraLinear implements Disposable {
     if (this.merged) throw new RangeError(`Cannot ${action}: adapters are merged into the weight, unmerge them first`);
   }
 
-  /** Makes gradients of zeros for an adapter, which the caller owns. */
+  /**
+   * Makes gradients of zeros for the factors of an adapter, which the caller owns.
+   *
+   * @throws {RangeError} If the adapter has full tensors alone.
+   */
   gradients(name: string): LoraGradients {
-    resolveChoice(name, this.#branches);
-    const { a, b } = this.#branches.get(name)!;
-    return { da: this.#backend.tensor(a.shape), db: this.#backend.tensor(b.shape) };
+    resolveChoice(name, this.#adapters);
+    const { branch, loraBias, magnitude } = this.#adapters.get(name)!;
+    if (!branch) throw new RangeError(`Cannot make gradients for adapter "${name}": it has no factors in this layer`);
+    const zeros = (shape: readonly number[]) => this.#backend.tensor(shape);
+    return {
+      da: zeros(branch.a.shape),
+      db: zeros(branch.b.shape),
+      ...(loraBias && { dLoraBias: zeros(loraBias.shape) }),
+      ...(magnitude && { dMagnitude: zeros(magnitude.shape) }),
+    };
   }
 
   /**
    * Adds the gradients of {@linkcode LoraLinear.forward} for dy (n, out), given the x (n, in) and the selection that
-   * it had.
+   * it had. DoRA's norms are constants, as in PEFT.
    *
    * @throws {MismatchError} If gradients are wanted for an adapter that this layer lacks.
    */
   backward(dy: Tensor, x: Tensor, options: LoraBackwardOptions): void {
     this.#requireUnmerged("run backward");
     const { adapter, gradients = new Map<string, LoraGradients>(), dx, dw, dbias } = options;
-    for (const name of gradients.keys()) resolveChoice(name, this.#branches);
-    const adapters = this.#resolve(x, adapter).map(({ start, end, mix }) => {
-      const branches = mix.map(([name, weight]): LoraGradientBranch => {
-        const branch = this.#branches.get(name)!;
-        return { ...branch, scaling: branch.scaling * weight, ...gradients.get(name) };
-      });
-      return { start, end, branches };
-    });
-    this.#backend.linearBackward(dy, x, this.weight, {
-      adapters,
-      ...(dx && { dx }),
-      ...(dw && { dw }),
-      ...(dbias && { dbias }),
-    });
+    for (const name of gradients.keys()) resolveChoice(name, this.#adapters);
+    const own = new Map([...gradients].map(([name, each]) => [this.#adapters.get(name)!, each]));
+    const call = { dy, x, dx, dw, dbias, gradients: own };
+    backwardLinear(this.#backend, this, call, this.#ranges(this.#resolve(x, adapter)));
   }
 
   /**
-   * Folds adapters into the weight: W += Σ wᵢ sᵢ Bᵢ Aᵢ. The bits it overwrites are kept, as many bytes as the weight.
+   * Folds adapters into the weight: W += Σ wᵢ sᵢ Bᵢ Aᵢ, with DoRA g ∘ (W + w s B A), and into the bias. The bits it
+   * overwrites are kept, as many bytes as the weight.
    *
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
    * @throws {RangeError} If adapters are merged already, or none is named.
    */
   async merge(adapter: AdapterChoice): Promise<void> {
-    const branches = this.#mix(resolveChoice(adapter, this.#branches));
-    if (branches.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    await this.#backend.merge(this.weight, branches);
+    const terms = this.#terms(resolveChoice(adapter, this.#adapters));
+    if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
+    if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
+    const backend = this.#backend;
+    const copy = this.#shared ? await this.#copy() : null;
+    let bias: Tensor | null = null;
+    try {
+      bias = mergedBias(backend, this, terms);
+      await mergeTerms(backend, terms, { base: this.weight, target: copy ?? this.weight });
+      this.#merged = { copy, bias };
+    } catch (error) {
+      copy?.dispose();
+      bias?.dispose();
+      throw error;
+    }
   }
 
-  /** Puts the weight back, bit for bit. */
+  async #copy(): Promise<Weight> {
+    const values = await this.#backend.readWeight(this.weight);
+    return this.#backend.weight(floatMatrix(this.weight.shape, values), { dtype: this.weight.dtype });
+  }
+
+  /** Puts weight and bias back, bit for bit. */
   unmerge(): void {
-    this.#backend.unmerge(this.weight);
+    const merged = this.#merged;
+    if (!merged || this.weight.merged) this.#backend.unmerge(this.weight);
+    merged?.copy?.dispose();
+    merged?.bias?.dispose();
+    this.#merged = null;
   }
 
   /** Frees the adapters; weight and bias stay with the caller. */
   dispose(): void {
     for (const name of this.adapters) this.removeAdapter(name);
+    this.#merged?.copy?.dispose();
+    this.#merged?.bias?.dispose();
+    this.#merged = null;
     this.#disposed = true;
   }
 
@@ -263,26 +279,4 @@ export class LoraLinear implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
-}
-
-const MATRIX_DTYPES: Readonly<Record<string, MatrixValues["dtype"]>> = {
-  f32: "f32",
-  f16: "f16",
-  bf16: "bf16",
-  F32: "f32",
-  F16: "f16",
-  BF16: "bf16",
-};
-
-function matrixValues(name: string, factor: string, values: MatrixValues | StoredTensor): MatrixValues {
-  const dtype = MATRIX_DTYPES[values.dtype];
-  const [rows, columns] = values.shape;
-  if (dtype === undefined || rows === undefined || columns === undefined || values.shape.length !== 2) {
-    const found = `${values.dtype} ${formatShape(values.shape)}`;
-    throw new MismatchError(`Cannot add adapter "${name}" with ${factor} as ${found}: expected a matrix of floats`, {
-      field: name,
-      found,
-    });
-  }
-  return { shape: [rows, columns], dtype, bytes: values.bytes };
 }

@@ -7,6 +7,7 @@
 import type { Backend } from "../backend.ts";
 import { KvCache, type KvCacheOptions } from "./kv_cache.ts";
 import type { Llama, LlamaPass } from "./llama.ts";
+import type { Sampler } from "./sampler.ts";
 
 /** What a {@linkcode Decoder} works with. */
 export interface DecoderOptions {
@@ -22,7 +23,7 @@ export interface DecoderOptions {
   readonly live: Set<Decoder>;
 }
 
-/** Computes logits step by step. */
+/** Chooses tokens step by step. */
 export class Decoder {
   readonly #options: DecoderOptions;
   #cache: KvCache | null = null;
@@ -32,14 +33,14 @@ export class Decoder {
     this.#options = options;
   }
 
-  /** Logits (vocabSize) after the last of `ids`, which follow those of earlier steps. */
-  async step(ids: readonly number[]): Promise<Float32Array> {
+  /** The token that `sampler` chooses after the last of `ids`, which follow those of earlier steps. */
+  async step(ids: readonly number[], sampler: Sampler): Promise<number> {
     const { backend, llama, pass, live } = this.#options;
     this.#cache ??= new KvCache(backend, this.#options.cache);
     live.add(this);
     const logits = await llama.nextLogits(Uint32Array.from(ids), { ...pass, cache: this.#cache });
     try {
-      return await backend.read(logits);
+      return await sampler.next(backend, logits);
     } finally {
       logits.dispose();
     }

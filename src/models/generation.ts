@@ -21,7 +21,7 @@ export interface GenerationOptions {
   readonly stream: { push(id: number): string; end(): string } | null;
   /** Called with every new id. */
   readonly onToken?: ((id: number) => void) | undefined;
-  /** Gives logits after all ids given so far; it ends with the generation. */
+  /** Computes what comes after all ids given so far; it ends with the generation. */
   readonly decoder: Decoder;
 }
 
@@ -57,7 +57,7 @@ async function* run(options: GenerationOptions, tokens: number[]): AsyncGenerato
   try {
     let ids = options.prompt;
     while (tokens.length < maxNewTokens) {
-      const id = sampler.next(await decoder.step(ids));
+      const id = await decoder.step(ids, sampler);
       tokens.push(id);
       onToken?.(id);
       if (eosIds.has(id)) break;

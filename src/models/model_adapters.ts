@@ -5,6 +5,7 @@
  */
 
 import type { Adapter } from "../adapter/adapter.ts";
+import { requirePlain } from "../adapter/factors.ts";
 import { checkAgainst } from "../adapter/match.ts";
 import { MismatchError } from "../errors.ts";
 import type { LoraLinear } from "../lora/lora_linear.ts";
@@ -52,6 +53,7 @@ export class ModelAdapters {
   /** Packs the factors of every module. */
   add(name: string, adapter: Adapter): void {
     this.requireFree(name);
+    requirePlain(adapter, "run");
     checkAgainst(adapter, this.#shapes);
     try {
       for (const [path, module] of adapter.modules) this.#modules.get(path)!.addAdapter(name, module);

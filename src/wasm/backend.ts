@@ -5,10 +5,10 @@
  */
 
 import type { Backend } from "../backend.ts";
-import { WasmTransformerOperations } from "./transformer_operations.ts";
+import { WasmSamplingOperations } from "./sampling_operations.ts";
 
 /** Runs the operations on the CPU, at once, in the order of the calls. */
-export class WasmBackend extends WasmTransformerOperations implements Backend {
+export class WasmBackend extends WasmSamplingOperations implements Backend {
   /** `"wasm"`. */
   readonly name = "wasm" as const;
 }

@@ -39,13 +39,23 @@ export interface Kernels {
   readonly linear_backward_weight: Kernel;
   /** (m, n, k). */
   readonly linear_backward_weight_scratch: Measure;
-  /** (out, dy, m, n): out += column sums. */
-  readonly sum_rows: Kernel;
+  /** (sums, x, y, factor, rows, dim): sums += factor · column sums of x ∘ y; y is 0 for ones. */
+  readonly column_sums: Kernel;
+  /** (y, x, scale, shift, factor, rows, dim); scale and shift are 0 for none. */
+  readonly affine_rows: Kernel;
+  /** (y, x, offsets, rows, weights, count, dim); weights are 0 for ones. */
+  readonly gather_sum: Kernel;
+  /** (y, x, batch, rows, columns). */
+  readonly transpose_each: Kernel;
+  /** (sums, w, delta, rows, k, byColumn): sums (f64) += (w + delta)². */
+  readonly add_squares: Kernel;
+  /** (out, sums, count). */
+  readonly inverse_roots: Kernel;
   /** (out, a, b, scaling, n, k, r, scratch). */
   readonly delta_weight: Kernel;
   /** (n, k, r). */
   readonly delta_weight_scratch: Measure;
-  /** (dst, w, dtype, branches, count, k, from, panels, scratch): 1 when all results are finite. */
+  /** (dst, w, dtype, branches, count, totalRank, k, from, panels, scratch): 0 when all results are finite. */
   readonly merge: Measure;
   /** (n, k, totalRank). */
   readonly merge_scratch: Measure;
@@ -59,6 +69,14 @@ export interface Kernels {
   readonly take_rows: Kernel;
   /** (y, x, gain, rows, dim, eps). */
   readonly rms_norm: Kernel;
+  /** (y, x, gain, bias, rows, dim, eps). */
+  readonly layer_norm: Kernel;
+  /** (y, x, count). */
+  readonly gelu: Kernel;
+  /** (y, x, count). */
+  readonly gelu_tanh: Kernel;
+  /** (y, x, count). */
+  readonly tanh: Kernel;
   /** (y, x, cos, sin, rows, heads, half). */
   readonly rope: Kernel;
   /** (cache, x, batch, length, capacity, dim, past). */
@@ -73,6 +91,12 @@ export interface Kernels {
   readonly add: Kernel;
   /** (loss, logits, targets, rows, classes). */
   readonly cross_entropy: Kernel;
+  /** (ids, logits, rows, classes). */
+  readonly argmax: Kernel;
+  /** (ids, logits, random, rows, classes, 1 / temperature, topK, topP, minP, scratch). */
+  readonly sample: Kernel;
+  /** (classes). */
+  readonly sample_scratch: Measure;
   /** (iterations): runs independent multiply-add chains, for `lora bench`. */
   readonly peak_fma: Measure;
   /** FLOP of one iteration of `peak_fma`. */
@@ -95,6 +119,24 @@ export interface LoadedKernels {
   readonly variant: KernelVariant | "given";
   /** The exports. */
   readonly kernels: Kernels;
+  /** The threads that share the calls. */
+  readonly pool?: Threads;
+  /** Why there is one thread though more were asked for. */
+  readonly oneThread?: string;
+}
+
+/** Threads, as far as a backend has to know. */
+export interface Threads {
+  /** How many. */
+  readonly threads: number;
+  /** What there is to say about them. */
+  readonly reason: string;
+  /** Throws once one of them is lost. */
+  check(): void;
+  /** Starts them, and resolves when it is known whether they work. */
+  whenReady(): Promise<boolean>;
+  /** Ends them. */
+  dispose(): void;
 }
 
 /** `(module (func (result v128) i32.const 0 i8x16.splat i32.const 0 i8x16.splat i8x16.relaxed_swizzle))`. */
@@ -124,7 +166,7 @@ export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKe
 
 async function compile(bytes: BufferSource | undefined, variant: KernelVariant): Promise<WebAssembly.Module> {
   try {
-    return await WebAssembly.compile(bytes ?? await embedded(variant));
+    return await WebAssembly.compile(bytes ?? await embeddedKernels(variant));
   } catch (cause) {
     throw new BackendUnavailableError(
       "Cannot compile WebAssembly in this runtime: pass the module as `wasm`, imported from " +
@@ -134,7 +176,8 @@ async function compile(bytes: BufferSource | undefined, variant: KernelVariant):
   }
 }
 
-async function embedded(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
+/** The bytes of a build. */
+export async function embeddedKernels(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
   const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
   // Uint8Array.fromBase64 is missing before Node 26
   return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));

@@ -127,7 +127,7 @@ export function addGradients(
   reserve(memory, m * largest(ranks) * 4, kernelBytes, (h, scratch) => {
     if (dx) kernels.linear_backward_input(dx, dy, w, dtype, m, n, k, 0, k, scratch);
     if (dw) kernels.linear_backward_weight(dw, dy, x, m, n, k, n, k, scratch);
-    if (dbias) kernels.sum_rows(dbias, dy, m, n);
+    if (dbias) kernels.column_sums(dbias, dy, 0, 1, m, n);
     for (const { start, end, branches } of ranges) {
       const from = { dy: dy + start * n * 4, x: x + start * k * 4, dx: dx && dx + start * k * 4 };
       const rows = { ...from, m: end - start, n, k, h, scratch };

@@ -103,6 +103,13 @@ export class LinearMemory {
     }
   }
 
+  /** See `Backend.keep`. */
+  keep(tensor: WasmTensor): WasmTensor {
+    const at = this.#scope?.indexOf(tensor) ?? -1;
+    if (at >= 0) this.#scope!.splice(at, 1);
+    return tensor;
+  }
+
   /** Lets go of the memory. */
   drop(): void {
     this.#heap.drop();

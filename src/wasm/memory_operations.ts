@@ -8,29 +8,43 @@ import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from ".
 import * as check from "../check.ts";
 import { sizeOf } from "../shape.ts";
 import { WasmTensor } from "./handles.ts";
-import type { Kernels, LoadedKernels } from "./kernels.ts";
+import type { Kernels, LoadedKernels, Threads } from "./kernels.ts";
 import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
 
 /** Memory of the CPU; the operations are in the classes that extend it. */
 export abstract class WasmMemoryOperations {
-  /** Which kernels run, and why. */
-  readonly info: BackendInfo;
+  readonly #variant: string;
+  readonly #reason: string;
+  readonly #pool: Threads | undefined;
   #loaded: { readonly kernels: Kernels; readonly memory: LinearMemory } | null;
 
   /** Takes instantiated kernels. */
-  constructor({ variant, kernels }: LoadedKernels, reason: string) {
-    this.info = { variant, threads: 1, reason };
+  constructor({ variant, kernels, pool, oneThread }: LoadedKernels, reason: string) {
+    this.#variant = variant;
+    this.#reason = oneThread === undefined ? reason : `${reason}; one thread: ${oneThread}`;
+    this.#pool = pool;
     this.#loaded = { kernels, memory: new LinearMemory(kernels) };
   }
 
+  /** Which kernels run, on how many threads, and why: that threads cannot be had may show after they were started. */
+  get info(): BackendInfo {
+    const [variant, pool] = [this.#variant, this.#pool];
+    if (!pool) return { variant, threads: 1, reason: this.#reason };
+    return { variant, threads: pool.threads, reason: `${this.#reason}; ${pool.reason}` };
+  }
+
   protected get kernels(): Kernels {
-    if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.kernels;
+    return this.#live.kernels;
   }
 
   protected get memory(): LinearMemory {
+    return this.#live.memory;
+  }
+
+  get #live(): { readonly kernels: Kernels; readonly memory: LinearMemory } {
     if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.memory;
+    this.#pool?.check();
+    return this.#loaded;
   }
 
   /** Bytes of tensors and weights now held. */
@@ -93,8 +107,14 @@ export abstract class WasmMemoryOperations {
     return this.memory.scope(body);
   }
 
+  /** See `Backend.keep`. */
+  keep(tensor: Tensor): Tensor {
+    return this.memory.keep(this.memory.own(tensor));
+  }
+
   /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
   dispose(): void {
+    this.#pool?.dispose();
     this.#loaded?.memory.drop();
     this.#loaded = null;
   }

@@ -39,7 +39,7 @@ export function mergePanels(
           const dtype = DTYPE_CODES[weight.dtype];
           const panels = [merged.address, weight.block.address] as const;
           const range = [0, Math.ceil(n / 8)] as const;
-          return kernels.merge(...panels, dtype, records, branches.length, k, ...range, scratch) === 1;
+          return kernels.merge(...panels, dtype, records, branches.length, ranks, k, ...range, scratch) === 0;
         }),
     );
   } finally {

@@ -7,7 +7,11 @@
 import type { AttentionOptions, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
+import { checkLayerNorm } from "../check_rows.ts";
 import { WasmLinearOperations } from "./linear_operations.ts";
+
+/** The window of attention that is not causal, in `rust-kernels/src/attention.rs`. */
+const EVERYTHING = 2 ** 32 - 1;
 
 /** What a transformer needs beside linear layers. */
 export abstract class WasmTransformerOperations extends WasmLinearOperations {
@@ -37,6 +41,13 @@ export abstract class WasmTransformerOperations extends WasmLinearOperations {
     return this.memory.produce(x.shape, (y) => this.kernels.rms_norm(y, input, gains, rows, dim, eps));
   }
 
+  /** See `Backend.layerNorm`. */
+  layerNorm(x: Tensor, gain: Tensor, bias: Tensor, eps: number): Tensor {
+    const [rows, dim] = checkLayerNorm(x, gain, bias, eps);
+    const inputs = [this.at(x), this.at(gain), this.at(bias)] as const;
+    return this.memory.produce(x.shape, (y) => this.kernels.layer_norm(y, ...inputs, rows, dim, eps));
+  }
+
   /** See `Backend.rope`. */
   rope(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
     const { rows, heads, half } = check.checkRope(x, cos, sin);
@@ -53,7 +64,8 @@ export abstract class WasmTransformerOperations extends WasmLinearOperations {
   /** See `Backend.attention`. */
   attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor {
     const { length, capacity, dim } = check.checkAttention(q, keys, values, options);
-    const { heads, kvHeads, batch, past, window = 0 } = options;
+    const { heads, kvHeads, batch, past } = options;
+    const window = options.causal === false ? EVERYTHING : Math.min(options.window ?? 0, EVERYTHING - 1);
     const inputs = [this.at(q), this.at(keys), this.at(values)] as const;
     return this.memory.produce(q.shape, (y) => {
       this.memory.scratch(this.kernels.attention_scratch(length, past, heads, kvHeads, dim), (scratch) => {
@@ -68,6 +80,19 @@ export abstract class WasmTransformerOperations extends WasmLinearOperations {
     check.checkSame("siluMul", ["gate", gate], ["up", up]);
     const inputs = [this.at(gate), this.at(up)] as const;
     return this.memory.produce(gate.shape, (y) => this.kernels.silu_mul(y, ...inputs, gate.size));
+  }
+
+  /** See `Backend.gelu`. */
+  gelu(x: Tensor, approximation?: "tanh"): Tensor {
+    const { gelu, gelu_tanh } = this.kernels;
+    const input = this.at(x);
+    return this.memory.produce(x.shape, (y) => (approximation ? gelu_tanh : gelu)(y, input, x.size));
+  }
+
+  /** See `Backend.tanh`. */
+  tanh(x: Tensor): Tensor {
+    const input = this.at(x);
+    return this.memory.produce(x.shape, (y) => this.kernels.tanh(y, input, x.size));
   }
 
   /** See `Backend.add`. */

@@ -5,10 +5,10 @@
  */
 
 import type { Backend } from "../backend.ts";
-import { WebGpuTransformerOperations } from "./transformer_operations.ts";
+import { WebGpuSamplingOperations } from "./sampling_operations.ts";
 
 /** Records operations in the order of the calls, and runs them on the GPU when a result is read. */
-export class WebGpuBackend extends WebGpuTransformerOperations implements Backend {
+export class WebGpuBackend extends WebGpuSamplingOperations implements Backend {
   /** `"webgpu"`. */
   readonly name = "webgpu" as const;
 }

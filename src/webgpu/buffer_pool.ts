@@ -28,8 +28,9 @@ export const USAGE = { mapRead: 1, copySource: 4, copyTarget: 8, uniform: 64, st
 
 /** Freed buffers kept for reuse; beyond it the oldest are destroyed. */
 const MAX_IDLE_BYTES = 256 << 20;
-/** Freed buffers of one size that a batch still uses, before it is submitted for the sake of their memory. */
+/** Freed buffers of one size that a batch still uses, in number and bytes, before it is submitted for their sake. */
 const MAX_WAITING = 16;
+const MAX_WAITING_BYTES = 1 << 14;
 const SMALLEST = 256;
 /** From here on classes are multiples of this instead of powers of two, so that a big weight wastes nothing. */
 const LARGE = 1 << 18;
@@ -93,8 +94,10 @@ export class BufferPool {
 
   /** Whether buffers of this size only wait for `batch` to be submitted, and not few. */
   isWaiting(bytes: number, batch: number): boolean {
-    const idle = this.#idle.get(this.#sizeOf(bytes)) ?? [];
-    return idle.length >= MAX_WAITING && idle.every((buffer) => buffer.batch === batch);
+    const size = this.#sizeOf(bytes);
+    const idle = this.#idle.get(size) ?? [];
+    const most = Math.max(MAX_WAITING, MAX_WAITING_BYTES / size);
+    return idle.length >= most && idle.every((buffer) => buffer.batch === batch);
   }
 
   #create(size: number): { buffer: DeviceBuffer; made: Promise<void> } {

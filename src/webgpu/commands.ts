@@ -46,8 +46,8 @@ export interface GpuCounts {
   readonly buffers: number;
 }
 
-/** Dispatches in one batch; the parameters of all of them are one buffer. */
-const MAX_DISPATCHES = 512;
+/** Dispatches in one batch: a forward pass of 80 layers. The parameters of all of them are one buffer of 512 KiB. */
+const MAX_DISPATCHES = 2048;
 const MAX_BIND_GROUPS = 8192;
 const MAP_READ = 1;
 

@@ -89,8 +89,9 @@ export function addGradients(gpu: Gpu, call: GradientCall, ranges: readonly RowB
     if (dx) addInput(gpu, { dx: { buffer: dx, row: 0 }, dy, w, m, n, k, scale: 1, accumulate: true });
     if (dw) addOuter(gpu, { dw, dy, x, m, n, k, scale: 1 });
     if (dbias) {
-      const buffers = [call.dy, dbias];
-      gpu.queue.dispatch({ shader: "sum_rows", groups: Math.ceil(n / 64), buffers, integers: [m, n] });
+      const groups = Math.ceil(n / 64);
+      const buffers = [call.dy, call.dy, dbias];
+      gpu.queue.dispatch({ shader: "column_sums", groups, buffers, integers: [m, n, 0], floats: [1] });
     }
     for (const { start, end, branches } of ranges) {
       const rows = { ...call, row: start, m: end - start, h: { buffer: h, row: 0 } };

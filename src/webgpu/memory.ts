@@ -131,6 +131,13 @@ export class GpuMemory implements BlockOwner {
     }
   }
 
+  /** See `Backend.keep`. */
+  keep(tensor: GpuTensor): GpuTensor {
+    const at = this.#scope?.indexOf(tensor) ?? -1;
+    if (at >= 0) this.#scope!.splice(at, 1);
+    return tensor;
+  }
+
   /** The tensor as one of this memory's. */
   own(tensor: Tensor): GpuTensor {
     if (tensor instanceof GpuTensor && tensor.block.owner === this) return tensor;

@@ -7,9 +7,13 @@
 import type { AttentionOptions, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
+import { checkLayerNorm } from "../check_rows.ts";
 import { cutPanels } from "./handles.ts";
 import { WebGpuLinearOperations } from "./linear_operations.ts";
 import { GROUP } from "./memory_operations.ts";
+
+/** The window of attention that is not causal, in `wgsl/attention.wgsl`. */
+const EVERYTHING = 2 ** 32 - 1;
 
 /** What a transformer needs beside linear layers. */
 export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations {
@@ -49,6 +53,13 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
     return this.run(x.shape, { shader: "rms_norm", buffers, groups: rows, integers: [dim], floats: [eps] });
   }
 
+  /** See `Backend.layerNorm`. */
+  layerNorm(x: Tensor, gain: Tensor, bias: Tensor, eps: number): Tensor {
+    const [rows, dim] = checkLayerNorm(x, gain, bias, eps);
+    const buffers = [this.at(x), this.at(gain), this.at(bias)];
+    return this.run(x.shape, { shader: "layer_norm", buffers, groups: rows, integers: [dim], floats: [eps] });
+  }
+
   /** See `Backend.rope`. */
   rope(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
     const { rows, heads, half } = check.checkRope(x, cos, sin);
@@ -68,13 +79,14 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
   /** See `Backend.attention`. */
   attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor {
     const { length, capacity, dim } = check.checkAttention(q, keys, values, options);
-    const { heads, kvHeads, batch, past, window = 0 } = options;
+    const { heads, kvHeads, batch, past } = options;
+    const window = options.causal === false ? EVERYTHING : Math.min(options.window ?? 0, EVERYTHING - 1);
     const slabs = Math.ceil(dim / 256);
     return this.run(q.shape, {
       shader: "attention",
       buffers: [this.at(q), this.at(keys), this.at(values)],
       groups: batch * length * heads * slabs,
-      integers: [length, capacity, heads, kvHeads, dim, past, Math.min(window, 2 ** 32 - 1), slabs],
+      integers: [length, capacity, heads, kvHeads, dim, past, window, slabs],
       floats: [1 / Math.sqrt(dim)],
     });
   }
@@ -84,6 +96,21 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
     check.checkSame("siluMul", ["gate", gate], ["up", up]);
     const buffers = [this.at(gate), this.at(up)];
     return this.elements(gate.shape, gate.size, { shader: "silu_mul", buffers, integers: [gate.size] });
+  }
+
+  /** See `Backend.gelu`. */
+  gelu(x: Tensor, approximation?: "tanh"): Tensor {
+    return this.#activation(x, approximation ? 1 : 0);
+  }
+
+  /** See `Backend.tanh`. */
+  tanh(x: Tensor): Tensor {
+    return this.#activation(x, 2);
+  }
+
+  #activation(x: Tensor, kind: number): Tensor {
+    const dispatch = { shader: "activation", buffers: [this.at(x)], integers: [x.size] } as const;
+    return this.elements(x.shape, x.size, { ...dispatch, constants: { KIND: kind } });
   }
 
   /** See `Backend.add`. */

@@ -1,0 +1,29 @@
+/**
+ * What all adapted layers have in common.
+ *
+ * @module
+ */
+
+import type { AdapterChoice, AdapterSelection } from "./selection.ts";
+
+/** A layer over which adapters answer: one, mixed, or another one per row. */
+export interface LoraLayer extends Disposable {
+  /** Names of the adapters, in the order in which they came. */
+  readonly adapters: readonly string[];
+  /** Whether adapters are merged into the layer. */
+  readonly merged: boolean;
+  /** Frees the adapter of this name; false when there is none. */
+  removeAdapter(name: string): boolean;
+  /** Folds adapters into the weights; the bits that they overwrite are kept. */
+  merge(adapter: AdapterChoice): Promise<void>;
+  /** Puts everything back, bit for bit. */
+  unmerge(): void;
+  /** Frees the adapters; what the layer was made of stays with the caller. */
+  dispose(): void;
+}
+
+/** Which adapters answer. */
+export interface LoraForwardOptions {
+  /** A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of x. */
+  readonly adapter?: AdapterSelection | undefined;
+}

@@ -1,0 +1,74 @@
+/**
+ * Merging adapters that are more than branches: the sum is computed here in f32 and rounded once.
+ *
+ * @module
+ */
+
+import type { Backend, LoraBranch, Tensor, Weight } from "../backend.ts";
+import { floatMatrix } from "./factors.ts";
+import { addLoraBiases, type LinearBase, replacedBias, stagesOf, type Term } from "./linear_forward.ts";
+
+/** How {@linkcode mergeTerms} finds its weights. */
+export interface MergeOptions {
+  /** The base (out, in). */
+  readonly base: Weight;
+  /** What takes the sum: the base, or a copy of it. */
+  readonly target: Weight;
+  /** The gains are those of W's columns, as an embedding's. */
+  readonly columns?: boolean;
+}
+
+/**
+ * W' = … g₂ ∘ (g₁ ∘ (W + Δ₁) + Δ₂) …, with the weight of an adapter that has its own in W's place.
+ *
+ * @throws {NumericError} If a result would not be finite; the weight is as it was.
+ */
+export async function mergeTerms(backend: Backend, terms: readonly Term[], options: MergeOptions): Promise<void> {
+  const { base, target, columns = false } = options;
+  const plain = terms.every(({ adapter }) => !adapter.magnitude && !adapter.weight);
+  if (plain) {
+    const branches = terms.flatMap(({ adapter, weight }) => adapter.branches(weight));
+    return branches.length > 0 ? await backend.merge(target, branches) : undefined;
+  }
+  const own = terms.findLast(({ adapter }) => adapter.weight)?.adapter.weight ?? base;
+  const values = await backend.readWeight(own);
+  for (const { adapter, weight } of terms) {
+    for (const branch of adapter.branches(weight)) await addDelta(backend, values, branch);
+    if (!adapter.magnitude) continue;
+    const gain = await backend.read(adapter.gain(base, weight, columns).gain);
+    scale(values, gain, base.shape[1], columns);
+  }
+  backend.replace(target, floatMatrix(base.shape, values));
+}
+
+async function addDelta(backend: Backend, values: Float32Array, branch: LoraBranch): Promise<void> {
+  const tensor = backend.deltaWeight(branch);
+  const delta = await backend.read(tensor).finally(() => tensor.dispose());
+  for (let i = 0; i < values.length; i++) values[i]! += delta[i]!;
+}
+
+/** Multiplies each row, or each column, of a matrix by its gain. */
+function scale(values: Float32Array, gain: Float32Array, width: number, columns: boolean): void {
+  for (let i = 0; i < values.length; i++) values[i]! *= gain[columns ? i % width : Math.floor(i / width)]!;
+}
+
+/** The bias with Σ s b_B, each behind the gains of its stage and of those after it; null where it is the base's. */
+export function mergedBias(backend: Backend, base: LinearBase, terms: readonly Term[]): Tensor | null {
+  const own = replacedBias(base, terms);
+  if (own === base.bias && !terms.some(({ adapter }) => adapter.loraBias)) return null;
+  return backend.keep(backend.scope(() => {
+    let sum: Tensor = backend.tensor([base.weight.shape[0]]);
+    for (const stage of stagesOf(base.weight, terms)) {
+      sum = addLoraBiases(backend, sum, stage.terms)!;
+      if (stage.gain) sum = scaled(backend, sum, stage.gain.gain);
+    }
+    const all = backend.affineRows(backend.reshape(sum, [1, sum.size]), own ? [{ start: 0, end: 1, shift: own }] : []);
+    return backend.reshape(all, [sum.size]);
+  }));
+}
+
+function scaled(backend: Backend, vector: Tensor, scale: Tensor): Tensor {
+  return backend.reshape(backend.affineRows(backend.reshape(vector, [1, vector.size]), [{ start: 0, end: 1, scale }]), [
+    vector.size,
+  ]);
+}

@@ -1,0 +1,227 @@
+/** Linear layers whose adapters have a magnitude (DoRA) or a bias on B. */
+import assert from "node:assert/strict";
+import type { Backend, WeightDtype } from "../src/backend.ts";
+import { ShapeError } from "../src/errors.ts";
+import { LoraLinear } from "../src/lora/lora_linear.ts";
+import type { AdapterSelection } from "../src/lora/selection.ts";
+import { forEachBackend } from "./backends.ts";
+import { assertSameBits } from "./compare.ts";
+import { assertNear } from "./models_support.ts";
+import { at, type Matrix, matrix, rowRange } from "./reference.ts";
+import { differences, dot, effectiveWeight, layerForward, type Part, type PartTerm } from "./reference_layers.ts";
+import { inverseNorms } from "./reference_rows.ts";
+import { random, randomBranch, randomMatrix, storedF32, tensorOf, vectorOf, weightOf } from "./values.ts";
+
+const [IN, OUT, ROWS] = [5, 7, 4];
+
+function storedVector({ values }: Matrix) {
+  const bytes = new Uint8Array(Float32Array.from(values).buffer);
+  return { dtype: "F32" as const, shape: [values.length], bytes };
+}
+
+const factorsOf = ({ branch, loraBias, magnitude }: Part) => ({
+  loraA: storedF32(branch.a),
+  loraB: storedF32(branch.b),
+  scaling: branch.scaling,
+  ...(loraBias && { loraBias: storedVector(loraBias) }),
+  ...(magnitude && { magnitude: storedVector(magnitude) }),
+});
+
+function setUp(backend: Backend, dtype: WeightDtype = "f32") {
+  const next = random(1);
+  const branch = (rank: number, scaling: number) => {
+    return randomBranch(next, { inFeatures: IN, outFeatures: OUT, rank, scaling });
+  };
+  const magnitude = () => matrix(1, OUT, () => Math.fround(1.5 + next()));
+  const parts: Readonly<Record<string, Part>> = {
+    plain: { branch: branch(2, 1.5) },
+    biased: { branch: branch(1, 2), loraBias: randomMatrix(next, 1, OUT) },
+    dora: { branch: branch(3, 0.5), magnitude: magnitude() },
+    other: { branch: branch(2, -1), magnitude: magnitude() },
+  };
+  const [w, bias] = [randomMatrix(next, OUT, IN, { dtype }), randomMatrix(next, 1, OUT)];
+  const layer = new LoraLinear(backend, {
+    weight: weightOf(backend, w, dtype),
+    bias: vectorOf(backend, bias),
+    adapters: Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, factorsOf(part)])),
+  });
+  return { layer, parts, w, bias, x: randomMatrix(next, ROWS, IN), dy: randomMatrix(next, ROWS, OUT) };
+}
+
+const SELECTIONS: readonly AdapterSelection[] = [
+  "dora",
+  "biased",
+  { dora: 0.4 },
+  { dora: -1, other: 0.5 },
+  { other: 1, dora: 1 },
+  { plain: 1, dora: 1 },
+  { dora: 1, plain: 0.7 },
+  { biased: 0.5, plain: 1 },
+  { biased: 1, dora: 1 },
+  { dora: 1, biased: -0.5, other: 2, plain: 1 },
+  ["dora", null, "plain", "other"],
+  [null, "biased", { dora: 0.4 }, "dora"],
+  [{ dora: 1, plain: 1 }, { dora: 1, plain: 1 }, "biased", null],
+];
+
+/** The mix of each row. */
+function termsOf(selection: AdapterSelection, parts: Readonly<Record<string, Part>>, row: number): PartTerm[] {
+  const choice = Array.isArray(selection) ? selection[row] : selection;
+  if (choice === null) return [];
+  return Object.entries(typeof choice === "string" ? { [choice]: 1 } : choice as Record<string, number>)
+    .map(([name, weight]) => [parts[name]!, weight]);
+}
+
+forEachBackend("forward() applies DoRA and biases on B, in order, alone, mixed and per row", async (backend) => {
+  const { layer, parts, w, bias, x } = setUp(backend);
+  const input = tensorOf(backend, x);
+  const held = backend.bytes;
+  for (const adapter of SELECTIONS) {
+    const y = layer.forward(input, { adapter });
+    const got = await backend.read(y);
+    y.dispose();
+    const want = matrix(ROWS, OUT, (i, j) => {
+      return at(layerForward(rowRange(x, i, i + 1), w, bias, termsOf(adapter, parts, i)), 0, j);
+    });
+    assertNear(got, want.values, 2e-6, JSON.stringify(adapter));
+  }
+  const gains = 2 * OUT * 4;
+  assert.ok(backend.bytes - held <= 8 * 2 * gains + 4096, "gains are all that is kept");
+  const again = layer.forward(input, { adapter: "dora" });
+  const before = backend.bytes;
+  layer.forward(input, { adapter: "dora" }).dispose();
+  assert.equal(backend.bytes, before);
+  again.dispose();
+  layer.dispose();
+  assert.ok(backend.bytes < held);
+});
+
+forEachBackend("a gain made inside a scope outlives it", async (backend) => {
+  const { layer, x } = setUp(backend);
+  const input = tensorOf(backend, x);
+  const first = backend.scope(() => layer.forward(input, { adapter: "dora" }));
+  const second = layer.forward(input, { adapter: "dora" });
+  assertSameBits(await backend.read(second), await backend.read(first), "again");
+});
+
+forEachBackend("backward() has DoRA's gradients with the norms as constants", async (backend) => {
+  for (const adapter of SELECTIONS) {
+    const { layer, parts, w, bias, x, dy } = setUp(backend);
+    const gradients = new Map(Object.keys(parts).map((name) => [name, layer.gradients(name)]));
+    const [dx, dw, dbias] = [backend.tensor([ROWS, IN]), backend.tensor([OUT, IN]), backend.tensor([OUT])];
+    layer.backward(tensorOf(backend, dy), tensorOf(backend, x), { adapter, gradients, dx, dw, dbias });
+    const norms = Array.from({ length: ROWS }, (_, row) =>
+      termsOf(adapter, parts, row).map(([{ branch }, weight]) => {
+        return inverseNorms(w, { ...branch, scaling: branch.scaling * weight }, false);
+      }));
+    const loss = () => {
+      let sum = 0;
+      for (let i = 0; i < ROWS; i++) {
+        const y = layerForward(rowRange(x, i, i + 1), w, bias, termsOf(adapter, parts, i), norms[i]!);
+        sum += dot(rowRange(dy, i, i + 1), y);
+      }
+      return sum;
+    };
+    const label = JSON.stringify(adapter);
+    const check = async (got: Parameters<Backend["read"]>[0], of: Matrix, what: string) => {
+      const want = differences(of, loss).values;
+      const values = await backend.read(got);
+      values.forEach((value, i) =>
+        assert.ok(Math.abs(value - want[i]!) < 3e-5, `${label} ${what}: ${value}, ${want[i]}`)
+      );
+    };
+    await check(dx, x, "dx");
+    await check(dbias, bias, "dbias");
+    if (!Array.isArray(adapter)) await check(dw, w, "dw");
+    for (const [name, { da, db, dLoraBias, dMagnitude }] of gradients) {
+      const { branch, loraBias, magnitude } = parts[name]!;
+      await check(da, branch.a, `dA of ${name}`);
+      await check(db, branch.b, `dB of ${name}`);
+      if (loraBias) await check(dLoraBias!, loraBias, `d b_B of ${name}`);
+      if (magnitude) await check(dMagnitude!, magnitude, `dm of ${name}`);
+    }
+    layer.dispose();
+  }
+});
+
+forEachBackend("merge() rounds DoRA once, changes the bias, and unmerge() restores every bit", async (backend) => {
+  for (const dtype of ["f32", "bf16"] as const) {
+    for (const adapter of SELECTIONS) {
+      if (Array.isArray(adapter)) continue;
+      const { layer, parts, w, bias, x } = setUp(backend, dtype);
+      const input = tensorOf(backend, x);
+      const before = await backend.read(layer.forward(input));
+      await layer.merge(adapter as string);
+      assert.equal(layer.merged, true);
+      const terms = termsOf(adapter, parts, 0);
+      const label = `${dtype} ${JSON.stringify(adapter)}`;
+      const want = effectiveWeight(w, terms).values;
+      assertNear(await backend.readWeight(layer.weight), want, dtype === "f32" ? 1e-6 : 2 ** -8, label);
+      const y = await backend.read(layer.forward(input));
+      assertNear(y, layerForward(x, w, bias, terms).values, dtype === "f32" ? 2e-6 : 2e-2, `${label}: y`);
+      assert.throws(() => layer.forward(input, { adapter: "plain" }), RangeError);
+      await assert.rejects(layer.merge("plain"), /^RangeError: Cannot merge twice/);
+      layer.unmerge();
+      assertSameBits(await backend.readWeight(layer.weight), w, `${label}: restored`);
+      assertSameBits(await backend.read(layer.forward(input)), before, `${label}: y restored`);
+      layer.dispose();
+    }
+  }
+});
+
+forEachBackend("a merge into a shared weight leaves the weight as it is", async (backend) => {
+  const { layer, parts, w, bias, x } = setUp(backend);
+  const tied = new LoraLinear(backend, {
+    weight: layer.weight,
+    shared: true,
+    adapters: { a: factorsOf(parts["dora"]!) },
+  });
+  const held = backend.bytes;
+  await tied.merge("a");
+  assertSameBits(await backend.readWeight(layer.weight), w, "W");
+  const y = tied.forward(tensorOf(backend, x));
+  const zero = matrix(1, OUT, () => 0);
+  assertNear(await backend.read(y), layerForward(x, w, zero, [[parts["dora"]!, 1]]).values, 2e-6, "merged");
+  await backend.read(layer.forward(tensorOf(backend, x), { adapter: "plain" }));
+  tied.unmerge();
+  assert.equal(tied.merged, false);
+  y.dispose();
+  assert.ok(backend.bytes - held < 3000 && bias.values.length === OUT);
+});
+
+forEachBackend("an adapter's own weight and bias answer for its rows alone, and merge", async (backend) => {
+  const { layer, parts, w, bias, x } = setUp(backend);
+  const next = random(9);
+  const [own, ownBias] = [randomMatrix(next, OUT, IN), randomMatrix(next, 1, OUT)];
+  const stored = { ...storedF32(own), dtype: "F32" as const };
+  layer.replaceFor("full", { weight: stored, bias: storedVector(ownBias) });
+  layer.replaceFor("plain", { bias: storedVector(ownBias) });
+  const input = tensorOf(backend, x);
+  const adapter = ["full", null, "plain", "dora"];
+  const rows = [[own, ownBias, []], [w, bias, []], [w, ownBias, ["plain"]], [w, bias, ["dora"]]] as const;
+  const want = rows.flatMap(([weight, add, names], i) => {
+    const terms = names.map((name): PartTerm => [parts[name]!, 1]);
+    return [...layerForward(rowRange(x, i, i + 1), weight, add, terms).values];
+  });
+  assertNear(await backend.read(layer.forward(input, { adapter })), want, 2e-6, "per row");
+  const dw = backend.tensor([OUT, IN]);
+  layer.backward(tensorOf(backend, matrix(ROWS, OUT, () => 1)), input, { adapter: "full", dw });
+  const sums = matrix(OUT, IN, (_, j) => [0, 1, 2, 3].reduce((sum, i) => sum + at(x, i, j), 0));
+  assertNear(await backend.read(dw), sums.values, 1e-6, "dW");
+  await layer.merge("full");
+  assertNear(await backend.read(layer.forward(input)), layerForward(x, own, ownBias, []).values, 2e-6, "merged");
+  layer.unmerge();
+  assertSameBits(await backend.readWeight(layer.weight), w, "restored");
+  assert.throws(() => layer.replaceFor("full", { bias: storedVector(x) }), ShapeError);
+  assert.throws(() => layer.replaceFor("full", { weight: { ...storedF32(x), dtype: "F32" } }), ShapeError);
+});
+
+forEachBackend("addAdapter() refuses a magnitude or a bias of another length and keeps what it had", (backend) => {
+  const { layer, parts } = setUp(backend);
+  const held = backend.bytes;
+  const short = storedVector(matrix(1, OUT - 1, () => 1));
+  assert.throws(() => layer.addAdapter("dora", { ...factorsOf(parts["dora"]!), magnitude: short }), ShapeError);
+  assert.throws(() => layer.addAdapter("dora", { ...factorsOf(parts["dora"]!), loraBias: short }), ShapeError);
+  assert.throws(() => layer.addAdapter("dora", { ...factorsOf(parts["dora"]!), diagonal: short }), ShapeError);
+  assert.equal(backend.bytes, held);
+});
