@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Backend, MatrixValues } from "../src/backend.ts";
+import type { Backend, MatrixValues, MergeRowsOptions } from "../src/backend.ts";
 import { NumericError, ShapeError } from "../src/errors.ts";
 import { decodeBf16, encodeBf16 } from "../src/formats/bfloat16.ts";
 import { decodeF16, encodeF16 } from "../src/formats/float16.ts";
@@ -9,7 +9,7 @@ import * as reference from "./reference.ts";
 import { absolute } from "./reference.ts";
 import { branchOf, random, randomBranch, randomMatrix } from "./values.ts";
 
-type StoredDtype = MatrixValues["dtype"];
+type StoredDtype = MergeRowsOptions["dtype"];
 const DTYPES: readonly StoredDtype[] = ["f32", "bf16", "f16"];
 
 /** [rows, columns, ranks of the branches]. */

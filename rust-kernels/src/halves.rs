@@ -15,7 +15,7 @@ pub const fn bytes(dtype: u32) -> usize {
 
 /// Widens f16 bits in the low half of each lane, exactly: subnormals, infinities and NaN included.
 #[inline(always)]
-fn widen_f16(bits: v128) -> v128 {
+pub fn widen_f16(bits: v128) -> v128 {
     let sign = u32x4_shl(v128_and(bits, u32x4_splat(0x8000)), 16);
     let magnitude = u32x4_shl(v128_and(bits, u32x4_splat(0x7fff)), 13);
     let finite = f32x4_mul(magnitude, f32x4_splat(f32::from_bits(0x7780_0000))); // 2^112 moves the exponent bias from 15 to 127
@@ -68,7 +68,7 @@ pub fn round_bf16(v: v128) -> v128 {
 
 /// Rounds to the nearest f16, ties to even, its bits in the low half of each lane; what is too large becomes infinite.
 #[inline(always)]
-pub fn round_f16(v: v128) -> v128 {
+pub fn f16_bits(v: v128) -> v128 {
     let magnitude = v128_and(v, u32x4_splat(0x7fff_ffff));
     let odd = v128_and(u32x4_shr(magnitude, 13), u32x4_splat(1));
     // the exponent bias goes from 127 to 15

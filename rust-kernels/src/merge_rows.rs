@@ -3,7 +3,7 @@
 //! Several branches are one of their summed rank. ROWS rows of Σ s B A at a time lie in scratch, where W is added.
 
 use crate::delta_weight::lay_out;
-use crate::halves::{bytes, load4, round_bf16, round_f16};
+use crate::halves::{bytes, load4, round_bf16, f16_bits};
 use crate::merge::Branch;
 use crate::product::{product, Product, NONE};
 use crate::simd::*;
@@ -86,7 +86,7 @@ unsafe fn round_stored<const D: u32>(dst: *mut u8, values: *const f32, count: us
         let value = load(values.add(i));
         let (bits, exponent) = match D {
             BF16 => (u32x4_shr(round_bf16(value), 16), u32x4_splat(0x7f80)),
-            F16 => (round_f16(value), u32x4_splat(0x7c00)),
+            F16 => (f16_bits(value), u32x4_splat(0x7c00)),
             _ => (value, u32x4_splat(0x7f80_0000)),
         };
         bad = v128_or(bad, i32x4_eq(v128_and(bits, exponent), exponent));

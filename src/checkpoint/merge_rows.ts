@@ -1,4 +1,4 @@
-import type { Backend, LoraBranch, MatrixValues, Weight } from "../backend.ts";
+import type { Backend, LoraBranch, MatrixValues, MergeRowsOptions, Weight } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { addFinite, encodeFinite, type MergedRows, notFinite } from "./encode_rows.ts";
@@ -193,8 +193,8 @@ interface RowFactors {
   readonly scaling: number;
 }
 
-function kernelDtype(dtype: string): MatrixValues["dtype"] {
-  return dtype.toLowerCase() as MatrixValues["dtype"];
+function kernelDtype(dtype: string): MergeRowsOptions["dtype"] {
+  return dtype.toLowerCase() as MergeRowsOptions["dtype"];
 }
 
 interface PackedPart extends DeltaFactors {

@@ -9,6 +9,7 @@ import type {
   LinearOptions,
   LoraBranch,
   MatrixValues,
+  MergeLoss,
   MergeRowsOptions,
   Tensor,
   Weight,
@@ -16,7 +17,8 @@ import type {
 import * as check from "../check.ts";
 import { addGradients, runLinear } from "./linear.ts";
 import { WasmMemoryOperations } from "./memory_operations.ts";
-import { mergePanels, mergeStoredRows } from "./merge.ts";
+import { mergePanels } from "./merge.ts";
+import { mergeStoredRows } from "./merge_rows.ts";
 
 /** Products of tensors with weights and adapters. */
 export abstract class WasmLinearOperations extends WasmMemoryOperations {
@@ -65,9 +67,9 @@ export abstract class WasmLinearOperations extends WasmMemoryOperations {
 
   /** See `Backend.merge`. */
   // deno-lint-ignore require-await -- as in read()
-  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
+  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
-    mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
+    return mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
   }
 
   /** See `Backend.mergeRows`. */

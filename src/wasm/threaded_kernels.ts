@@ -6,6 +6,7 @@
  */
 
 import type { SharedKernel, Task } from "./control_block.ts";
+import { DTYPE_CODES } from "./dtypes.ts";
 import type { Kernels } from "./kernels.ts";
 import type { ThreadPool } from "./thread_pool.ts";
 
@@ -140,9 +141,11 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
     merge_scratch: (...sizes) => forAll(kernels.merge_scratch(...sizes)),
     delta_weight_scratch: (...sizes) => forAll(kernels.delta_weight_scratch(...sizes)),
     merge(...values) {
-      const [, , , , , ranks = 0, k = 0, , panels = 0] = values;
-      const scratch = [9, kernels.merge_scratch(8 * panels, k, ranks)] as const;
-      const work = productWork(ranks, 8 * panels, k);
+      const [, , dtype = 0, , , ranks = 0, k = 0, , panels = 0] = values;
+      const scratch = [9, kernels.merge_scratch(k, ranks, dtype)] as const;
+      // quantized panels add to one pair of sums, which threads would have to share
+      const isFloat = dtype === DTYPE_CODES.f32 || dtype === DTYPE_CODES.bf16;
+      const work = isFloat ? productWork(ranks, 8 * panels, k) : 0;
       return share("merge", values, { counted: 8, total: panels, unit: 1, steps: { 7: 1 }, work, scratch, parts: 1 });
     },
     delta_weight(...values) {
