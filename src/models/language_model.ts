@@ -6,7 +6,7 @@
 
 import { Adapter } from "../adapter/adapter.ts";
 import { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
-import type { Backend } from "../backend.ts";
+import type { Backend, MergeLoss } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import type { AdapterChoice, RowMix } from "../lora/selection.ts";
 import type { Tokenizer } from "../text/mod.ts";
@@ -214,16 +214,18 @@ export class LanguageModel implements Disposable {
   }
 
   /**
-   * Folds adapters into the weights, for as long as they do not change: answers then cost what the base costs.
+   * Folds adapters into the weights, for as long as they do not change: answers then cost what the base costs. The
+   * report is that of the layer that lost the most, which only quantized ones do.
    *
    * @param adapter A name, or a mix `{ name: weight }`.
    * @throws {NumericError} If a weight would not be finite; every weight is as it was.
    * @throws {MismatchError} If a name is unknown; the message lists the known ones.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     this.#requireLive();
-    await this.#adapters.merge(adapter);
+    const report = await this.#adapters.merge(adapter);
     this.#requireLive();
+    return report;
   }
 
   /**
