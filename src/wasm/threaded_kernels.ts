@@ -6,6 +6,7 @@
  */
 
 import type { SharedKernel, Step, Task } from "./control_block.ts";
+import { DTYPE_CODES } from "./dtypes.ts";
 import type { Kernels } from "./kernels.ts";
 import type { ThreadPool } from "./thread_pool.ts";
 
@@ -29,6 +30,9 @@ interface Axis extends Pick<Task, "counted" | "total" | "steps"> {
   /** Parts are multiples of this. */
   readonly unit: number;
 }
+
+/** Weights that are multiplied as integers. */
+const INTEGERS: readonly number[] = [DTYPE_CODES.int8, DTYPE_CODES.q8_0, DTYPE_CODES.int4, DTYPE_CODES.q4_1];
 
 /** How a call is split. */
 interface Split extends Axis {
@@ -96,13 +100,16 @@ function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): Pick<Ker
     linear_scratch: (...sizes) => forAll(linearScratch(kernels, sizes)),
     linear(...values) {
       const [, , , dtype = 0, , h = 0, , m = 0, n = 0, k = 0, r = 0, , columns = 0] = values;
-      const work = productWork(m, columns, k + r);
+      const bytes = columns * (kernels.panel_size(k, dtype) / 8 + 4 * r);
+      const integers = INTEGERS.includes(dtype);
+      const work = Math.max(m * columns * (k + r) * (integers ? 0.5 : 2), FLOP_PER_BYTE * bytes);
       const scratch = [14, linearScratch(kernels, [m, n, k, dtype])] as const;
       // few columns and many rows, as of the first factor of an adapter: by rows
       const axis: Axis = columns < 64 && m > columns
         ? { counted: 7, total: m, unit: TILE_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
         : { counted: 12, total: columns, unit: 8, steps: [[11, 1]] };
-      share("linear", values, { ...axis, work, scratch });
+      // each part rounds the activations anew for a product of integers, which is four times as fast
+      share("linear", values, { ...axis, work, scratch, parts: integers ? 1 : PARTS });
     },
   };
 }
@@ -145,9 +152,11 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
     merge_scratch: (...sizes) => forAll(kernels.merge_scratch(...sizes)),
     delta_weight_scratch: (...sizes) => forAll(kernels.delta_weight_scratch(...sizes)),
     merge(...values) {
-      const [, , , , , ranks = 0, k = 0, , panels = 0] = values;
-      const scratch = [9, kernels.merge_scratch(8 * panels, k, ranks)] as const;
-      const work = productWork(ranks, 8 * panels, k);
+      const [, , dtype = 0, , , ranks = 0, k = 0, , panels = 0] = values;
+      const scratch = [9, kernels.merge_scratch(k, ranks, dtype)] as const;
+      // quantized panels add to one pair of sums, which threads would have to share
+      const isFloat = dtype === DTYPE_CODES.f32 || dtype === DTYPE_CODES.bf16;
+      const work = isFloat ? productWork(ranks, 8 * panels, k) : 0;
       return share("merge", values, { counted: 8, total: panels, unit: 1, steps: [[7, 1]], work, scratch, parts: 1 });
     },
     delta_weight(...values) {
