@@ -84,6 +84,15 @@ export class ModelAdapters {
   }
 
   /**
+   * Refuses to do what a merge must not see.
+   *
+   * @throws {RangeError} If one is under way.
+   */
+  requireSettled(action: string): void {
+    if (this.#merging) throw new RangeError(`Cannot ${action} while adapters are being merged: await merge() first`);
+  }
+
+  /**
    * Resolves a selection for `rows` sequences; none is the weights as they are, merged or not.
    *
    * @throws {MismatchError} If a name is unknown.
@@ -91,7 +100,7 @@ export class ModelAdapters {
    */
   resolve(selection: AdapterSelection | undefined, rows: number): RowMix[] {
     const mixes = resolveSelection(selection, { rows, known: this.#loaded });
-    if (this.#merging) throw new RangeError("Cannot compute while adapters are being merged: await merge() first");
+    this.requireSettled("compute");
     if (this.#merged !== null && selection !== undefined) {
       throw new RangeError("Cannot choose an adapter or the base while adapters are merged: unmerge them first");
     }
