@@ -11,12 +11,10 @@ import type {
   LoraBranch,
   LoraGradientBranch,
   MatrixValues,
-  MergeRowsOptions,
   RowBranches,
   Tensor,
   Weight,
 } from "./backend.ts";
-import { checkStoredRows } from "./check_weight.ts";
 import { NumericError } from "./errors.ts";
 import {
   formatShape,
@@ -125,10 +123,9 @@ export function checkMerge(weight: Weight, branches: readonly LoraBranch[]): voi
   for (const branch of branches) checkBranch("merge", branch, weight.shape[0], weight.shape[1]);
 }
 
-/** Checks the arguments of `mergeRows`. */
-export function checkMergeRows(rows: MatrixValues, branches: readonly LoraBranch[], options: MergeRowsOptions): void {
-  checkStoredRows(rows, options);
-  for (const branch of branches) checkBranch("mergeRows", branch, ...rows.shape);
+/** Checks that the branches of `mergeRows` fit the rows. */
+export function checkMergeRows({ shape }: MatrixValues, branches: readonly LoraBranch[]): void {
+  for (const branch of branches) checkBranch("mergeRows", branch, ...shape);
 }
 
 /** Checks the argument of `unmerge`. */

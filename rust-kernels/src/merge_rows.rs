@@ -52,24 +52,24 @@ pub unsafe extern "C" fn merge_rows(
         let out = Out { c: delta, stride: k, bias: core::ptr::null(), load: false };
         product::<true, false>(&Product { m: rows, n: k, main, panel: total * 32, tail: NONE, out });
         let (from, to, size) = (w.add(row * k * bytes(w_dtype)), dst.add(row * k * bytes(dst_dtype)), rows * k);
-        match w_dtype {
-            BF16 => add_stored::<BF16>(delta, from, size),
-            F16 => add_stored::<F16>(delta, from, size),
-            _ => add_stored::<F32>(delta, from, size),
-        }
-        let seen = match dst_dtype {
-            BF16 => round_stored::<BF16>(to, delta, size),
-            F16 => round_stored::<F16>(to, delta, size),
-            _ => round_stored::<F32>(to, delta, size),
-        };
-        bad = v128_or(bad, seen);
+        add_stored(delta, from, w_dtype, size);
+        bad = v128_or(bad, round_stored(to, delta, dst_dtype, size));
         row += rows;
     }
     !v128_any_true(bad) as u32
 }
 
-/// delta += w, in fours; zeros stand behind delta.
-unsafe fn add_stored<const S: u32>(delta: *mut f32, w: *const u8, count: usize) {
+/// delta += w
+unsafe fn add_stored(delta: *mut f32, w: *const u8, dtype: u32, count: usize) {
+    match dtype {
+        BF16 => add_typed::<BF16>(delta, w, count),
+        F16 => add_typed::<F16>(delta, w, count),
+        _ => add_typed::<F32>(delta, w, count),
+    }
+}
+
+/// In fours; zeros are put behind delta.
+unsafe fn add_typed<const S: u32>(delta: *mut f32, w: *const u8, count: usize) {
     store(delta.add(count), zero());
     let mut i = 0;
     while i < count {
@@ -78,8 +78,17 @@ unsafe fn add_stored<const S: u32>(delta: *mut f32, w: *const u8, count: usize) 
     }
 }
 
-/// Rounds and writes, in fours; returns lanes that are not zero if a result is not finite.
-unsafe fn round_stored<const D: u32>(dst: *mut u8, values: *const f32, count: usize) -> v128 {
+/// Rounds and writes; returns lanes that are not zero if a result is not finite.
+unsafe fn round_stored(dst: *mut u8, values: *const f32, dtype: u32, count: usize) -> v128 {
+    match dtype {
+        BF16 => round_typed::<BF16>(dst, values, count),
+        F16 => round_typed::<F16>(dst, values, count),
+        _ => round_typed::<F32>(dst, values, count),
+    }
+}
+
+/// In fours.
+unsafe fn round_typed<const D: u32>(dst: *mut u8, values: *const f32, count: usize) -> v128 {
     let mut bad = zero();
     let mut i = 0;
     while i < count {

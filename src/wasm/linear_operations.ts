@@ -15,6 +15,7 @@ import type {
   Weight,
 } from "../backend.ts";
 import * as check from "../check.ts";
+import { checkStoredRows } from "../check_weight.ts";
 import { addGradients, runLinear } from "./linear.ts";
 import { WasmMemoryOperations } from "./memory_operations.ts";
 import { mergePanels } from "./merge.ts";
@@ -79,7 +80,8 @@ export abstract class WasmLinearOperations extends WasmMemoryOperations {
     branches: readonly LoraBranch[],
     options: MergeRowsOptions,
   ): Promise<Uint8Array> {
-    check.checkMergeRows(rows, branches, options);
+    checkStoredRows(rows, options);
+    check.checkMergeRows(rows, branches);
     return mergeStoredRows(this.kernels, this.memory, rows, this.#branches(branches), options);
   }
 
