@@ -177,9 +177,9 @@ test("merge() adds every branch and rounds once, in place too", () => {
         multiply(n, k, r, (i, t) => s * b[i * r + t]!, (j, t) => a[t * k + j]!).forEach((v, i) => want[i]! += v);
       });
       const total = ranks.reduce((sum, r) => sum + r, 0);
-      const scratch = memory.bytes(memory.call.merge_scratch!(n, k, total));
+      const scratch = memory.bytes(memory.call.merge_scratch!(k, total, dtype));
       for (const target of [memory.bytes(panels.length), panels]) {
-        const size = [ranks.length, total, k, 0, Math.ceil(n / 8), scratch.at] as const;
+        const size = [ranks.length, total, k, 0, Math.ceil(n / 8), scratch.at, 0] as const;
         assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 0, label);
         const merged = memory.floats(n * k);
         memory.call.unpack!(merged.at, target.at, n, k, dtype);
@@ -223,9 +223,9 @@ test("merge() returns 1 when a result is not finite, in its last element too", (
       const view = new DataView(memory.call.memory.buffer, records.at);
       [a.at, b.at, 1].forEach((value, word) => view.setUint32(word * 4, value, true));
       view.setFloat32(12, 1, true);
-      const scratch = memory.bytes(memory.call.merge_scratch!(n, k, 1));
+      const scratch = memory.bytes(memory.call.merge_scratch!(k, 1, dtype));
       const target = memory.bytes(panels.length);
-      const size = [1, 1, k, 0, Math.ceil(n / 8), scratch.at] as const;
+      const size = [1, 1, k, 0, Math.ceil(n / 8), scratch.at, 0] as const;
       assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
       memory.release(label);
     }

@@ -149,7 +149,7 @@ export function mergeCase(features: number): BenchCase {
       const weight = sampleWeight(backend, features, features);
       const branch = sampleBranch(backend, features, RANK);
       return {
-        body: { run: () => backend.merge(weight, [branch]), undo: () => backend.unmerge(weight) },
+        body: { run: () => backend.merge(weight, [branch]).then(() => {}), undo: () => backend.unmerge(weight) },
         bounds: [
           { kind: "copy", work: 2 * weight.bytes },
           { kind: "fma", work: 2 * features * features * RANK },

@@ -6,10 +6,13 @@
 
 import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
 import * as check from "../check.ts";
+import { checkMatrixValues } from "../check_weight.ts";
 import { sizeOf } from "../shape.ts";
+import { WEIGHT_DTYPES } from "./dtypes.ts";
 import { WasmTensor } from "./handles.ts";
 import type { Kernels, LoadedKernels, Threads } from "./kernels.ts";
-import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
+import { disposedBackend, LinearMemory } from "./memory.ts";
+import { packWeight, unpackWeight } from "./pack.ts";
 
 /** Memory of the CPU; the operations are in the classes that extend it. */
 export abstract class WasmMemoryOperations {
@@ -29,8 +32,9 @@ export abstract class WasmMemoryOperations {
   /** Which kernels run, on how many threads, and why: that threads cannot be had may show after they were started. */
   get info(): BackendInfo {
     const [variant, pool] = [this.#variant, this.#pool];
-    if (!pool) return { variant, threads: 1, reason: this.#reason };
-    return { variant, threads: pool.threads, reason: `${this.#reason}; ${pool.reason}` };
+    const weightDtypes = WEIGHT_DTYPES;
+    if (!pool) return { variant, threads: 1, reason: this.#reason, weightDtypes };
+    return { variant, threads: pool.threads, reason: `${this.#reason}; ${pool.reason}`, weightDtypes };
   }
 
   protected get kernels(): Kernels {
@@ -57,7 +61,8 @@ export abstract class WasmMemoryOperations {
   }
 
   protected weightAt(weight: Weight): readonly [address: number, dtype: number] {
-    return [this.memory.ownWeight(weight).block.address, DTYPE_CODES[weight.dtype]];
+    const own = this.memory.ownWeight(weight);
+    return [own.block.address, own.code];
   }
 
   /** See `Backend.tensor`. */
@@ -91,15 +96,14 @@ export abstract class WasmMemoryOperations {
 
   /** See `Backend.weight`. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    const { dtype = "f32", transposed = false } = options;
-    check.checkMatrixValues(values, dtype);
-    return this.memory.pack(values, dtype, transposed);
+    checkMatrixValues(values, options, WEIGHT_DTYPES);
+    return packWeight(this.kernels, this.memory, values, options);
   }
 
   /** See `Backend.readWeight`. */
   // deno-lint-ignore require-await -- as in read()
   async readWeight(weight: Weight): Promise<Float32Array> {
-    return this.memory.unpack(this.memory.ownWeight(weight));
+    return unpackWeight(this.kernels, this.memory, this.memory.ownWeight(weight));
   }
 
   /** See `Backend.scope`. */

@@ -4,7 +4,14 @@
  * @module
  */
 
-import { embeddedKernels, hasRelaxedSimd, type KernelOptions, type Kernels } from "./kernels.ts";
+import {
+  embeddedKernels,
+  hasExactDot,
+  hasRelaxedSimd,
+  inexactDot,
+  type KernelOptions,
+  type Kernels,
+} from "./kernels.ts";
 import { type LoadedKernels, loadKernels } from "./kernels.ts";
 import { shareMemory } from "./shared_module.ts";
 import { STACK_BYTES, ThreadPool } from "./thread_pool.ts";
@@ -78,6 +85,7 @@ async function share(options: ShareOptions, wasm: BufferSource | undefined): Pro
   const memory = makeMemory(shared.pages + Math.ceil(options.threads * STACK_BYTES / PAGE));
   const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
   const kernels = exports as unknown as Kernels;
+  if (!hasExactDot(kernels)) throw inexactDot(variant);
   const stacks = Number(kernels.__heap_base.value);
   const { threads, worker } = options;
   const pool = new ThreadPool({ kernels, module, threads, worker, stacks });
