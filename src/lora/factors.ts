@@ -60,6 +60,17 @@ export function floatMatrix(shape: readonly [number, number], values: Float32Arr
   return { shape, dtype: "f32", bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
 }
 
+/** The transpose of a matrix, in f32. */
+export function transposed(values: MatrixValues): MatrixValues {
+  const [rows, columns] = values.shape;
+  const from = floatsOf(values);
+  const to = new Float32Array(from.length);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) to[j * rows + i] = from[i * columns + j]!;
+  }
+  return floatMatrix([columns, rows], to);
+}
+
 /** The elements of a matrix in f32. */
 export function floatsOf(values: MatrixValues): Float32Array {
   const dtype = values.dtype.toUpperCase() as "F32" | "F16" | "BF16";

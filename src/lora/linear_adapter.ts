@@ -52,12 +52,16 @@ export class LinearAdapter {
   /**
    * Packs factors for a base (out, in); those it had are freed once all is packed.
    *
+   * @param name Name of the adapter, for messages.
+   * @param factors The factors.
+   * @param shape `[out, in]`.
+   * @param width Length of the bias and the magnitude: out, or in where the norms are those of columns.
    * @throws {ShapeError} If a shape does not fit; nothing changes.
    */
-  setFactors(name: string, factors: LoraFactors, shape: readonly [number, number]): void {
+  setFactors(name: string, factors: LoraFactors, shape: readonly [number, number], width: number = shape[0]): void {
     const { loraA, loraB } = checkFactors(name, factors, shape);
     const vector = (field: string, values: StoredTensor | undefined) => {
-      return values ? vectorValues(name, field, values, shape[0]) : null;
+      return values ? vectorValues(name, field, values, width) : null;
     };
     const [loraBias, magnitude] = [vector("b_B", factors.loraBias), vector("m", factors.magnitude)];
     const backend = this.#backend;
