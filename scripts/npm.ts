@@ -25,6 +25,8 @@ const MANIFEST = {
   bin: { lora: "./src/cli/main.js" },
   engines: { node: ">=22" },
   sideEffects: false,
+  peerDependencies: { webgpu: ">=0.3" },
+  peerDependenciesMeta: { webgpu: { optional: true } },
 };
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -18,6 +18,10 @@
  * @module
  */
 
+import type { BackendInfo } from "./backend_info.ts";
+
+export type { BackendInfo, GpuInfo } from "./backend_info.ts";
+
 /** A dense row-major array of 32-bit floats that a backend holds. */
 export interface Tensor extends Disposable {
   /** Lengths of the dimensions, outermost first. */
@@ -171,16 +175,6 @@ export interface SampleOptions {
   readonly minP?: number;
   /** A random word per row: the draw takes the first candidate at which the probabilities sum to above word / 2³². */
   readonly random: Uint32Array;
-}
-
-/** What a backend is and runs on. */
-export interface BackendInfo {
-  /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's architecture. */
-  readonly variant: string;
-  /** Threads that compute. */
-  readonly threads: number;
-  /** Why this backend was chosen. */
-  readonly reason: string;
 }
 
 /** A device that holds tensors and runs the operations on them. Its caller owns and disposes it. */

@@ -5,6 +5,7 @@
  */
 
 import type { Backend } from "./backend.ts";
+import type { OpenedDevice } from "./webgpu/device.ts";
 
 /** A `GPUDevice`, described by its shape so that programs without GPU types can name it. */
 export interface DeviceLike {
@@ -20,22 +21,27 @@ export interface DeviceLike {
 
 /** Options of {@linkcode openBackend}. */
 export interface OpenBackendOptions {
-  /** A backend by name, which is then given or refused; `"auto"`, the default, takes the best one that works. */
+  /** A backend by name, which is then given or refused; `"auto"`, the default, takes a GPU where there is a real one. */
   readonly prefer?: "auto" | "wasm" | "webgpu";
   /** A GPU device to compute on, which stays the caller's: of npm `webgpu` in Node and Bun, or one that a page has. */
   readonly device?: DeviceLike;
+  /** How much `"auto"` has to do: bytes of weights that one result goes through. Below 20 MB it asks for no GPU. */
+  readonly weightBytes?: number;
   /** Compiled kernels, or their bytes, for runtimes that cannot compile (workerd) and for code caching (browsers). */
   readonly wasm?: WebAssembly.Module | BufferSource;
   /** The WebAssembly build: relaxed SIMD where the runtime has it, else plain SIMD. */
   readonly variant?: "relaxed" | "simd";
 }
 
+const BY_NAME = "asked for by name";
+
 /**
  * Opens a compute backend, which the caller owns and disposes. Nothing is loaded or compiled before this call.
  *
- * `"auto"` takes the device given, else WebAssembly: asking a runtime for its GPU costs 20 to 100 ms (measured in Deno),
- * and no GPU has been measured against WebAssembly yet. By name, `"webgpu"` is any device that the runtime has, a
- * software one too.
+ * `"auto"` takes the device given, else a GPU of this runtime, else WebAssembly. It takes no software adapter, and no GPU
+ * from which results come back later than WebAssembly has computed them (`weightBytes`). Asking costs 0.3 ms where there
+ * is no driver, 10 to 100 ms where there is one but no GPU (measured in Deno); `info.reason` tells what came of it. By
+ * name, `"webgpu"` is any device that the runtime has, a software one too.
  *
  * @throws {BackendUnavailableError} If the backend asked for cannot run here.
  *
@@ -55,8 +61,11 @@ export async function openBackend(options: OpenBackendOptions = {}): Promise<Bac
   if (prefer !== "auto" && prefer !== "wasm" && prefer !== "webgpu") {
     throw new TypeError(`Cannot open "${prefer}": prefer must be "auto", "wasm" or "webgpu"`);
   }
-  if (prefer === "webgpu" || (prefer === "auto" && device)) return await openWebGpu(device);
-  return await openWasm(options, prefer === "wasm" ? "asked for by name" : "a GPU computes when it is asked for");
+  if (prefer === "wasm") return await openWasm(options, BY_NAME);
+  if (device) return await openGiven(device);
+  if (prefer === "webgpu") return await openWebGpu(await requestAny(), BY_NAME);
+  const { opened, reason } = await (await import("./webgpu/choice.ts")).chooseDevice(options.weightBytes);
+  return opened ? await openWebGpu(opened, reason) : await openWasm(options, reason);
 }
 
 async function openWasm({ wasm, variant }: OpenBackendOptions, reason: string): Promise<Backend> {
@@ -67,11 +76,16 @@ async function openWasm({ wasm, variant }: OpenBackendOptions, reason: string): 
   return new WasmBackend(await loadKernels({ ...(wasm && { wasm }), ...(variant && { variant }) }), reason);
 }
 
-async function openWebGpu(device: DeviceLike | undefined): Promise<Backend> {
-  const [{ WebGpuBackend }, { requestDevice, takeDevice }] = await Promise.all([
-    import("./webgpu/backend.ts"),
-    import("./webgpu/device.ts"),
-  ]);
-  if (device) return new WebGpuBackend(takeDevice(device), "the device that was passed in");
-  return new WebGpuBackend(await requestDevice(), "asked for by name");
+async function openGiven(device: DeviceLike): Promise<Backend> {
+  const { takeDevice } = await import("./webgpu/device.ts");
+  return await openWebGpu(takeDevice(device), "the device that was passed in");
+}
+
+async function requestAny(): Promise<OpenedDevice> {
+  return await (await import("./webgpu/device.ts")).requestDevice({ software: true });
+}
+
+async function openWebGpu(opened: OpenedDevice, reason: string): Promise<Backend> {
+  const { WebGpuBackend } = await import("./webgpu/backend.ts");
+  return new WebGpuBackend(opened, reason);
 }

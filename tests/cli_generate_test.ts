@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
+import { gpuSkip } from "./webgpu_support.ts";
 
 test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
   const adapter = join(FIXTURES, "llama-patterns", "adapter");
@@ -62,7 +64,7 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
   const { prompt, tokens } = greedy.find((one: { adapter: string }) => one.adapter === "news");
   const options = ["--model", join(TINY, "base"), "--adapter", join(TINY, "news"), "--max-new-tokens", "20"];
   const answer = await loraJson("generate", ...options, "--prompt", `<|end|>${prompt}`, "--dtype", "f32");
-  assert.deepEqual(Object.keys(answer), ["text", "tokens", "promptTokens", "tokensPerSecond", "loadMs"]);
+  assert.deepEqual(Object.keys(answer), ["text", "tokens", "promptTokens", "tokensPerSecond", "loadMs", "backend"]);
   assert.deepEqual(answer.tokens, tokens);
   assert.equal(answer.promptTokens, 3);
   assert.ok(Number(answer.tokensPerSecond) > 0 && Number(answer.loadMs) > 0);
@@ -121,4 +123,50 @@ test("what cannot be loaded exits 1 with one line that names it", async () => {
       assert.match(stderr, cases[index]![1]);
     }
   });
+});
+
+/** npm webgpu where `JSRT_WEBGPU` names it, for Node and Bun. */
+const gpuPackages = process.env.JSRT_WEBGPU ? dirname(dirname(process.env.JSRT_WEBGPU)) : "";
+
+test("lora generate --device webgpu gives wasm's tokens, and tells which GPU", await gpuSkip(), async () => {
+  const before = process.env.NODE_PATH;
+  process.env.NODE_PATH = gpuPackages;
+  try {
+    const options = ["--model", join(TINY, "base"), "--adapter", join(TINY, "news"), "--max-new-tokens", "6"];
+    const answers = [];
+    for (const device of ["wasm", "webgpu"]) {
+      answers.push(await loraJson("generate", ...options, "--prompt", "<|end|>The", "--device", device));
+    }
+    const [wasm, webgpu] = answers as [Record<string, unknown>, Record<string, unknown>];
+    assert.deepEqual(webgpu.tokens, wasm.tokens);
+    const named = (answer: Record<string, unknown>) => answer.backend as Record<string, unknown>;
+    assert.deepEqual([named(wasm).name, named(wasm).gpu], ["wasm", undefined]);
+    assert.deepEqual([named(webgpu).name, named(webgpu).reason], ["webgpu", "asked for by name"]);
+    assert.equal(typeof (named(webgpu).gpu as { software: unknown }).software, "boolean");
+  } finally {
+    if (before === undefined) delete process.env.NODE_PATH;
+    else process.env.NODE_PATH = before;
+  }
+});
+
+test("lora generate --device webgpu is refused where there is none, and other devices by name", async () => {
+  const hidden = { VK_DRIVER_FILES: "/none", VK_ICD_FILENAMES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
+  const before = { ...process.env };
+  Object.assign(process.env, hidden);
+  try {
+    const options = ["generate", "--model", join(TINY, "base"), "--prompt", "x"];
+    const refused = await lora(...options, "--device", "webgpu");
+    assert.deepEqual([refused.status, refused.stdout], [1, ""]);
+    assert.match(refused.stderr, /^Cannot open "webgpu": .*\n$/);
+    const unknown = await lora(...options, "--device", "cuda");
+    assert.equal(unknown.status, 2);
+    assert.match(unknown.stderr, /^Cannot use --device "cuda": one of auto, wasm, webgpu is wanted\n/);
+    const auto = await loraJson(...options, "--max-new-tokens", "1");
+    assert.equal((auto.backend as { name: string }).name, "wasm");
+  } finally {
+    for (const name of Object.keys(hidden)) {
+      if (before[name] === undefined) delete process.env[name];
+      else process.env[name] = before[name];
+    }
+  }
 });

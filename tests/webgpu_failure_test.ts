@@ -47,7 +47,7 @@ test("a device lost at any point gives a DeviceLostError, or a result that was r
   for (let point = 0; point <= 7; point++) {
     for (const later of [false, true]) {
       const device = (await findDevice())!;
-      const backend = new WebGpuBackend({ device, owned: true, label: "" }, "");
+      const backend = new WebGpuBackend({ device, owned: true }, "");
       const lose = () => device.destroy();
       const label = `lost at ${point}${later ? ", later" : ""}`;
       const at = (now: number) => {
@@ -96,7 +96,7 @@ test("an allocation that fails gives an OutOfMemoryError, and the backend lives 
     let armed = true;
     made = 0;
     const failsNow = () => armed && ++made === failing;
-    const backend = new WebGpuBackend({ device: failingDevice(device, failsNow), owned: false, label: "" }, "");
+    const backend = new WebGpuBackend({ device: failingDevice(device, failsNow), owned: false }, "");
     const outcome = await work(backend, () => {}).catch((error) => error);
     if (made >= failing) {
       failures++;
@@ -113,7 +113,7 @@ test("an allocation that fails gives an OutOfMemoryError, and the backend lives 
 test("what was computed before a failed allocation stays, and what reads a failed tensor fails", onGpu, async () => {
   const device = (await findDevice())!;
   let fail = false;
-  const backend = new WebGpuBackend({ device: failingDevice(device, () => fail), owned: true, label: "" }, "");
+  const backend = new WebGpuBackend({ device: failingDevice(device, () => fail), owned: true }, "");
   const good = backend.tensor([3], Float32Array.of(1, 2, 3));
   const sum = backend.add(good, good);
   assert.deepEqual([...await backend.read(sum)], [2, 4, 6]);
@@ -133,7 +133,7 @@ test("what was computed before a failed allocation stays, and what reads a faile
 test("1,000 cycles of create and dispose leave no buffer, and no bytes", onGpu, async () => {
   const live = new Set<object>();
   const device = (await findDevice())!;
-  const opened = { device: failingDevice(device, () => false, live), owned: true, label: "" };
+  const opened = { device: failingDevice(device, () => false, live), owned: true };
   const backend = new WebGpuBackend(opened, "");
   const next = random(1);
   for (let i = 0; i < 1000; i++) {

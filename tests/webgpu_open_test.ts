@@ -77,11 +77,81 @@ for (const [what, gpu, why] of WITHOUT) {
   });
 }
 
-test("openBackend() asks no GPU for anything unless it is asked to", async () => {
-  const requestAdapter = () => assert.fail("requestAdapter() was called");
-  await withNavigator({ requestAdapter }, async () => {
+/** A runtime with an adapter on the tests' device. */
+function runtimeOf(device: GPUDevice, software = false): { gpu: object; asked: () => number } {
+  let asked = 0;
+  const own = wrapDevice(device, { destroy: () => {} });
+  const requestAdapter = () => {
+    asked++;
+    return Promise.resolve(adapter(software, () => Promise.resolve(own)));
+  };
+  return { gpu: { requestAdapter }, asked: () => asked };
+}
+
+test("openBackend() takes a GPU unasked, and tells which and how fast it answers", onGpu, async () => {
+  const device = (await findDevice())!;
+  await withNavigator(runtimeOf(device).gpu, async () => {
     const backend = await openBackend();
-    assert.equal(backend.name, "wasm");
+    assert.equal(backend.name, "webgpu");
+    assert.match(backend.info.reason, /^a GPU, read back in \d+\.\d ms$/);
+    const { vendor, architecture, software, features } = backend.info.gpu!;
+    assert.deepEqual([vendor, architecture, software], ["acme", "a1", false]);
+    assert.deepEqual(features, [...device.features].sort());
+    await assertDoubles(backend);
+    backend.dispose();
+  });
+  device.destroy();
+});
+
+test("openBackend() takes no software adapter unasked", onGpu, async () => {
+  const device = (await findDevice())!;
+  await withNavigator(runtimeOf(device, true).gpu, async () => {
+    const backend = await openBackend();
+    assert.deepEqual([backend.name, backend.info.gpu], ["wasm", undefined]);
+    assert.match(backend.info.reason, /software/);
+    backend.dispose();
+  });
+  device.destroy();
+});
+
+/** Makes buffers that are read back in no less than 5 ms. */
+const slowBuffer = (device: GPUDevice) => (descriptor: GPUBufferDescriptor): GPUBuffer => {
+  const buffer = device.createBuffer(descriptor);
+  const map = buffer.mapAsync.bind(buffer);
+  buffer.mapAsync = async (...range) => {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    return await map(...range);
+  };
+  return buffer;
+};
+
+test("openBackend() leaves work to wasm that is done before a GPU's answer is read back", onGpu, async () => {
+  const device = (await findDevice())!;
+  const { gpu, asked } = runtimeOf(wrapDevice(device, { createBuffer: slowBuffer(device) }));
+  await withNavigator(gpu, async () => {
+    const small = await openBackend({ weightBytes: 1e7 });
+    assert.deepEqual([small.name, asked()], ["wasm", 0]);
+    // At 20 GB/s: 1 ms and 100 s.
+    const middling = await openBackend({ weightBytes: 2e7 });
+    assert.deepEqual([middling.name, asked()], ["wasm", 1]);
+    assert.match(middling.info.reason, /^a GPU, read back in .* ms: WebAssembly needs 1\.0 ms for these weights$/);
+    const large = await openBackend({ weightBytes: 2e12 });
+    assert.equal(large.name, "webgpu");
+    const named = await openBackend({ prefer: "webgpu", weightBytes: 1 });
+    assert.equal(named.name, "webgpu");
+    for (const backend of [small, middling, large, named]) backend.dispose();
+  });
+  device.destroy();
+});
+
+test("openBackend() opens wasm where a GPU is lost while it is measured", onGpu, async () => {
+  const device = (await findDevice())!;
+  const { gpu } = runtimeOf(
+    wrapDevice(device, { createCommandEncoder: () => device.destroy() ?? assert.fail("lost") }),
+  );
+  await withNavigator(gpu, async () => {
+    const backend = await openBackend();
+    assert.deepEqual([backend.name, backend.info.reason], ["wasm", "lost"]);
     backend.dispose();
   });
 });

@@ -57,7 +57,7 @@ export async function openGpu(
   wrap: (device: GPUDevice) => GPUDevice = (device) => device,
 ): Promise<WebGpuBackend> {
   const device = wrap((await findDevice())!);
-  return new WebGpuBackend({ device, owned: true, label: "the device of the tests" }, "asked for by a test", limits);
+  return new WebGpuBackend({ device, owned: true }, "asked for by a test", limits);
 }
 
 /** Runs `body` on such a backend. */

@@ -1,5 +1,6 @@
 import { setImmediate } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import type { Backend } from "../backend.ts";
 import { type LanguageModel, loadModel } from "../models/mod.ts";
 import {
   type AdapterArgument,
@@ -12,6 +13,7 @@ import {
   requiredOption,
 } from "./arguments.ts";
 import type { Command } from "./command.ts";
+import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
 import { Progress } from "./progress.ts";
 import { formatDuration, isTerminal, paint, print, printable, printJson } from "./terminal.ts";
 
@@ -30,8 +32,11 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --min-p P             sample among those with P times the probability of the likeliest
   --seed N              start of the random numbers: the same seed gives the same text
   --dtype f32|bf16      precision of the weights in memory (bf16)
-  --json                { text, tokens, promptTokens, tokensPerSecond, loadMs }: tokens are the new ids, their rate is
-                        that after the first one
+  --device auto|wasm|webgpu
+                        where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
+                        Bun have one where npm webgpu is installed
+  --json                { text, tokens, promptTokens, tokensPerSecond, loadMs, backend }: tokens are the new ids, their
+                        rate is that after the first one, backend is what computed them and why
 `;
 
 const OPTIONS = {
@@ -46,6 +51,7 @@ const OPTIONS = {
   "min-p": { type: "string" },
   seed: { type: "string" },
   dtype: { type: "string" },
+  device: { type: "string" },
   json: { type: "boolean", default: false },
 } as const;
 
@@ -55,6 +61,7 @@ interface Request {
   readonly prompt: string;
   readonly json: boolean;
   readonly dtype: "f32" | "bf16";
+  readonly device: DeviceChoice;
   readonly sampling: {
     readonly chat: boolean;
     readonly maxNewTokens: number;
@@ -78,6 +85,7 @@ function parseRequest(args: string[]): Request {
     adapters: adapterArguments(values.adapter),
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16"]) ?? "bf16",
+    device: choiceOption(values.device, "device", DEVICES) ?? "auto",
     sampling: {
       chat: values.chat,
       maxNewTokens: numberOption(values["max-new-tokens"], "max-new-tokens", { min: 1, whole: true }) ?? 128,
@@ -120,12 +128,11 @@ function decodeRate(times: readonly number[]): number {
   return last === undefined ? (times.length - 1) * 1000 / (first - start || 1) : rest.length * 1000 / (last - first);
 }
 
-async function load(request: Request, signal: AbortSignal): Promise<LanguageModel> {
-  for (const adapter of request.adapters) await checkAdapterPath(adapter);
+async function load(request: Request, backend: Backend | undefined, signal: AbortSignal): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
-  const model = await loadModel(await modelArgument(request.model), { dtype: request.dtype, signal, onProgress })
-    .finally(() => progress.end());
+  const options = { dtype: request.dtype, signal, onProgress, ...(backend && { backend }) };
+  const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
     for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
     return model;
@@ -140,19 +147,24 @@ export const generate: Command = {
   help: HELP,
   async run(args, signal) {
     const request = parseRequest(args);
+    for (const adapter of request.adapters) await checkAdapterPath(adapter);
     const start = performance.now();
-    const model = await load(request, signal);
+    const backend = await openDevice(request.device);
+    let model: LanguageModel | undefined;
     try {
+      model = await load(request, backend, signal);
       const loadMs = performance.now() - start;
-      const result = { ...await answer(model, request, signal), loadMs };
+      const { name, info } = model.backend;
+      const result = { ...await answer(model, request, signal), loadMs, backend: { name, ...info } };
       if (request.json) return printJson(result);
       print("\n");
       if (!isTerminal("stderr")) return;
       const rate = `${result.tokensPerSecond.toFixed(1)} tokens/s`;
       const counts = `${result.promptTokens} + ${result.tokens.length} tokens`;
-      print(paint("dim", `${counts}, ${rate}, loaded in ${formatDuration(loadMs)}\n`, "stderr"), "stderr");
+      print(paint("dim", `${counts}, ${rate} on ${name}, loaded in ${formatDuration(loadMs)}\n`, "stderr"), "stderr");
     } finally {
-      model.dispose();
+      model?.dispose();
+      backend?.dispose();
     }
   },
 };

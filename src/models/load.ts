@@ -11,6 +11,7 @@ import { readJson } from "../formats/json_file.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Source } from "../formats/source.ts";
 import { openBackend } from "../open.ts";
+import { sizeOf } from "../shape.ts";
 import type { Tokenizer } from "../text/mod.ts";
 import { ConfigFields } from "./config_fields.ts";
 import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
@@ -21,7 +22,7 @@ import { checkParameters, loadParameters, type LoadProgress, type ModelParameter
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
-  /** Where to compute; it stays the caller's. Absent, the model opens one and disposes it with itself. */
+  /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
   /** Storage of the matrices; the default is `"bf16"`. */
   readonly dtype?: WeightDtype;
@@ -65,7 +66,7 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const shapes = llamaParameters(config);
   checkParameters(checkpoint, { shapes, isSpare: (name) => isSpareTensor(name, config) });
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
-  const backend = options.backend ?? await openBackend();
+  const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
   const ownsBackend = options.backend === undefined;
   let parameters: ModelParameters | undefined;
   try {
@@ -79,6 +80,12 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
     if (ownsBackend) backend.dispose();
     throw error;
   }
+}
+
+/** What a pass over all parameters reads. */
+function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: WeightDtype): number {
+  const elements = [...shapes.values()].reduce((sum, shape) => sum + sizeOf(shape), 0);
+  return elements * (dtype === "f32" ? 4 : 2);
 }
 
 async function openFolder(source: Folder | Source, options: ReadOptions): Promise<Folder | GgufFolder> {

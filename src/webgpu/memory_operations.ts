@@ -9,7 +9,7 @@ import * as check from "../check.ts";
 import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { CommandQueue, type Dispatch, type GpuCounts, type QueueLimits } from "./commands.ts";
-import type { OpenedDevice } from "./device.ts";
+import { describeDevice, type OpenedDevice } from "./device.ts";
 import { GpuTensor, type GpuWeight } from "./handles.ts";
 import { GpuMemory } from "./memory.ts";
 import type { Gpu } from "./product.ts";
@@ -27,9 +27,9 @@ export abstract class WebGpuMemoryOperations {
 
   /** Takes a device, and limits below its own if wanted. */
   constructor(opened: OpenedDevice, reason: string, limits: Partial<QueueLimits> = {}) {
-    const { device, label } = opened;
+    const { device } = opened;
     const { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } = device.limits;
-    this.info = { variant: label, threads: 1, reason };
+    this.info = describeDevice(opened, reason);
     this.#device = opened;
     this.queue = new CommandQueue(device, {
       maxBinding: Math.floor(Math.min(maxStorageBufferBindingSize, maxBufferSize) / 16) * 16,

@@ -3,6 +3,6 @@ import process from "node:process";
 
 const [clock, cpu] = [performance.now(), process.cpuUsage()];
 const { openBackend } = await import("@lowrank/lora");
-await openBackend({ prefer: "wasm" });
+await openBackend();
 const { user, system } = process.cpuUsage(cpu);
 console.log(JSON.stringify({ wall: performance.now() - clock, cpu: (user + system) / 1000 }));
