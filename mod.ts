@@ -97,6 +97,15 @@ export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
 export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";
 export type { Replacements } from "./src/lora/linear_adapter.ts";
 export type { LoraGradients } from "./src/lora/linear_backward.ts";
+export type { RowReplacements } from "./src/lora/embedding_adapter.ts";
+export type { SparseRows } from "./src/lora/embedding_rows.ts";
+export {
+  type EmbeddingBackwardOptions,
+  type EmbeddingGradients,
+  LoraEmbedding,
+  type LoraEmbeddingOptions,
+} from "./src/lora/lora_embedding.ts";
+export { type ExpertsBackwardOptions, LoraExperts, type LoraExpertsOptions } from "./src/lora/lora_experts.ts";
 export { type LoraBackwardOptions, LoraLinear, type LoraLinearOptions } from "./src/lora/lora_linear.ts";
 export {
   type AdapterChoice,

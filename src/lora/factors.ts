@@ -26,6 +26,8 @@ export interface LoraFactors {
   readonly magnitude?: StoredTensor;
   /** KaSA's d (rank): ΔW = s B diag(d) A. */
   readonly diagonal?: StoredTensor;
+  /** It acts in full whatever the adapter's weight in a mix, as full tensors do: for rows that a tied head follows. */
+  readonly isUnweighted?: boolean;
 }
 
 const MATRIX_DTYPES: Readonly<Record<string, MatrixValues["dtype"]>> = {

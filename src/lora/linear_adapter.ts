@@ -43,6 +43,7 @@ export class LinearAdapter {
   bias: Tensor | null = null;
   readonly #backend: Backend;
   readonly #gains: Map<number, DoraGain> = new Map();
+  #isUnweighted = false;
 
   /** Holds nothing yet. */
   constructor(backend: Backend) {
@@ -70,6 +71,7 @@ export class LinearAdapter {
       const branch = { a, b: backend.weight(loraB), scaling: factors.scaling };
       this.#freeFactors();
       this.branch = branch;
+      this.#isUnweighted = factors.isUnweighted ?? false;
       this.loraBias = loraBias && keptVector(backend, loraBias);
       this.magnitude = magnitude && keptVector(backend, magnitude);
     } catch (error) {
@@ -109,7 +111,8 @@ export class LinearAdapter {
 
   /** The branch at a weight of the adapter; none where it has no factors. */
   branches(weight: number): LoraBranch[] {
-    return this.branch ? [{ ...this.branch, scaling: this.branch.scaling * weight }] : [];
+    const factor = this.#isUnweighted ? 1 : weight;
+    return this.branch ? [{ ...this.branch, scaling: this.branch.scaling * factor }] : [];
   }
 
   /**
