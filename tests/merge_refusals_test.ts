@@ -33,12 +33,6 @@ test("adapters that do not fit are refused before the first file is created", as
       fits,
       smallBase({ "layers.0.q_proj.weight": { dtype: "I8", shape: [6, 4], bytes: new Uint8Array(24) } }),
     ],
-    ["tied", fits, smallBase({}, { "config.json": { tie_word_embeddings: true, vocab_size: 6 } })],
-    [
-      "tied in part",
-      fits,
-      smallBase({}, { "config.json": { text_config: { tie_word_embeddings: true, vocab_size: 6 } } }),
-    ],
   ];
   for (const [what, adapter, base] of wrong) {
     const sink = recordingSink();

@@ -1,7 +1,7 @@
 /** Every kind of adapter over every architecture answers as PEFT does, unmerged and merged. */
 import assert from "node:assert/strict";
 import type { Backend } from "../src/backend.ts";
-import { type AdaptedModel, type Encoder, type LanguageModel, loadEncoder } from "../src/models/mod.ts";
+import { type Encoder, type LanguageModel, loadEncoder } from "../src/models/mod.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear, fixture, loadBase, readTruth, rowsOf } from "./models_support.ts";
@@ -23,7 +23,7 @@ const CASES = [
   ["moe", "mixtral"],
 ] as const;
 
-type Model = AdaptedModel & Pick<Encoder | LanguageModel, "forward">;
+type Model = Encoder | LanguageModel;
 
 function load(backend: Backend, base: string): Promise<Model> {
   if (!base.startsWith("bert")) return loadBase(backend, base);

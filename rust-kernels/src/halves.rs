@@ -15,7 +15,7 @@ pub const fn bytes(dtype: u32) -> usize {
 
 /// Widens f16 bits in the low half of each lane, exactly: subnormals, infinities and NaN included.
 #[inline(always)]
-fn widen_f16(bits: v128) -> v128 {
+pub fn widen_f16(bits: v128) -> v128 {
     let sign = u32x4_shl(v128_and(bits, u32x4_splat(0x8000)), 16);
     let magnitude = u32x4_shl(v128_and(bits, u32x4_splat(0x7fff)), 13);
     let finite = f32x4_mul(magnitude, f32x4_splat(f32::from_bits(0x7780_0000))); // 2^112 moves the exponent bias from 15 to 127
@@ -64,6 +64,15 @@ pub fn round_bf16(v: v128) -> v128 {
     let rounded = i32x4_add(v, i32x4_add(odd, u32x4_splat(0x7fff)));
     let upper = v128_or(rounded, v128_and(f32x4_ne(v, v), u32x4_splat(0x7fc0_0000)));
     v128_and(upper, u32x4_splat(0xffff_0000))
+}
+
+/// Rounds to the nearest f16, ties to even, in the low half of each lane; magnitudes from 65,520 on are infinite or worse.
+#[inline(always)]
+pub fn f16_bits(v: v128) -> v128 {
+    let magnitude = f32x4_mul(f32x4_abs(v), f32x4_splat(f32::from_bits(0x0780_0000))); // 2^-112, as in widen_f16
+    let odd = v128_and(u32x4_shr(magnitude, 13), u32x4_splat(1));
+    let rounded = u32x4_shr(i32x4_add(magnitude, i32x4_add(odd, u32x4_splat(0xfff))), 13);
+    v128_or(rounded, v128_and(u32x4_shr(v, 16), u32x4_splat(0x8000)))
 }
 
 /// Columns 0 to 3 and 4 to 7 at one k of a panel, f32 or bf16 (`HALF`).

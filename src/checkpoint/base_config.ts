@@ -1,13 +1,16 @@
 import { type JsonValue, parseJson } from "../formats/json.ts";
 import { readText } from "../formats/json_file.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
+import type { ConfigEdits } from "./merge_plan.ts";
 
 /** What merging needs to know from the base model's `config.json`. */
 export interface BaseConfig {
-  /** Whether input embedding and output head are one table. */
-  readonly tied: boolean;
+  /** Whether input embedding and output head are one table; null if the config does not say. */
+  readonly tied: boolean | null;
   /** Rows of that table; null if the config does not say. */
   readonly vocabSize: number | null;
+  /** Names of the model's class; none if the config does not say. */
+  readonly architectures: readonly string[];
 }
 
 /** File name of a model's config. */
@@ -19,17 +22,20 @@ const MAX_BYTES = 16_000_000;
  *
  * @param folder The checkpoint's folder.
  * @param options A signal.
- * @returns What merging needs; nothing tied if there is no such file.
+ * @returns What merging needs; nothing if there is no such file.
  * @throws {FormatError} If the file is not strict JSON.
  */
 export async function readBaseConfig(folder: Folder, options: ReadOptions): Promise<BaseConfig> {
-  if (!await folder.has(MODEL_CONFIG, options)) return { tied: false, vocabSize: null };
+  if (!await folder.has(MODEL_CONFIG, options)) return { tied: null, vocabSize: null, architectures: [] };
   const text = await readText(folder.open(MODEL_CONFIG), { ...options, maxBytes: MAX_BYTES });
   const root = parseJson(text, { file: MODEL_CONFIG, keepNumberText: true });
   const vocabSize = field(root, "vocab_size");
+  const tied = field(root, "tie_word_embeddings");
+  const architectures = root instanceof Map ? root.get("architectures") : undefined;
   return {
-    tied: field(root, "tie_word_embeddings") === true,
+    tied: typeof tied === "boolean" ? tied : null,
     vocabSize: typeof vocabSize === "number" ? vocabSize : null,
+    architectures: Array.isArray(architectures) ? architectures.filter((name) => typeof name === "string") : [],
   };
 }
 
@@ -49,4 +55,30 @@ function field(root: JsonValue, key: string): JsonValue | undefined {
  */
 export function replaceDtype(text: string, dtype: string): string {
   return text.replace(/("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float32|float16|bfloat16|float64)"/g, `$1"${dtype}"`);
+}
+
+/** The fields of a model's config that say how many layers it has. */
+const LAYER_FIELDS: readonly string[] = ["num_hidden_layers", "n_layer", "num_layers"];
+
+/**
+ * Changes fields of a `config.json`; every other byte stays.
+ *
+ * @param text The config, a JSON object.
+ * @param edits The changes.
+ * @returns The config with the new values wherever it has these fields, and a tie flag in any case.
+ */
+export function editConfig(text: string, { tied, vocabSize, layers }: ConfigEdits): string {
+  let edited = text;
+  const set = (field: string, value: number | boolean): boolean => {
+    const pattern = new RegExp(`("${field}"\\s*:\\s*)(?:true|false|[0-9]+)`, "g");
+    const before = edited;
+    edited = edited.replace(pattern, `$1${value}`);
+    return edited !== before || pattern.test(before);
+  };
+  if (tied === false && !set("tie_word_embeddings", false)) {
+    edited = edited.replace("{", '{\n  "tie_word_embeddings": false,');
+  }
+  if (vocabSize !== undefined) set("vocab_size", vocabSize);
+  if (layers !== undefined) { for (const field of LAYER_FIELDS) set(field, layers); }
+  return edited;
 }

@@ -3,13 +3,15 @@ import type { HeldSource, ReadOptions } from "../formats/source.ts";
 
 /** A tensor of the output: where it is read, and what becomes of its elements. */
 export interface TensorPlan {
-  /** Its name, in the base and in the output. */
+  /** Its name in the output. */
   readonly name: string;
+  /** What it is made of where that is not in the base's file: `offset` counts in it. */
+  readonly values?: Uint8Array;
   /** First byte in the base's file. */
   readonly offset: number;
   /** Bytes there. */
   readonly length: number;
-  /** Row-major shape. */
+  /** Row-major shape of what is read. */
   readonly shape: readonly number[];
   /** Element type there; that of the decoded elements where there is a `decode`. */
   readonly from: Dtype;

@@ -17,13 +17,15 @@ export interface MergeInputs {
   readonly adapters: readonly WeightedAdapter[];
   /** Type of the output. */
   readonly dtype: string | undefined;
+  /** Whether convolutions lose their groups. */
+  readonly expandGroups: boolean;
   /** Where deltas are computed. */
   readonly backend: Backend;
 }
 
 /** Tells what the output depends on, so that a later run can see whether it is the same merge. */
 export async function identify(inputs: MergeInputs, options: ReadOptions): Promise<MergeIdentity> {
-  const { base, files, adapters, dtype, backend } = inputs;
+  const { base, files, adapters, dtype, expandGroups, backend } = inputs;
   const identity = new Map<string, string | null>([["this package", String(MERGE_VERSION)]]);
   for (const file of files) {
     if (!await base.has(file, options)) continue;
@@ -31,6 +33,7 @@ export async function identify(inputs: MergeInputs, options: ReadOptions): Promi
   }
   adapters.forEach(({ adapter, weight = 1 }, i) => identity.set(`adapter ${i + 1}`, `${weight} ${adapter.id}`));
   identity.set("dtype", dtype ?? "as stored");
+  identity.set("groups", expandGroups ? "expanded" : "as stored");
   identity.set("engine", await probeArithmetic(backend));
   return identity;
 }

@@ -17,7 +17,8 @@ import type { FilePlan } from "./file_plan.ts";
 import { identify } from "./identity.ts";
 import { MERGE_DTYPES, type MergeDtype } from "./merge_dtype.ts";
 import { type MergeProgress, MergeWriter } from "./merge_writer.ts";
-import { type MergePlan, planMerge } from "./plan.ts";
+import type { MergePlan } from "./merge_plan.ts";
+import { planMerge } from "./plan.ts";
 import { planFiles, readCompanions } from "./safetensors_output.ts";
 import { openStaging } from "./staging.ts";
 import { type MergeOutput, type OutputFile, Transaction } from "./transaction.ts";
@@ -32,6 +33,8 @@ export interface MergeOptions extends ReadOptions {
   readonly onProgress?: (progress: MergeProgress) => void;
   /** False allows adapters that lack modules which their config targets; true if absent. */
   readonly strict?: boolean;
+  /** Writes convolutions with groups, into which no update can be merged, without groups; false if absent. */
+  readonly expandGroups?: boolean;
   /** Files written at a time; 1 if absent. Each takes about 64 MB. */
   readonly jobs?: number;
   /** True checks everything and tells what would be written, and writes nothing. */
@@ -94,21 +97,21 @@ export async function mergeCheckpoint(
   sink: Sink,
   options: MergeOptions = {},
 ): Promise<MergeReport> {
-  const { signal, dtype, strict = true } = options;
+  const { signal, dtype, strict = true, expandGroups = false } = options;
   checkOptions(options);
   signal?.throwIfAborted();
   await refuseSame(base, sink);
   const checkpoint = await openCheckpoint(base, options);
-  const plan = planMerge(checkpoint, adapters, await readBaseConfig(base, options), { strict });
-  const files = planFiles(base, checkpoint, dtype);
+  const plan = planMerge(checkpoint, adapters, await readBaseConfig(base, options), { strict, expandGroups });
+  const files = planFiles(base, checkpoint, dtype, plan);
   if (checkpoint.index) await refuseShadow(sink, options);
-  const companions = await readCompanions(base, checkpoint, dtype, files, options);
+  const companions = await readCompanions(base, checkpoint, { dtype, files, plan }, options);
   const tensors = checkpoint.tensors.size;
   if (options.dryRun) return summarise(tensors, plan, [...files, ...sizesOf(companions)], plan.report);
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });
   try {
     const inputs = [...checkpoint.files, INDEX_FILE, MODEL_CONFIG];
-    const identity = () => identify({ base, files: inputs, adapters, dtype, backend }, options);
+    const identity = () => identify({ base, files: inputs, adapters, dtype, expandGroups, backend }, options);
     const { output, report } = isWorkspace(sink)
       ? await openStaging(sink, await identity(), options)
       : { output: new Transaction(sink), report: [] };

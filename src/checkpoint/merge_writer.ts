@@ -7,7 +7,7 @@ import { readExactly, type ReadOptions, type Source } from "../formats/source.ts
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
 import { encodeFloats, RowMerger } from "./merge_rows.ts";
 import { ahead, forEachOf } from "./overlap.ts";
-import type { MergeBranch } from "./plan.ts";
+import type { MergeTarget } from "./merge_plan.ts";
 import type { FileBody, MergeOutput } from "./transaction.ts";
 
 /** How far a merge is. */
@@ -29,8 +29,8 @@ const PIECE = 2 ** 21;
 export interface MergeParts {
   /** The files to write. */
   readonly files: readonly FilePlan[];
-  /** What is added to each weight that changes. */
-  readonly targets: ReadonlyMap<string, readonly MergeBranch[]>;
+  /** What becomes of each tensor that changes. */
+  readonly targets: ReadonlyMap<string, MergeTarget>;
   /** Where deltas are computed. */
   readonly backend: Backend;
   /** Where the files go. */
@@ -74,9 +74,11 @@ export class MergeWriter {
       ) {
         if (tensor !== current) {
           merger?.[Symbol.dispose]();
-          [merger, current] = [this.#open(tensor), tensor];
+          merger = this.#open(tensor);
+          current = tensor;
+          if (merger?.needsMeasuring) await this.#measure(source, tensor, merger, options);
         }
-        const done = await transform(tensor, row, bytes, merger);
+        const done = await transform(tensor, row, bytes, { merger, columns: this.#columns(tensor) });
         await writing;
         writing = write(done);
         this.#advance(bytes.length, tensor.name);
@@ -90,8 +92,22 @@ export class MergeWriter {
   }
 
   #open({ name }: TensorPlan): RowMerger | null {
-    const branches = this.#parts.targets.get(name);
-    return branches ? new RowMerger(this.#parts.backend, branches) : null;
+    const target = this.#parts.targets.get(name);
+    return target && isMerged(target) ? new RowMerger(this.#parts.backend, target) : null;
+  }
+
+  /** Elements per row of what is read, where the tensor is merged. */
+  #columns({ name }: TensorPlan): number | undefined {
+    const target = this.#parts.targets.get(name);
+    return target && isMerged(target) ? target.columns / target.groups : undefined;
+  }
+
+  /** Reads a tensor once more, for norms that run over all its rows. */
+  async #measure(source: Source, tensor: TensorPlan, merger: RowMerger, options: ReadOptions): Promise<void> {
+    const columns = this.#columns(tensor);
+    for await (const { row, bytes } of readPieces(source, [tensor], this.#parts.targets, options)) {
+      await merger.measure(row, elementsOf(tensor, bytes, columns));
+    }
   }
 
   #skip(file: FilePlan): void {
@@ -103,6 +119,11 @@ export class MergeWriter {
     this.#loaded += bytes;
     this.#parts.onProgress?.({ loaded: this.#loaded, total: this.#total, kept: this.#kept, name });
   }
+}
+
+/** Whether more happens to a tensor than that it is copied or replaced. */
+function isMerged({ steps, rows, groups }: MergeTarget): boolean {
+  return steps.length > 0 || rows.length > 0 || groups > 1;
 }
 
 function dataBytes({ tensors }: FilePlan): number {
@@ -119,28 +140,42 @@ interface Piece {
 async function* readPieces(
   source: Source,
   tensors: readonly TensorPlan[],
-  targets: ReadonlyMap<string, unknown>,
+  targets: ReadonlyMap<string, MergeTarget>,
   options: ReadOptions,
 ): AsyncGenerator<Piece> {
   for (const tensor of tensors) {
-    const { shape, offset, length, decode, encode } = tensor;
-    const byRows = shape.length > 0 && (decode || encode || targets.has(tensor.name));
-    const columns = byRows ? shape.at(-1)! : 1;
-    const width = byRows ? length / shape.slice(0, -1).reduce((rows, dimension) => rows * dimension, 1) : 1;
+    const { name, shape, offset, length, decode, encode, values } = tensor;
+    const target = targets.get(name);
+    const isTarget = target !== undefined && isMerged(target);
+    const byRows = shape.length > 0 && (decode || encode || isTarget);
+    const columns = isTarget ? target.columns / target.groups : byRows ? shape.at(-1)! : 1;
+    const size = shape.reduce((product, dimension) => product * dimension, 1);
+    const width = byRows ? length * columns / size : 1;
     const step = Math.max(1, Math.floor(PIECE / columns));
     for (let row = 0; row * width < length; row += step) {
-      const count = Math.min(step, length / width - row);
-      yield { tensor, row, bytes: await readExactly(source, offset + row * width, count * width, options) };
+      const [start, count] = [offset + row * width, Math.min(step, length / width - row) * width];
+      const bytes = values?.subarray(start, start + count) ?? await readExactly(source, start, count, options);
+      yield { tensor, row, bytes };
     }
   }
 }
 
-async function transform(tensor: TensorPlan, row: number, bytes: Uint8Array, merger: RowMerger | null) {
-  const { name, from, to, decode, encode } = tensor;
+/** The elements of a piece, as rows of `columns`, or as one row. */
+function elementsOf({ from, decode }: TensorPlan, bytes: Uint8Array, columns?: number): StoredTensor {
   const elements = decode ? decode(bytes) : bytes;
   const count = elements.length * 8 / bitsPerElement(from);
-  const columns = merger ? tensor.shape.at(-1)! : count;
-  const piece: StoredTensor = { dtype: from, shape: [count / columns, columns], bytes: elements };
+  const width = columns ?? count;
+  return { dtype: from, shape: [count / width, width], bytes: elements };
+}
+
+async function transform(
+  tensor: TensorPlan,
+  row: number,
+  bytes: Uint8Array,
+  { merger, columns }: { readonly merger: RowMerger | null; readonly columns: number | undefined },
+) {
+  const { name, to, encode } = tensor;
+  const piece = elementsOf(tensor, bytes, columns);
   const done = merger ? await merger.merge(row, piece, to as FloatDtype, name) : convert(piece, to, name);
   return encode ? encode(done) : done;
 }

@@ -7,16 +7,17 @@
 import { isFloatTensor } from "../adapter/factor_values.ts";
 import { IntegrityError } from "../errors.ts";
 import { type Checkpoint, type CheckpointTensor, INDEX_FILE } from "../formats/checkpoint.ts";
-import { bitsPerElement, type Dtype } from "../formats/dtype.ts";
+import { bitsPerElement, type Dtype, type StoredTensor } from "../formats/dtype.ts";
 import { stringifyJson } from "../formats/json_writer.ts";
 import { quote } from "../formats/quote.ts";
 import { readSafetensorsHeader } from "../formats/safetensors.ts";
 import { layoutSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, type HeldSource, hold, readExactly, type ReadOptions } from "../formats/source.ts";
 import { decodeUtf8 } from "../formats/utf8.ts";
-import { MODEL_CONFIG, replaceDtype } from "./base_config.ts";
-import type { FilePlan } from "./file_plan.ts";
+import { editConfig, MODEL_CONFIG, replaceDtype } from "./base_config.ts";
+import type { FilePlan, TensorPlan } from "./file_plan.ts";
 import { MERGE_DTYPES, type MergeDtype } from "./merge_dtype.ts";
+import type { MergePlan } from "./merge_plan.ts";
 
 /** Files that belong to a model beside its weights; `config.json` comes last and completes the folder. */
 const COMPANIONS: readonly string[] = [
@@ -40,31 +41,47 @@ const COMPANIONS: readonly string[] = [
 ];
 
 /** Lays out every weight file of the output. */
-export function planFiles(base: Folder, checkpoint: Checkpoint, dtype: MergeDtype | undefined): FilePlan[] {
-  return checkpoint.files.map((file) => {
-    const tensors = new Map([...checkpoint.tensors].filter(([, tensor]) => tensor.file === file));
-    const specs = [...tensors.values()].map(({ name, dtype: from, shape }) => ({
-      name,
-      dtype: outputDtype(from, dtype),
-      shape,
-    }));
-    const { header, order } = layoutSafetensors(specs, checkpoint.metadata.get(file));
-    const bytes = specs.reduce((sum, spec) => sum + byteLength(spec.dtype, spec.shape), header.length);
-    const plans = order.map((name) => {
-      const { dtype: from, ...tensor } = tensors.get(name)!;
-      return { ...tensor, from, to: outputDtype(from, dtype) };
-    });
-    const open = (options: ReadOptions) => reopen(base, file, { tensors, checkpoint: checkpoint.name }, options);
-    return { name: file, header, tensors: plans, bytes, open };
-  });
-}
-
-/** Reads the files beside the weights, true for the new dtype. */
-export async function readCompanions(
+export function planFiles(
   base: Folder,
   checkpoint: Checkpoint,
   dtype: MergeDtype | undefined,
-  files: readonly FilePlan[],
+  plan: Pick<MergePlan, "targets" | "omitted">,
+): FilePlan[] {
+  return checkpoint.files.map((file) => {
+    const own = new Map([...checkpoint.tensors].filter(([, tensor]) => tensor.file === file));
+    const tensors = new Map<string, { readonly shape: readonly number[]; readonly plan: TensorPlan }>();
+    for (const [name, tensor] of own) {
+      if (plan.omitted.has(name) || plan.targets.has(name)) continue;
+      tensors.set(name, { shape: tensor.shape, plan: planTensor(name, tensor, outputDtype(tensor.dtype, dtype)) });
+    }
+    for (const [name, target] of plan.targets) {
+      if (target.file !== file) continue;
+      const to = outputDtype(target.dtype, dtype);
+      const { values, source } = target;
+      const read = values ? planValues(name, values, to) : planTensor(name, source!, to);
+      tensors.set(name, { shape: target.shape, plan: read });
+    }
+    const specs = Array.from(tensors, ([name, { shape, plan: { to } }]) => ({ name, dtype: to, shape }));
+    const { header, order } = layoutSafetensors(specs, checkpoint.metadata.get(file));
+    const bytes = specs.reduce((sum, spec) => sum + byteLength(spec.dtype, spec.shape), header.length);
+    const open = (options: ReadOptions) => reopen(base, file, { tensors: own, checkpoint: checkpoint.name }, options);
+    return { name: file, header, tensors: order.map((name) => tensors.get(name)!.plan), bytes, open };
+  });
+}
+
+function planTensor(name: string, { offset, length, shape, dtype: from }: CheckpointTensor, to: Dtype): TensorPlan {
+  return { name, offset, length, shape, from, to };
+}
+
+function planValues(name: string, { dtype: from, shape, bytes }: StoredTensor, to: Dtype): TensorPlan {
+  return { name, values: bytes, offset: 0, length: bytes.length, shape, from, to };
+}
+
+/** Reads the files beside the weights, true for what the merge changes. */
+export async function readCompanions(
+  base: Folder,
+  checkpoint: Checkpoint,
+  changes: CompanionChanges,
   options: ReadOptions,
 ): Promise<Map<string, Uint8Array>> {
   const companions = new Map<string, Uint8Array>();
@@ -72,25 +89,45 @@ export async function readCompanions(
     if ((name === INDEX_FILE && !checkpoint.index) || !await base.has(name, options)) continue;
     const source = base.open(name);
     const bytes = await readExactly(source, 0, await source.size(options), options);
-    companions.set(name, dtype ? inDtype(name, bytes, dtype, checkpoint, files) : bytes);
+    companions.set(name, changed(name, bytes, checkpoint, changes));
   }
   return companions;
 }
 
-function inDtype(
+/** What changes in the files beside the weights. */
+export interface CompanionChanges {
+  /** The new dtype, if there is one. */
+  readonly dtype: MergeDtype | undefined;
+  /** The weight files. */
+  readonly files: readonly FilePlan[];
+  /** What becomes of the tensors, and of the config. */
+  readonly plan: Pick<MergePlan, "config">;
+}
+
+function changed(
   name: string,
   bytes: Uint8Array,
-  dtype: MergeDtype,
-  { index }: Checkpoint,
-  files: readonly FilePlan[],
+  { index, tensors }: Checkpoint,
+  changes: CompanionChanges,
 ): Uint8Array {
+  const { dtype, files, plan } = changes;
   const encoder = new TextEncoder();
-  if (name === MODEL_CONFIG) return encoder.encode(replaceDtype(decodeUtf8(bytes, name), MERGE_DTYPES[dtype].torch));
+  if (name === MODEL_CONFIG && (dtype || Object.keys(plan.config).length > 0)) {
+    const text = decodeUtf8(bytes, name);
+    return encoder.encode(editConfig(dtype ? replaceDtype(text, MERGE_DTYPES[dtype].torch) : text, plan.config));
+  }
+  if (name !== INDEX_FILE) return bytes;
+  const written = new Map(files.flatMap((file) => file.tensors.map(({ name }) => [name, file.name] as const)));
+  const isSame = written.size === tensors.size &&
+    [...written].every(([name, file]) => tensors.get(name)?.file === file);
   const metadata = index?.get("metadata");
-  if (name !== INDEX_FILE || !(metadata instanceof Map)) return bytes;
+  const hasNewSize = metadata instanceof Map && (dtype !== undefined || plan.config.vocabSize !== undefined);
+  if (isSame && !hasNewSize) return bytes;
   const total = files.reduce((sum, file) => sum + file.bytes - file.header.length, 0);
-  const changed = new Map(index).set("metadata", new Map(metadata).set("total_size", total));
-  return encoder.encode(stringifyJson(changed, { indent: 2 }) + "\n");
+  const edited = new Map(index);
+  if (metadata instanceof Map) edited.set("metadata", new Map(metadata).set("total_size", total));
+  if (!isSame) edited.set("weight_map", new Map([...written].sort(([a], [b]) => a < b ? -1 : 1)));
+  return encoder.encode(stringifyJson(edited, { indent: 2 }) + "\n");
 }
 
 function outputDtype(from: Dtype, dtype: MergeDtype | undefined): Dtype {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, Tensor, Weight } from "../backend.ts";
+import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
@@ -249,7 +249,7 @@ export class LoraEmbedding implements LoraLayer {
    * @throws {NumericError} If a result would not be finite; the table is as it was.
    * @throws {RangeError} If adapters are merged already, or none is named.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const terms = this.#terms(resolveChoice(adapter, this.#adapters));
     if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
     if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
@@ -260,8 +260,9 @@ export class LoraEmbedding implements LoraLayer {
       : null;
     try {
       const options = { base: this.weight, target: copy ?? this.weight, columns: true, ...(edit && { edit }) };
-      await mergeTerms(this.#backend, linear, options);
+      const loss = await mergeTerms(this.#backend, linear, options);
       this.#copy = copy;
+      return loss;
     } catch (error) {
       copy?.dispose();
       throw error;

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, MatrixValues, Tensor, Weight } from "../backend.ts";
+import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
@@ -174,20 +174,22 @@ export class LoraExperts implements LoraLayer {
   }
 
   /**
-   * Folds adapters into the weights of all experts.
+   * Folds adapters into the weights of all experts; the report is that of the expert that lost the most.
    *
    * @throws {NumericError} If a result would not be finite; every weight is as it was.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const done: LoraLinear[] = [];
+    let error = 0;
     try {
       for (const expert of this.experts) {
-        await expert.merge(adapter);
+        error = Math.max(error, (await expert.merge(adapter)).error);
         done.push(expert);
       }
-    } catch (error) {
+      return { error };
+    } catch (cause) {
       for (const expert of done) expert.unmerge();
-      throw error;
+      throw cause;
     }
   }
 

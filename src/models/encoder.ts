@@ -4,15 +4,15 @@
  * @module
  */
 
-import { AdaptedModel, type AdaptedModelParts, type ModelForwardOptions } from "./adapted_model.ts";
+import { AdaptedModel, type AdaptedModelParts } from "./adapted_model.ts";
 import type { Bert } from "./bert.ts";
 import type { BertConfig } from "./bert_config.ts";
+import type { ModelForwardOptions } from "./language_model_options.ts";
+import type { Placement } from "./placement.ts";
 import { flattenRows } from "./token_ids.ts";
 
 /** What an {@linkcode Encoder} is made of. */
-export interface EncoderParts extends Omit<AdaptedModelParts, "layers"> {
-  /** The network. */
-  readonly bert: Bert;
+export interface EncoderParts extends AdaptedModelParts<Bert> {
   /** The model's numbers. */
   readonly config: BertConfig;
 }
@@ -29,13 +29,11 @@ export interface Encoding {
 export class Encoder extends AdaptedModel {
   /** The model's numbers. */
   readonly config: BertConfig;
-  readonly #bert: Bert;
 
   /** Takes a network whose parameters match the config. */
   constructor(parts: EncoderParts) {
-    super({ ...parts, layers: parts.bert.layers });
+    super(parts);
     this.config = parts.config;
-    this.#bert = parts.bert;
   }
 
   /**
@@ -52,18 +50,16 @@ export class Encoder extends AdaptedModel {
     const flat = flattenRows("run forward", ids, this.config);
     const batch = ids.length;
     const length = flat.length / batch;
-    const rows = this.resolve(options.adapter, batch);
+    const { backend, network, adapters } = this.placement as Placement<Bert>;
+    const rows = adapters.resolve(options.adapter, batch);
     const mixes = rows.map(({ start, end, mix }) => ({ start: start * length, end: end * length, mix }));
-    const output = await this.#bert.run(flat, { batch, mixes, pause: this.pauses(rows, options.signal) });
+    const output = await network.run(flat, { batch, mixes, pause: this.pauses(rows, options.signal) });
     try {
       const { labels, hiddenSize } = this.config;
       const shape = labels ? [batch, labels.length] : [batch, length, hiddenSize];
-      return { shape, values: await this.backend.read(output) };
+      return { shape, values: await backend.read(output) };
     } finally {
       output.dispose();
     }
   }
-
-  /** Nothing else is held. */
-  protected override release(): void {}
 }

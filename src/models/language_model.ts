@@ -4,45 +4,25 @@
  * @module
  */
 
-import type { ReadOptions } from "../formats/source.ts";
-import type { AdapterChoice, RowMix } from "../lora/selection.ts";
-import { AdaptedModel, type AdaptedModelParts, type ModelForwardOptions } from "./adapted_model.ts";
+import type { RowMix } from "../lora/selection.ts";
+import { AdaptedModel, type AdaptedModelParts } from "./adapted_model.ts";
 import type { CausalNetwork, NetworkPass } from "./causal_network.ts";
 import { Decoder } from "./decoder.ts";
 import { Generation } from "./generation.ts";
 import type { Gpt2Config } from "./gpt2_config.ts";
+import type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
 import type { LlamaConfig } from "./llama_config.ts";
-import { Sampler, type SamplingOptions } from "./sampler.ts";
+import type { Placement } from "./placement.ts";
+import { encodePrompt } from "./prompt.ts";
+import { Sampler } from "./sampler.ts";
 import { checkTokenIds, flattenRows } from "./token_ids.ts";
 import { findStart } from "./token_mixes.ts";
 
 /** The numbers that define a causal language model, by its `modelType`. */
 export type LanguageModelConfig = LlamaConfig | Gpt2Config;
 
-/** Logits of a forward pass. */
-export interface Logits {
-  /** `[batch, length, vocabulary]`. */
-  readonly shape: readonly [number, number, number];
-  /** The logits, row-major. */
-  readonly values: Float32Array;
-}
-
-/** Options of {@linkcode LanguageModel.generate}. */
-export interface GenerateOptions extends SamplingOptions, ReadOptions {
-  /** A name, a mix `{ name: weight }`, or `null` for the base; by default the weights as they are, merged or not. */
-  readonly adapter?: AdapterChoice | undefined;
-  /** Most new tokens; 128 when absent. The end of the model's context ends the text too. */
-  readonly maxNewTokens?: number;
-  /** The prompt is what a user says: the model's chat template is put around it. */
-  readonly chat?: boolean;
-  /** Called with every new id. */
-  readonly onToken?: (id: number) => void;
-}
-
 /** What a {@linkcode LanguageModel} is made of. */
-export interface LanguageModelParts extends Omit<AdaptedModelParts, "layers"> {
-  /** The network. */
-  readonly network: CausalNetwork;
+export interface LanguageModelParts extends AdaptedModelParts<CausalNetwork> {
   /** The model's numbers. */
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
@@ -58,15 +38,16 @@ export class LanguageModel extends AdaptedModel {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
-  readonly #network: CausalNetwork;
-  readonly #decoders: Set<Decoder> = new Set();
 
   /** Takes a network whose parameters match the config. */
   constructor(parts: LanguageModelParts) {
-    super({ ...parts, layers: parts.network.layers });
+    super(parts);
     this.config = parts.config;
     this.eosIds = parts.eosIds;
-    this.#network = parts.network;
+  }
+
+  get #placed(): Placement<CausalNetwork> {
+    return this.placement as Placement<CausalNetwork>;
   }
 
   /**
@@ -81,10 +62,11 @@ export class LanguageModel extends AdaptedModel {
   async forward(ids: readonly (readonly number[])[], options: ModelForwardOptions = {}): Promise<Logits> {
     this.requireLive();
     const flat = flattenRows("run forward", ids, this.config);
-    const mixes = this.resolve(options.adapter, ids.length);
-    const logits = await this.#network.logits(flat, { ...this.#pass(mixes, ids, options.signal), cache: null });
+    const { backend, network, adapters } = this.#placed;
+    const mixes = adapters.resolve(options.adapter, ids.length);
+    const logits = await network.logits(flat, { ...this.#pass(mixes, ids, options.signal), cache: null });
     try {
-      const values = await this.backend.read(logits);
+      const values = await backend.read(logits);
       return { shape: [ids.length, flat.length / ids.length, this.config.vocabSize], values };
     } finally {
       logits.dispose();
@@ -102,13 +84,14 @@ export class LanguageModel extends AdaptedModel {
   async loss(ids: readonly (readonly number[])[], options: ModelForwardOptions = {}): Promise<Float32Array[]> {
     this.requireLive();
     for (const row of ids) checkTokenIds("compute a loss", row, this.config);
-    const ranges = this.resolve(options.adapter, ids.length);
+    const { network, adapters } = this.#placed;
+    const ranges = adapters.resolve(options.adapter, ids.length);
     const losses: Float32Array[] = [];
     for (const { start, end, mix } of ranges) {
       for (const row of ids.slice(start, end)) {
         const tokens = Uint32Array.from(row);
         const pass = { ...this.#pass([{ start: 0, end: 1, mix }], [row], options.signal), cache: null };
-        losses.push(await this.#network.losses(tokens.subarray(0, -1), tokens.subarray(1), pass));
+        losses.push(await network.losses(tokens.subarray(0, -1), tokens.subarray(1), pass));
       }
     }
     return losses;
@@ -126,7 +109,7 @@ export class LanguageModel extends AdaptedModel {
    */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     this.requireLive();
-    const ids = this.#encode(prompt, options.chat ?? false);
+    const ids = encodePrompt(prompt, this.tokenizer, options.chat ?? false);
     checkTokenIds("generate", ids, this.config);
     const { maxNewTokens = 128 } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
@@ -135,12 +118,13 @@ export class LanguageModel extends AdaptedModel {
     const { layers, kvHeads, headDim, maxPositions } = this.config;
     // The last token of a full context is chosen, but never seen.
     const room = Math.min(maxNewTokens, maxPositions + 1 - ids.length);
+    const { backend, network, adapters, decoders } = this.#placed;
     const decoder = new Decoder({
-      backend: this.backend,
-      network: this.#network,
-      pass: this.#pass(this.resolve(options.adapter, 1), [ids], options.signal),
+      backend,
+      network,
+      pass: this.#pass(adapters.resolve(options.adapter, 1), [ids], options.signal),
       cache: { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) },
-      live: this.#decoders,
+      live: decoders,
     });
     return new Generation({
       prompt: ids,
@@ -151,24 +135,6 @@ export class LanguageModel extends AdaptedModel {
       onToken: options.onToken,
       decoder,
     });
-  }
-
-  #encode(prompt: string | readonly number[], chat: boolean): readonly number[] {
-    if (typeof prompt !== "string" && !Array.isArray(prompt)) {
-      throw new TypeError(`Cannot generate from ${typeof prompt}: the prompt is text or an array of token ids`);
-    }
-    if (typeof prompt !== "string") {
-      if (chat) throw new TypeError("Cannot generate a chat answer from token ids: chat needs the prompt as text");
-      return [...prompt];
-    }
-    if (!this.tokenizer) {
-      throw new TypeError("Cannot generate from text: this model has no tokenizer, pass token ids");
-    }
-    if (chat) return this.tokenizer.chat([{ role: "user", content: prompt }]);
-    const { addsBos, bosId } = this.tokenizer;
-    const ids = this.tokenizer.encode(prompt);
-    // A text that begins with it already gets no second one, and an empty one stays empty.
-    return addsBos && bosId !== null && ids.length > 0 && ids[0] !== bosId ? [bosId, ...ids] : ids;
   }
 
   /** A pass over these prompts: adapters with invocation tokens begin at the last of those. */
@@ -183,10 +149,5 @@ export class LanguageModel extends AdaptedModel {
       if (tokens && !starts.has(name)) starts.set(name, prompts.map((prompt) => findStart(prompt, tokens)));
     }
     return { batch: mixes.at(-1)!.end, mixes, starts, pause: this.pauses(mixes, signal) };
-  }
-
-  /** Frees the caches of generations that still run. */
-  protected override release(): void {
-    for (const decoder of this.#decoders) decoder.dispose();
   }
 }

@@ -21,7 +21,8 @@ import { Encoder } from "./encoder.ts";
 import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { ModelLayers } from "./model_layers.ts";
-import { checkParameters, loadParameters, type LoadProgress, type ModelParameters } from "./weights.ts";
+import { type PlacedNetwork, Placement, type ReloadOptions } from "./placement.ts";
+import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
@@ -64,11 +65,9 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const plan = planCausal(json, file);
   const { config } = plan;
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
-  return await loadParts(folder, plan.tensors, options, (parts) => {
-    const eosIds = [...new Set([...ownEosIds, ...parts.tokenizer?.eosIds ?? []])];
-    const network = plan.build(new ModelLayers(parts.backend, parts.parameters, plan.tensors.isTransposed));
-    return new LanguageModel({ ...parts, network, config, eosIds });
-  });
+  const parts = await loadParts(folder, plan, options);
+  const eosIds = [...new Set([...ownEosIds, ...parts.tokenizer?.eosIds ?? []])];
+  return new LanguageModel({ ...parts, config, eosIds });
 }
 
 /**
@@ -84,10 +83,7 @@ export async function loadEncoder(source: Folder, options: LoadModelOptions = {}
   const folder = await openFolder(source, options);
   const { json, file } = await readConfig(folder, options);
   const plan = planEncoder(json, file);
-  return await loadParts(folder, plan.tensors, options, (parts) => {
-    const bert = plan.build(new ModelLayers(parts.backend, parts.parameters));
-    return new Encoder({ ...parts, bert, config: plan.config });
-  });
+  return new Encoder({ ...await loadParts(folder, plan, options), config: plan.config });
 }
 
 function checkDtype({ dtype = "bf16" }: LoadModelOptions): void {
@@ -100,31 +96,37 @@ async function readConfig(folder: Folder, options: ReadOptions): Promise<{ json:
   return { json: await readJson(file, { ...options, maxBytes: MAX_CONFIG_BYTES }), file: file.name };
 }
 
-/** Reads the parameters, makes the model, and frees all of it where that fails. */
-async function loadParts<Model>(
+/** Puts the network on a backend, and opens the tokenizer. */
+async function loadParts<Network extends PlacedNetwork>(
   folder: Folder | GgufFolder,
-  tensors: ModelTensors,
-  options: LoadModelOptions,
-  make: (parts: Omit<AdaptedModelParts, "layers">) => Model,
-): Promise<Model> {
-  const { dtype = "bf16" } = options;
-  const checkpoint = await openCheckpoint(folder, options);
+  { tensors, build }: { readonly tensors: ModelTensors; readonly build: (layers: ModelLayers) => Network },
+  loading: LoadModelOptions,
+): Promise<AdaptedModelParts<Network>> {
+  const { dtype = "bf16" } = loading;
+  const checkpoint = await openCheckpoint(folder, loading);
   const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
   const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
-  const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
-  const ownsBackend = options.backend === undefined;
-  let parameters: ModelParameters | undefined;
+  const { isTransposed = () => false } = tensors;
+  const place = async (options: ReloadOptions): Promise<Placement<Network>> => {
+    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
+    const ownsBackend = options.backend === undefined;
+    try {
+      const reading = { ...options, dtype, nameOf, isTransposed };
+      const parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
+      const network = build(new ModelLayers(backend, parameters, isTransposed));
+      return new Placement({ backend, ownsBackend, network, parameters });
+    } catch (error) {
+      if (ownsBackend) backend.dispose();
+      throw error;
+    }
+  };
+  const placement = await place(loading);
   try {
-    const { isTransposed } = tensors;
-    const reading = { ...options, dtype, nameOf, ...(isTransposed && { isTransposed }) };
-    parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    const tokenizer = await openTokenizer(folder, options);
-    return make({ backend, ownsBackend, parameters, tokenizer });
+    return { placement, place, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
-    parameters?.dispose();
-    if (ownsBackend) backend.dispose();
+    placement.dispose();
     throw error;
   }
 }

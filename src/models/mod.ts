@@ -18,16 +18,17 @@
  */
 
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
-export { AdaptedModel, type ModelForwardOptions } from "./adapted_model.ts";
+export { AdaptedModel } from "./adapted_model.ts";
 export type { BertConfig } from "./bert_config.ts";
 export { Encoder, type Encoding } from "./encoder.ts";
 export { Generation } from "./generation.ts";
 export { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 export type { Gpt2Config } from "./gpt2_config.ts";
-export { type GenerateOptions, LanguageModel, type LanguageModelConfig, type Logits } from "./language_model.ts";
+export { LanguageModel, type LanguageModelConfig } from "./language_model.ts";
+export type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
 export type { LlamaConfig, LlamaModelType, RopeScaling } from "./llama_config.ts";
 export { loadEncoder, loadModel, type LoadModelOptions } from "./load.ts";
 export type { ExpertSizes } from "./mixture.ts";
+export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
 export type { LoadProgress } from "./weights.ts";
-export type { Tokenizer } from "../text/mod.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, RowAffine, Tensor } from "../backend.ts";
+import type { Backend, MergeLoss, RowAffine, Tensor } from "../backend.ts";
 import { keptVector, vectorValues } from "../lora/factors.ts";
 import type { LoraLayer } from "../lora/layer.ts";
 import type { Replacements } from "../lora/linear_adapter.ts";
@@ -118,9 +118,10 @@ export class Norm implements LoraLayer {
 
   /** Puts the norm of the last adapter of a mix in the base's place. */
   // deno-lint-ignore require-await -- nothing is computed; the contract's other layers compute
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const { gain, bias } = this.#vectors(resolveChoice(adapter, this.#adapters));
     this.#merged = { gain, bias: bias ?? null };
+    return { error: 0 };
   }
 
   /** Puts the base's norm back. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { LinearBackwardOptions, LinearOptions, LoraBranch, Tensor, Weight } from "../backend.ts";
+import type { LinearBackwardOptions, LinearOptions, LoraBranch, MergeLoss, Tensor, Weight } from "../backend.ts";
 import * as check from "../check.ts";
 import { addGradients, runLinear } from "./linear.ts";
 import { WasmMemoryOperations } from "./memory_operations.ts";
@@ -57,9 +57,9 @@ export abstract class WasmLinearOperations extends WasmMemoryOperations {
 
   /** See `Backend.merge`. */
   // deno-lint-ignore require-await -- as in read()
-  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
+  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
-    mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
+    return mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
   }
 
   /** See `Backend.unmerge`. */

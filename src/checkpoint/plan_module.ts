@@ -1,0 +1,105 @@
+import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { MismatchError } from "../errors.ts";
+import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { quote } from "../formats/quote.ts";
+import type { MergeDraft } from "./draft.ts";
+import type { PlanOptions } from "./merge_plan.ts";
+import { biasName } from "./naming.ts";
+import type { Places } from "./places.ts";
+import { followers } from "./plan_full.ts";
+import type { WeightLayout } from "./weight_shape.ts";
+
+/** One module of an adapter that is merged with a weight. */
+export interface WeightedModule {
+  /** The adapter. */
+  readonly adapter: Adapter;
+  /** The module. */
+  readonly module: LoraModule;
+  /** The adapter's weight. */
+  readonly weight: number;
+}
+
+/** Where it goes. */
+export interface ModuleTensor {
+  /** Name of its tensor in the base. */
+  readonly tensor: string;
+  /** How ΔW lies there. */
+  readonly layout: WeightLayout;
+  /** The places of all modules. */
+  readonly places: Places;
+}
+
+/**
+ * Plans ΔW of one module, and the bias of its B.
+ *
+ * @throws {MismatchError} If it cannot be merged as the options are, or its tied table cannot be untied.
+ */
+export function planModule(
+  draft: MergeDraft,
+  { adapter, module, weight }: WeightedModule,
+  { tensor, layout, places }: ModuleTensor,
+  options: PlanOptions,
+): void {
+  const { tied } = draft;
+  if (tied && tensor === tied.head && isTwin(adapter, module, places, tied.table)) {
+    const what = "its factors are those of the input embedding";
+    draft.report.push({ module: module.name, what, why: "the table stays tied, and gets them once" });
+    return;
+  }
+  if (layout.groups !== undefined && !options.expandGroups) throw refuseGroups(adapter, module, layout.groups);
+  const scaling = module.scaling * weight;
+  const step = { kind: "branch", module, scaling, transposed: layout.transposed } as const;
+  const isAlone = !adapter.config.ensureWeightTying;
+  const names = followers(draft, tensor, { isAlone, module: module.name, adapter });
+  for (const name of names) draft.addStep(name, step, layout);
+  if (layout.groups !== undefined) {
+    const what = `its ${layout.groups} groups are gone: the weight has the shape [${layout.shape!.join(", ")}]`;
+    draft.report.push({ module: module.name, what, why: "Δ is dense across groups; set groups to 1 in the model" });
+  }
+  if (module.loraBias) planBias(draft, { adapter, module, weight }, { tensor, places });
+}
+
+/** y += s b_B is a change of the bias, which a base without one gets. */
+function planBias(
+  draft: MergeDraft,
+  { module, weight }: WeightedModule,
+  { tensor, places }: Pick<ModuleTensor, "tensor" | "places">,
+): void {
+  const name = places.naming.toBase(biasName(module));
+  const values = module.loraBias!;
+  const bias = draft.has(name) ? name : tensor.replace(/weight$/, "bias");
+  if (!draft.has(bias)) {
+    const zeros: StoredTensor = { dtype: draft.dtypeOf(tensor), shape: values.shape, bytes: new Uint8Array() };
+    const bytes = new Uint8Array(draft.dtypeOf(tensor) === "F32" ? 4 * values.shape[0]! : 2 * values.shape[0]!);
+    draft.add(bias, { file: draft.fileOf(tensor), values: { ...zeros, bytes } });
+    const why = "lora_bias is one: loaders take it only where the model's config asks for a bias of this layer";
+    draft.report.push({ module: bias, what: "the base has no such bias: it is added", why });
+  }
+  draft.addStep(bias, { kind: "vector", values, factor: module.scaling * weight });
+}
+
+/** With ensure_weight_tying, the head has A = B of the embedding, transposed, and B = its A. */
+function isTwin({ config }: Adapter, head: LoraModule, places: Places, table: string): boolean {
+  if (!config.ensureWeightTying) return false;
+  const embedding = [...places.modules.values()].find(({ name }) => places.tensorOf(name) === table);
+  if (embedding?.kind !== "embedding") return false;
+  if (isTransposed(head.loraA, embedding.loraB) && isTransposed(head.loraB, embedding.loraA)) return true;
+  const message =
+    `Cannot merge ${quote(head.name)} into a tied table: with ensure_weight_tying its factors are those of ` +
+    `${quote(embedding.name)}, transposed; these differ`;
+  throw new MismatchError(message, { tensor: head.name, field: "ensure_weight_tying" });
+}
+
+function isTransposed(a: StoredTensor, b: StoredTensor): boolean {
+  const [rows, columns] = a.shape as readonly [number, number];
+  if (b.shape[0] !== columns || b.shape[1] !== rows) return false;
+  const [x, y] = [toFloat32(a), toFloat32(b)];
+  return x.every((value, i) => value === y[(i % columns) * rows + Math.floor(i / columns)]);
+}
+
+function refuseGroups(adapter: Adapter, module: LoraModule, groups: number): MismatchError {
+  const message =
+    `Cannot merge ${quote(module.name)} of ${quote(adapter.name)} into a convolution with ${groups} groups: ` +
+    "its update is dense across groups; set expandGroups to write the weight without groups";
+  return new MismatchError(message, { code: "unsupported", tensor: module.name, field: "groups", found: groups });
+}

@@ -1,0 +1,79 @@
+import type { Adapter, ReportLine } from "../adapter/adapter.ts";
+import { MismatchError } from "../errors.ts";
+import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
+import { quote } from "../formats/quote.ts";
+import type { MergeTarget } from "./merge_plan.ts";
+import type { BaseTensors } from "./naming.ts";
+
+/** A base with its layers as adapters see them. */
+export interface ReplicatedLayers {
+  /** The tensors by name in the output. */
+  readonly tensors: BaseTensors;
+  /** Number of layers, where they are replicated. */
+  readonly layers?: number;
+  /** What was done. */
+  readonly report: readonly ReportLine[];
+}
+
+const LAYER = /^(.*(?:^|\.)(?:layers|layer|h|blocks))\.(\d+)\.(.+)$/;
+
+/**
+ * Writes out the layers that `layer_replication` shares: each copy is a layer of its own, with an update of its own.
+ *
+ * @param checkpoint The base.
+ * @param adapters The adapters, which must agree.
+ * @returns The layers; those of the base where no adapter replicates any.
+ * @throws {MismatchError} If the adapters disagree, or the base has not such layers.
+ */
+export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapter[]): ReplicatedLayers {
+  const all = adapters.map(({ config }) => config.layerReplication);
+  const ranges = all.find((one) => one !== null);
+  if (!ranges) return { tensors: checkpoint.tensors, report: [] };
+  const refuse = (what: string): MismatchError =>
+    new MismatchError(
+      `Cannot merge into ${quote(checkpoint.name)} with layer_replication ${JSON.stringify(ranges)}: ${what}`,
+      {
+        field: "layer_replication",
+        found: ranges,
+      },
+    );
+  if (all.some((one) => JSON.stringify(one) !== JSON.stringify(ranges))) {
+    throw refuse("expected the same of all adapters");
+  }
+  const lists = new Map<string, Map<number, [string, CheckpointTensor][]>>();
+  for (const [name, tensor] of checkpoint.tensors) {
+    const [, list, index, rest] = LAYER.exec(name) ?? [];
+    if (list === undefined) continue;
+    const layers = lists.get(list) ?? new Map<number, [string, CheckpointTensor][]>();
+    lists.set(list, layers.set(Number(index), [...layers.get(Number(index)) ?? [], [rest!, tensor]]));
+  }
+  const [[list, layers] = ["", new Map<number, [string, CheckpointTensor][]>()]] = lists;
+  if (lists.size !== 1) throw refuse(`expected one list of layers, the base has ${lists.size}`);
+  const order = ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i));
+  const absent = order.find((index) => !layers.has(index));
+  if (absent !== undefined) throw refuse(`the base has no layer ${absent}`);
+  const tensors = new Map([...checkpoint.tensors].filter(([name]) => !LAYER.test(name)));
+  order.forEach((from, to) =>
+    layers.get(from)!.forEach(([rest, tensor]) => tensors.set(`${list}.${to}.${rest}`, tensor))
+  );
+  const what = `its ${layers.size} layers become ${order.length}: ${order.join(" ")}`;
+  const report = [{
+    module: list,
+    what,
+    why: "layer_replication; copies are layers of their own, with their own updates",
+  }];
+  return { tensors, layers: order.length, report };
+}
+
+/** The tensors that are copies under another name. */
+export function layerCopies(
+  tensors: BaseTensors,
+  targets: ReadonlyMap<string, MergeTarget>,
+): (readonly [string, MergeTarget])[] {
+  return [...tensors].flatMap(([name, tensor]) => {
+    if (tensor.name === name || targets.has(name)) return [];
+    const { file, dtype, shape } = tensor;
+    const source = { source: tensor, values: null, file, dtype, shape };
+    return [[name, { ...source, columns: 1, groups: 1, rows: [], steps: [] }] as const];
+  });
+}
