@@ -46,6 +46,7 @@ export type {
   LoraGradientBranch,
   MatrixValues,
   MergeLoss,
+  MergeRowsOptions,
   RowAffine,
   RowBranches,
   SampleOptions,

@@ -25,6 +25,8 @@ import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts
 export interface LoadModelOptions extends ReadOptions {
   /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
+  /** Threads of the backend that the model opens, as for `openBackend()`; the default is 1. */
+  readonly threads?: number | "auto";
   /** Storage of the matrices; the default is `"bf16"`. */
   readonly dtype?: WeightDtype;
   /** Called after each tensor. */
@@ -56,7 +58,7 @@ const MAX_CONFIG_BYTES = 1_000_000;
  * ```
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
-  const { dtype = "bf16" } = options;
+  const { dtype = "bf16", threads = 1 } = options;
   if (dtype !== "f32" && dtype !== "bf16") {
     throw new TypeError(`Cannot load a model as "${dtype}": expected "f32" or "bf16"`);
   }
@@ -68,7 +70,7 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   checkParameters(checkpoint, { shapes, isSpare: (name) => isSpareTensor(name, config) });
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
   const place = async (options: ReloadOptions): Promise<Placement> => {
-    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
+    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
     const ownsBackend = options.backend === undefined;
     try {
       const parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
