@@ -28,6 +28,8 @@ import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts
 export interface LoadModelOptions extends ReadOptions {
   /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
+  /** Threads of the backend that the model opens, as for `openBackend()`; the default is 1. */
+  readonly threads?: number | "auto";
   /** Storage of the matrices; the default is `"bf16"`. */
   readonly dtype?: WeightDtype;
   /** Called after each tensor. */
@@ -102,14 +104,14 @@ async function loadParts<Network extends PlacedNetwork>(
   { tensors, build }: { readonly tensors: ModelTensors; readonly build: (layers: ModelLayers) => Network },
   loading: LoadModelOptions,
 ): Promise<AdaptedModelParts<Network>> {
-  const { dtype = "bf16" } = loading;
+  const { dtype = "bf16", threads = 1 } = loading;
   const checkpoint = await openCheckpoint(folder, loading);
   const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
   const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
   const { isTransposed = () => false } = tensors;
   const place = async (options: ReloadOptions): Promise<Placement<Network>> => {
-    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
+    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
     const ownsBackend = options.backend === undefined;
     try {
       const reading = { ...options, dtype, nameOf, isTransposed };
