@@ -92,10 +92,14 @@ function isNothing(value: unknown): boolean {
  * Widens the factors of a module; the scaling is not in them.
  *
  * @param module The module.
- * @returns B A as float64.
+ * @returns B A as float64; B diag(d) A where there is a d.
  */
-export function readFactors({ loraA, loraB }: LoraModule): Factors {
-  return { a: readMatrix(loraA), b: transpose(readMatrix(loraB)) };
+export function readFactors({ loraA, loraB, diagonal }: LoraModule): Factors {
+  const [a, b] = [readMatrix(loraA), transpose(readMatrix(loraB))];
+  toFloat32(diagonal ?? { dtype: "F32", shape: [0], bytes: new Uint8Array() }).forEach((d, k) => {
+    for (let i = k * a.columns; i < (k + 1) * a.columns; i++) a.values[i]! *= d;
+  });
+  return { a, b };
 }
 
 function readMatrix(tensor: StoredTensor): Matrix {
