@@ -26,7 +26,7 @@ interface Room {
 }
 
 /** Rooms that all others stand on. */
-const GROUND = ["backend", "backend_info", "errors", "shape"];
+const GROUND = ["backend", "backend_info", "errors", "shape", "weight"];
 
 /** The floor plan of src: a room is a folder, or a file that lies in src itself. It has no cycle, so src has none. */
 const ROOMS: Readonly<Record<string, Room>> = {
@@ -34,12 +34,14 @@ const ROOMS: Readonly<Record<string, Room>> = {
   backend_info: { imports: [] },
   errors: { imports: [] },
   shape: { imports: [] },
+  weight: { imports: [] },
   formats: { imports: [] },
   check: { imports: [] },
   check_rows: { imports: [] },
   check_sampling: { imports: [] },
-  wasm: { imports: ["check", "check_rows", "check_sampling"] },
-  webgpu: { imports: ["check", "check_rows", "check_sampling"] },
+  check_weight: { imports: [] },
+  wasm: { imports: ["check", "check_rows", "check_sampling", "check_weight"] },
+  webgpu: { imports: ["check", "check_rows", "check_sampling", "check_weight"] },
   open: { imports: [], defers: ["wasm", "webgpu"] },
   fs: { imports: ["formats"] },
   text: { imports: ["formats"] },

@@ -19,8 +19,19 @@
  */
 
 import type { BackendInfo } from "./backend_info.ts";
+import type { MatrixValues, MergeLoss, MergeRowsOptions, Weight, WeightOptions } from "./weight.ts";
 
 export type { BackendInfo, GpuInfo } from "./backend_info.ts";
+export type {
+  BlockDtype,
+  ElementDtype,
+  MatrixValues,
+  MergeLoss,
+  MergeRowsOptions,
+  Weight,
+  WeightDtype,
+  WeightOptions,
+} from "./weight.ts";
 
 /** A dense row-major array of 32-bit floats that a backend holds. */
 export interface Tensor extends Disposable {
@@ -30,41 +41,6 @@ export interface Tensor extends Disposable {
   readonly size: number;
   /** Frees the memory; a second call does nothing. */
   dispose(): void;
-}
-
-/** How a packed weight stores its elements. */
-export type WeightDtype = "f32" | "bf16";
-
-/** A matrix (out, in) that a backend packed once into the layout its kernels want. */
-export interface Weight extends Disposable {
-  /** `[out, in]`. */
-  readonly shape: readonly [number, number];
-  /** How the elements are stored. */
-  readonly dtype: WeightDtype;
-  /** Memory held, in bytes, with what `merge` keeps for `unmerge`. */
-  readonly bytes: number;
-  /** Whether adapters are merged into it. */
-  readonly merged: boolean;
-  /** Frees the memory; a second call does nothing. */
-  dispose(): void;
-}
-
-/** A row-major matrix in a caller's memory, as files store it. */
-export interface MatrixValues {
-  /** `[rows, columns]`. */
-  readonly shape: readonly [number, number];
-  /** Element type of `bytes`. */
-  readonly dtype: "f32" | "f16" | "bf16";
-  /** Little-endian elements, row by row; no alignment is required. */
-  readonly bytes: Uint8Array;
-}
-
-/** Options of {@linkcode Backend.weight}. */
-export interface WeightOptions {
-  /** Storage of the packed elements; the default is `"f32"`. */
-  readonly dtype?: WeightDtype;
-  /** The values are stored (in, out), as GPT-2's Conv1D does; the weight's shape is still `[out, in]`. */
-  readonly transposed?: boolean;
 }
 
 /** One low-rank branch, adds `scaling · (x Aᵀ) Bᵀ`; adapters stay float, so both factors are `"f32"` weights. */
@@ -194,7 +170,10 @@ export interface Backend extends Disposable {
   read(tensor: Tensor): Promise<Float32Array>;
   /** A view of the same elements in another shape; it lives as long as the first one, which alone frees them. */
   reshape(tensor: Tensor, shape: readonly number[]): Tensor;
-  /** Packs a matrix (out, in). Values are rounded once, to nearest even, where `dtype` is narrower than they are. */
+  /**
+   * Packs a matrix (out, in). Values are rounded once, to nearest even, where `dtype` is narrower than they are. Other
+   * types than f32 and bf16 refuse (`NumericError`) what is not finite, or above 32,768 in magnitude for int4 and f16.
+   */
   weight(values: MatrixValues, options?: WeightOptions): Weight;
   /** The elements of a weight, row-major (out, in), widened to f32. */
   readWeight(weight: Weight): Promise<Float32Array>;
@@ -215,8 +194,16 @@ export interface Backend extends Disposable {
   /**
    * W += Σ s B A, rounded once to the weight's dtype. Keeps the bits it overwrites (as many bytes as the weight) for
    * {@linkcode Backend.unmerge}. Rejects with `NumericError`, weight untouched, if a result is not finite.
+   *
+   * A quantized weight is dequantized, added to and quantized again: its steps may be coarser than what is added, so
+   * look at the report, or leave adapters unmerged.
    */
-  merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void>;
+  merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss>;
+  /**
+   * W + Σ s B A of rows (n, k) of floats as files store them, each element rounded once to `dtype`. Rejects with
+   * `NumericError` if a result is not finite. Absent where adding {@linkcode Backend.deltaWeight} to W is as fast.
+   */
+  mergeRows?(rows: MatrixValues, branches: readonly LoraBranch[], options: MergeRowsOptions): Promise<Uint8Array>;
   /**
    * Overwrites a weight, rounded once to its dtype, and keeps the bits it had for {@linkcode Backend.unmerge}: a merge
    * whose sum the caller computed. Throws `NumericError`, weight untouched, if a value is not finite.

@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { WeightDtype } from "./weight.ts";
+
 /** What a runtime tells about its GPU; it may keep names to itself. */
 export interface GpuInfo {
   /** Who made it, in the runtime's word, or "". */
@@ -24,6 +26,8 @@ export interface BackendInfo {
   readonly threads: number;
   /** Why this backend was chosen. */
   readonly reason: string;
+  /** What `weight()` can store. */
+  readonly weightDtypes: readonly WeightDtype[];
   /** The GPU, of `"webgpu"`. */
   readonly gpu?: GpuInfo;
 }

@@ -28,27 +28,6 @@ import {
   sizeOf,
 } from "./shape.ts";
 
-const VALUE_BYTES: Readonly<Record<string, number>> = { f32: 4, f16: 2, bf16: 2 };
-const WEIGHT_DTYPES: readonly string[] = ["f32", "bf16"];
-
-/** Checks a matrix for `weight`: known types, and as many bytes as its shape says. */
-export function checkMatrixValues({ shape, dtype, bytes }: MatrixValues, wanted: string): void {
-  const elementBytes = VALUE_BYTES[dtype];
-  if (elementBytes === undefined || !WEIGHT_DTYPES.includes(wanted)) {
-    throw new TypeError(
-      `Cannot create a "${wanted}" weight from "${dtype}": expected f32 or bf16 from f32, f16 or bf16`,
-    );
-  }
-  if (!(bytes instanceof Uint8Array)) {
-    throw new TypeError(`Cannot create a weight from bytes of type ${typeof bytes}: expected a Uint8Array`);
-  }
-  if (shape.length !== 2) throw refuse("create a weight", "values", shape, "two dimensions");
-  const length = sizeOf(shape) * elementBytes;
-  if (bytes.byteLength !== length) {
-    throw refuseValue("create a weight", "bytes", bytes.byteLength, `${length} for ${dtype} ${formatShape(shape)}`);
-  }
-}
-
 /** Checks that as many values are given as the tensor holds. */
 export function checkValues(shape: readonly number[], size: number, values: Float32Array): void {
   if (!(values instanceof Float32Array)) {
@@ -144,28 +123,9 @@ export function checkMerge(weight: Weight, branches: readonly LoraBranch[]): voi
   for (const branch of branches) checkBranch("merge", branch, weight.shape[0], weight.shape[1]);
 }
 
-/** Checks the arguments of `replace`: as many finite values as the weight has, and nothing merged yet. */
-export function checkReplace(weight: Weight, values: MatrixValues): void {
-  checkMatrixValues(values, weight.dtype);
-  if (weight.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this weight");
-  if (values.shape[0] !== weight.shape[0] || values.shape[1] !== weight.shape[1]) {
-    throw refuse("replace a weight", "values", values.shape, formatShape(weight.shape));
-  }
-  if (!isFinite(values, weight.dtype)) {
-    throw new NumericError("Cannot replace a weight with values that are not finite");
-  }
-}
-
-/** Whether no value has all bits of its exponent set, nor gets them when it is rounded. */
-function isFinite({ dtype, bytes }: MatrixValues, target: Weight["dtype"]): boolean {
-  const [width, exponent] = dtype === "f32" ? [4, 0x7f80] : [2, dtype === "f16" ? 0x7c00 : 0x7f80];
-  const narrows = dtype === "f32" && target === "bf16";
-  for (let high = width - 2; high < bytes.length; high += width) {
-    const bits = bytes[high]! | bytes[high + 1]! << 8;
-    if ((bits & exponent) === exponent) return false;
-    if (narrows && (bits & 0x7fff) === 0x7f7f && bytes[high - 1]! >= 0x80) return false;
-  }
-  return true;
+/** Checks that the branches of `mergeRows` fit the rows. */
+export function checkMergeRows({ shape }: MatrixValues, branches: readonly LoraBranch[]): void {
+  for (const branch of branches) checkBranch("mergeRows", branch, ...shape);
 }
 
 /** Checks the argument of `unmerge`. */

@@ -5,6 +5,7 @@
  */
 
 import type { Backend } from "./backend.ts";
+import type { WorkerLike } from "./wasm/worker_host.ts";
 import type { OpenedDevice } from "./webgpu/device.ts";
 
 /** A `GPUDevice`, described by its shape so that programs without GPU types can name it. */
@@ -31,6 +32,14 @@ export interface OpenBackendOptions {
   readonly wasm?: WebAssembly.Module | BufferSource;
   /** The WebAssembly build: relaxed SIMD where the runtime has it, else plain SIMD. */
   readonly variant?: "relaxed" | "simd";
+  /**
+   * Threads of WebAssembly, the caller's included; `"auto"` is one per core, 8 at most. The default is 1: a server that
+   * answers on all cores already gains nothing. Where there can be none, as in a page that is not cross-origin isolated,
+   * one thread computes and `backend.info.reason` says why.
+   */
+  readonly threads?: number | "auto";
+  /** Makes a worker that runs the code of a `data:` URL, for runtimes and policies that need another way. */
+  readonly worker?: (code: URL) => WorkerLike;
 }
 
 const BY_NAME = "asked for by name";
@@ -57,9 +66,12 @@ const BY_NAME = "asked for by name";
  * ```
  */
 export async function openBackend(options: OpenBackendOptions = {}): Promise<Backend> {
-  const { prefer = "auto", device } = options;
+  const { prefer = "auto", device, threads = 1 } = options;
   if (prefer !== "auto" && prefer !== "wasm" && prefer !== "webgpu") {
     throw new TypeError(`Cannot open "${prefer}": prefer must be "auto", "wasm" or "webgpu"`);
+  }
+  if (threads !== "auto" && !(Number.isSafeInteger(threads) && threads >= 1)) {
+    throw new RangeError(`Cannot open a backend with threads ${threads}: expected "auto" or a whole number from 1`);
   }
   if (prefer === "wasm") return await openWasm(options, BY_NAME);
   if (device) return await openGiven(device);
@@ -68,12 +80,16 @@ export async function openBackend(options: OpenBackendOptions = {}): Promise<Bac
   return opened ? await openWebGpu(opened, reason) : await openWasm(options, reason);
 }
 
-async function openWasm({ wasm, variant }: OpenBackendOptions, reason: string): Promise<Backend> {
-  const [{ WasmBackend }, { loadKernels }] = await Promise.all([
-    import("./wasm/backend.ts"),
-    import("./wasm/kernels.ts"),
-  ]);
-  return new WasmBackend(await loadKernels({ ...(wasm && { wasm }), ...(variant && { variant }) }), reason);
+async function openWasm(options: OpenBackendOptions, reason: string): Promise<Backend> {
+  const { wasm, variant, threads = 1, worker } = options;
+  const kernels = { ...(wasm && { wasm }), ...(variant && { variant }) };
+  const load = threads === 1
+    ? import("./wasm/kernels.ts").then(({ loadKernels }) => loadKernels(kernels))
+    : import("./wasm/threads.ts").then(({ loadThreadedKernels }) =>
+      loadThreadedKernels({ ...kernels, threads, ...(worker && { worker }) })
+    );
+  const [{ WasmBackend }, loaded] = await Promise.all([import("./wasm/backend.ts"), load]);
+  return new WasmBackend(loaded, reason);
 }
 
 async function openGiven(device: DeviceLike): Promise<Backend> {

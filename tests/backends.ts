@@ -6,6 +6,7 @@
 import { test } from "node:test";
 import type { Backend } from "../src/backend.ts";
 import { openBackend } from "../src/open.ts";
+import { openThreads } from "./threads_support.ts";
 import { gpuSkip, openGpu } from "./webgpu_support.ts";
 
 /** One backend to test. */
@@ -30,23 +31,33 @@ function relaxedRow(): BackendRow {
 
 export const BACKENDS: readonly BackendRow[] = [
   relaxedRow(),
+  { name: "wasm 2 threads", open: () => openThreads({ threads: 2 }) },
   { name: "wasm simd", open: () => openBackend({ prefer: "wasm", variant: "simd" }) },
   { name: "webgpu", ...await gpuSkip(), open: () => openGpu() },
 ];
 
+type BackendTest = (backend: Backend) => Promise<void> | void;
+
 /** Registers one test per row of the table; each gets a fresh backend whose free memory is NaN. */
-export function forEachBackend(name: string, body: (backend: Backend) => Promise<void> | void): void {
-  for (const row of BACKENDS) {
-    test(`${name} [${row.name}]`, row.skip === undefined ? {} : { skip: row.skip }, async () => {
-      const backend = await row.open();
-      try {
-        poisonFreeMemory(backend);
-        await body(backend);
-      } finally {
-        backend.dispose();
-      }
-    });
-  }
+export function forEachBackend(name: string, body: BackendTest): void {
+  for (const row of BACKENDS) registerTest(row, name, body);
+}
+
+/** The same for the builds of the WebAssembly kernels alone. */
+export function forEachBuild(name: string, body: BackendTest): void {
+  for (const row of BACKENDS) if (row.name.startsWith("wasm")) registerTest(row, name, body);
+}
+
+function registerTest(row: BackendRow, name: string, body: BackendTest): void {
+  test(`${name} [${row.name}]`, row.skip === undefined ? {} : { skip: row.skip }, async () => {
+    const backend = await row.open();
+    try {
+      poisonFreeMemory(backend);
+      await body(backend);
+    } finally {
+      backend.dispose();
+    }
+  });
 }
 
 /** Leaves NaN in memory that later tensors get, so that an element never written or read too far shows. */

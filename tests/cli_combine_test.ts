@@ -62,7 +62,7 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
     const cases: readonly (readonly [string[], RegExp])[] = [
       [["combine", "--out", out], /without --adapter/],
       [["combine", "--adapter", adapter], /without --out/],
-      [["combine", "--adapter", adapter, "--out", out, "--method", "exact"], /one of cat, svd/],
+      [["combine", "--adapter", adapter, "--out", out, "--method", "sum"], /one of exact, cat, svd/],
       [["resize", adapter, "--out", out], /either --rank or --energy/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "dare_ties_svd"], /without --density/],
       [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],

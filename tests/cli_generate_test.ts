@@ -149,6 +149,19 @@ test("lora generate --device webgpu gives wasm's tokens, and tells which GPU", a
   }
 });
 
+test("lora generate --threads tells how many compute, and refuses what is no number", async () => {
+  const options = ["generate", "--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "2"];
+  const answers = [];
+  for (const threads of ["1", "2"]) {
+    answers.push(await loraJson(...options, "--device", "wasm", "--threads", threads) as Record<string, unknown>);
+  }
+  const counts = answers.map(({ backend }) => (backend as { threads: number }).threads);
+  assert.deepEqual([counts, answers[1]!.tokens], [[1, 2], answers[0]!.tokens]);
+  const refused = await lora(...options, "--threads", "many");
+  assert.equal(refused.status, 2);
+  assert.match(refused.stderr, /^Cannot use --threads "many": a whole number from 1 is wanted\n/);
+});
+
 test("lora generate --device webgpu is refused where there is none, and other devices by name", async () => {
   const hidden = { VK_DRIVER_FILES: "/none", VK_ICD_FILENAMES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
   const before = { ...process.env };

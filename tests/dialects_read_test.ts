@@ -207,7 +207,9 @@ test("mlx-lm's factors are transposed and its scale is taken as it is", async ()
   assert.deepEqual(deltas(silent), { [path]: product(20) });
   assert(silent.report.some(({ what }) => what.includes("20")));
   const dora = mlxFolder({ rank: 2, scale: 1 }, tensors, { fine_tune_type: "dora" });
-  await assert.rejects(readAdapter(dora), { name: "FormatError", field: "fine_tune_type" });
+  await assert.rejects(readAdapter(dora), { name: "MismatchError", field: "use_dora" });
+  const full = mlxFolder({ rank: 2, scale: 1 }, tensors, { fine_tune_type: "full" });
+  await assert.rejects(readAdapter(full), { name: "FormatError", field: "fine_tune_type" });
 });
 
 test("loralib's files need an alpha, and its MergedLinear becomes one exact module", async () => {

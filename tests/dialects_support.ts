@@ -4,6 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import fc from "fast-check";
 import type { Adapter, LoraModule } from "../src/adapter/adapter.ts";
 import type { BaseFacts } from "../src/adapter/dialects/options.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
@@ -45,40 +46,69 @@ export function peftFiles(
   ]);
 }
 
-/** A random adapter: modules, ranks, alphas, patterns, rsLoRA and element types, all by its seed. */
-export async function randomAdapter(seed: number): Promise<Adapter> {
+/** What decides a random adapter. */
+export interface AdapterSpec {
+  readonly dtype: string;
+  readonly r: number;
+  readonly alpha: number;
+  readonly rslora: boolean;
+  readonly dora: boolean;
+  /** Its modules, with the rank or alpha that a pattern gives them. */
+  readonly modules: readonly { readonly name: string; readonly rank: number | null; readonly alpha: number | null }[];
+  readonly seed: number;
+}
+
+const ALPHAS = [0.3, 1, 2, 3, 4, 7, 8, 16, 24, 22.627416997969522, 1e-3, -2];
+
+/** Adapters of the llama: modules, ranks, alphas, patterns, rsLoRA, DoRA and element types. */
+export const ADAPTERS: fc.Arbitrary<AdapterSpec> = fc.record({
+  dtype: fc.constantFrom("F32", "BF16", "F16"),
+  r: fc.constantFrom(1, 2, 3, 4, 6, 8, 16),
+  alpha: fc.constantFrom(...ALPHAS),
+  rslora: fc.boolean(),
+  dora: fc.boolean(),
+  modules: fc.uniqueArray(
+    fc.record({
+      name: fc.constantFrom(...FACTS.modules),
+      rank: fc.option(fc.constantFrom(1, 2, 5, 7), { freq: 1 }),
+      alpha: fc.option(fc.constantFrom(...ALPHAS), { freq: 1 }),
+    }),
+    { minLength: 1, maxLength: 8, selector: ({ name }) => name },
+  ),
+  seed: fc.nat(0xffff),
+});
+
+/** The adapter of a spec. */
+export async function buildAdapter({ dtype, r, alpha, rslora, dora, modules, seed }: AdapterSpec): Promise<Adapter> {
   const next = random(seed + 1);
-  const uniform = () => (next() + 1) / 2;
-  const pick = <T>(items: readonly T[]): T => items[Math.min(items.length - 1, Math.floor(uniform() * items.length))]!;
-  const chance = (share: number) => uniform() < share;
-  const dtype = pick(["F32", "BF16", "F16"]);
-  const alphas = pick([[1, 2, 4, 8, 16], [3, 5, 24, 7], [0.3, 22.627416997969522, 1e-3, -2], [0, 4]]);
-  const [r, alpha] = [pick([1, 2, 3, 4, 6, 8, 16]), pick(alphas)];
-  const [rankPattern, alphaPattern] = [new Map<string, number>(), new Map<string, number>()];
-  const names = FACTS.modules.filter(() => chance(0.4));
-  if (names.length === 0) names.push(FACTS.modules[seed % FACTS.modules.length]!);
-  const [mixesRanks, mixesAlphas] = [chance(0.4), chance(0.4)];
   const tensors = new Map<string, StoredTensor>();
-  for (const name of names) {
-    const key = name.replaceAll(".", "\\.");
-    const rank = mixesRanks && chance(0.5) ? pick([1, 2, 5, 7]) : r;
-    if (rank !== r) rankPattern.set(key, rank);
-    if (mixesAlphas && chance(0.5)) alphaPattern.set(key, pick(alphas));
+  for (const { name, rank } of modules) {
     const rows = ROWS[name.slice(name.lastIndexOf(".") + 1)] ?? 20;
-    tensors.set(`base_model.model.${name}.lora_A.weight`, store(dtype, rank, 12, next));
-    tensors.set(`base_model.model.${name}.lora_B.weight`, store(dtype, rows, rank, next));
+    const key = `base_model.model.${name}.lora_`;
+    tensors.set(`${key}A.weight`, store(dtype, rank ?? r, 12, next));
+    tensors.set(`${key}B.weight`, store(dtype, rows, rank ?? r, next));
+    if (dora) tensors.set(`${key}magnitude_vector`, { ...store(dtype, 1, rows, () => 2 + next()), shape: [rows] });
   }
+  const pattern = (field: "rank" | "alpha") =>
+    Object.fromEntries(modules.flatMap((module) => {
+      const value = module[field];
+      return value === null ? [] : [[module.name.replaceAll(".", "\\."), value]];
+    }));
   const config = {
-    r,
-    lora_alpha: alpha,
-    use_rslora: chance(0.25),
-    rank_pattern: Object.fromEntries(rankPattern),
-    alpha_pattern: Object.fromEntries(alphaPattern),
-    target_modules: names,
-    lora_dropout: 0.05,
-    task_type: "CAUSAL_LM",
+    ...{ r, lora_alpha: alpha, use_rslora: rslora, use_dora: dora, lora_dropout: 0.05, task_type: "CAUSAL_LM" },
+    ...{
+      rank_pattern: pattern("rank"),
+      alpha_pattern: pattern("alpha"),
+      target_modules: modules.map(({ name }) => name),
+    },
   };
   return await loadAdapter(peftFiles(config, tensors));
+}
+
+/** One adapter without DoRA, by a seed. */
+export async function randomAdapter(seed: number): Promise<Adapter> {
+  const [spec] = fc.sample(ADAPTERS, { seed, numRuns: 1 });
+  return await buildAdapter({ ...spec!, dora: false });
 }
 
 /** s B A in float64, row-major. */
@@ -96,14 +126,16 @@ export function deltaOf({ loraA, loraB, scaling, rank, inFeatures, outFeatures }
 }
 
 /** Holds when the modules, bits and scales are the same. */
-export function assertSame(got: Adapter, wanted: Adapter, message: string): void {
+export function assertSame(got: Adapter, wanted: Pick<Adapter, "modules">, message: string): void {
   assert.deepEqual([...got.modules.keys()].sort(), [...wanted.modules.keys()].sort(), message);
   for (const [name, module] of wanted.modules) {
     const other = got.modules.get(name)!;
-    for (const part of ["loraA", "loraB"] as const) {
-      assert.equal(other[part].dtype, module[part].dtype, `${message} ${name}`);
-      assert.deepEqual(other[part].shape, module[part].shape, `${message} ${name}`);
-      assert.deepEqual(Array.from(other[part].bytes), Array.from(module[part].bytes), `${message} ${name} ${part}`);
+    assert.equal(other.kind, module.kind, `${message} ${name}`);
+    for (const part of ["loraA", "loraB", "magnitude", "loraBias"] as const) {
+      const [found, expected] = [other[part], module[part]];
+      assert.equal(found?.dtype, expected?.dtype, `${message} ${name} ${part}`);
+      assert.deepEqual(found?.shape, expected?.shape, `${message} ${name} ${part}`);
+      assert.deepEqual(found && [...found.bytes], expected && [...expected.bytes], `${message} ${name} ${part}`);
     }
     assert.equal(other.scaling, module.scaling, `${message} ${name} scaling`);
   }

@@ -177,10 +177,10 @@ test("merge() adds every branch and rounds once, in place too", () => {
         multiply(n, k, r, (i, t) => s * b[i * r + t]!, (j, t) => a[t * k + j]!).forEach((v, i) => want[i]! += v);
       });
       const total = ranks.reduce((sum, r) => sum + r, 0);
-      const scratch = memory.bytes(memory.call.merge_scratch!(n, k, total));
+      const scratch = memory.bytes(memory.call.merge_scratch!(k, total, dtype));
       for (const target of [memory.bytes(panels.length), panels]) {
-        const size = [ranks.length, k, 0, Math.ceil(n / 8), scratch.at] as const;
-        assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
+        const size = [ranks.length, total, k, 0, Math.ceil(n / 8), scratch.at, 0] as const;
+        assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 0, label);
         const merged = memory.floats(n * k);
         memory.call.unpack!(merged.at, target.at, n, k, dtype);
         const [terms, magnitude] = dtype ? [2 ** 14 + total, 2 ** -10] : [total + 2, 4];
@@ -208,7 +208,7 @@ test("delta_weight() is s B A", () => {
   }
 });
 
-test("merge() returns 0 when a result is not finite, in its last element too", () => {
+test("merge() returns 1 when a result is not finite, in its last element too", () => {
   everywhere((memory, dtype, label) => {
     const [n, k] = [9, 13];
     for (const bad of [0, n * k - 1]) {
@@ -223,10 +223,10 @@ test("merge() returns 0 when a result is not finite, in its last element too", (
       const view = new DataView(memory.call.memory.buffer, records.at);
       [a.at, b.at, 1].forEach((value, word) => view.setUint32(word * 4, value, true));
       view.setFloat32(12, 1, true);
-      const scratch = memory.bytes(memory.call.merge_scratch!(n, k, 1));
+      const scratch = memory.bytes(memory.call.merge_scratch!(k, 1, dtype));
       const target = memory.bytes(panels.length);
-      const size = [1, k, 0, Math.ceil(n / 8), scratch.at] as const;
-      assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 0, label);
+      const size = [1, 1, k, 0, Math.ceil(n / 8), scratch.at, 0] as const;
+      assert.equal(memory.call.merge!(target.at, panels.at, dtype, records.at, ...size), 1, label);
       memory.release(label);
     }
   });

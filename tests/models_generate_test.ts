@@ -103,7 +103,7 @@ test("a generation refuses to go on with an adapter that was unloaded, or after 
     const unload = (): boolean => model.unloadAdapter("a");
     const first = generate(model, [5], { adapter: "a", maxNewTokens: 9, onToken: unload });
     await assert.rejects(first, /adapter "a" was unloaded meanwhile/);
-    let merging: Promise<void> | undefined;
+    let merging: Promise<unknown> | undefined;
     const merge = (): void => void (merging ??= model.merge("b"));
     const second = generate(model, [5], { maxNewTokens: 9, onToken: merge });
     await assert.rejects(second, /merged or unmerged meanwhile/);

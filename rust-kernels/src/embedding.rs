@@ -1,6 +1,11 @@
 //! y (count, k) = rows `ids` of a packed table (n, k), widened to f32.
 
-use crate::{BF16, PANEL};
+use crate::blocks::panel_size;
+use crate::dequantize::widen;
+use crate::{F32, PANEL};
+
+/// Depths that are widened at a time.
+const CHUNK: usize = 64;
 
 /// Gathers; every id is below n.
 ///
@@ -16,18 +21,19 @@ pub unsafe extern "C" fn embedding(
     _n: usize,
     k: usize,
 ) {
+    let mut wide = [0.0f32; CHUNK * PANEL];
     for i in 0..count {
         let id = *ids.add(i) as usize;
-        let (to, from, column) = (y.add(i * k), id / PANEL * k * PANEL, id % PANEL);
-        if w_dtype == BF16 {
-            let halves = (w as *const u16).add(from + if column < 4 { 2 * column } else { 2 * column - 7 });
-            for t in 0..k {
-                *to.add(t) = f32::from_bits((*halves.add(t * PANEL) as u32) << 16);
+        let panel = w.add(id / PANEL * panel_size(k, w_dtype));
+        for from in (0..k).step_by(CHUNK) {
+            let depth = CHUNK.min(k - from);
+            let mut source = (panel as *const f32).wrapping_add(from * PANEL);
+            if w_dtype != F32 {
+                widen(wide.as_mut_ptr() as *mut u8, panel, w_dtype, from, depth);
+                source = wide.as_ptr();
             }
-        } else {
-            let floats = (w as *const f32).add(from + column);
-            for t in 0..k {
-                *to.add(t) = *floats.add(t * PANEL);
+            for t in 0..depth {
+                *y.add(i * k + from + t) = *source.add(t * PANEL + id % PANEL);
             }
         }
     }

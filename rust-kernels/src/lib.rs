@@ -5,19 +5,26 @@
 //!
 //! Weights are panels of 8 rows, rows padded to 8 with zeros: element (row, k) of the matrix (n, k) is in panel
 //! `row / 8`, at `[k][row % 8]` for f32; for bf16 the 8 halves of one k are in the order 0 4 1 5 2 6 3 7, so that one
-//! vector holds columns 0 to 3 in its low halves and columns 4 to 7 in its high halves.
+//! vector holds columns 0 to 3 in its low halves and columns 4 to 7 in its high halves. The narrower types are in
+//! `blocks.rs`. Every panel is complete in itself, so that each kernel also runs on some panels of a weight.
 #![no_std]
 #![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
 
 #[cfg(not(target_arch = "wasm32"))]
 compile_error!("build for wasm32-unknown-unknown (scripts/build_kernels.sh)");
 
+mod activations;
+mod blocks;
+mod dequantize;
+
 mod halves;
+mod linear_integer;
 mod math;
 mod product;
 mod simd;
 mod strips;
 mod tile;
+mod tile_integer;
 
 mod activation;
 mod affine_rows;
@@ -36,9 +43,13 @@ mod linear;
 mod linear_backward_input;
 mod linear_backward_weight;
 mod merge;
+mod merge_rows;
 mod norms;
 mod pack;
+mod pack_blocks;
 mod peak;
+mod probe;
+mod quantize;
 mod rms_norm;
 mod rope;
 mod sample;
@@ -50,8 +61,22 @@ mod unpack;
 pub const F32: u32 = 0;
 /// The upper half of an f32.
 pub const BF16: u32 = 1;
-/// IEEE half precision; only `pack` reads it.
+/// IEEE half precision.
 pub const F16: u32 = 2;
+/// 8-bit integers with a scale per column.
+pub const INT8: u32 = 3;
+/// 8-bit integers with a scale per 32 of a column.
+pub const INT8_BLOCK: u32 = 4;
+/// 4-bit integers, less 8, with a scale per 32 of a column.
+pub const INT4: u32 = 5;
+/// 4-bit integers with a scale and a minimum per 32 of a column.
+pub const INT4_MIN: u32 = 6;
+/// QLoRA's 4-bit quantiles of a normal distribution.
+pub const NF4: u32 = 7;
+/// e4m3 with a scale per column.
+pub const F8: u32 = 8;
+/// Added to the type of a weight of integers: activations stay f32.
+pub const EXACT: u32 = 16;
 
 /// Rows of a panel, and columns of a tile.
 pub const PANEL: usize = 8;

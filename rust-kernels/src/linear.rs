@@ -2,17 +2,21 @@
 //!
 //! B's r columns extend k in the same sums, so that LoRA's second factor never reads y again.
 
-use crate::halves::{load_panel, panel_bytes, store_panel};
+use crate::activations::activations_bytes;
+use crate::blocks::{is_integer, panel_size};
+use crate::dequantize::widen;
+use crate::halves::panel_bytes;
+use crate::linear_integer::linear_integer;
 use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, NONE};
 use crate::tile::{Out, Term, HALF_ROWS};
-use crate::{round_up, BF16, PANEL};
+use crate::{round_up, BF16, F32, PANEL};
 
 /// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
 /// arrive in: half the block, 128 x 4096 x 4096 1.03x.
 const BLOCK: usize = 1 << 17;
 /// Most rows that are few.
 const FEW: usize = 512;
-/// The same for bf16 that is widened first.
+/// The same for narrower types that are widened first.
 const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop. From memory widening wins from 4 rows on
 /// (4096 x 4096 on a busy Xeon: 1.6x for 4 rows, 1.8x for 5), from the cache it loses up to a fifth below 8.
@@ -21,11 +25,19 @@ const WIDE_M: usize = HALF_ROWS + 1;
 /// Bytes of scratch that `linear` wants.
 #[no_mangle]
 pub extern "C" fn linear_scratch(m: usize, n: usize, k: usize, w_dtype: u32) -> usize {
-    if w_dtype != BF16 || m < WIDE_M {
+    if is_integer(w_dtype) {
+        return activations_bytes(m, k);
+    }
+    if !is_widened(m, w_dtype) {
         return 0;
     }
     let depth = block_depth(m, k);
     round_up(n, PANEL).min(block_columns(WIDE_BLOCK, depth)) * depth * 4
+}
+
+/// Whether W is multiplied as an f32 copy of its blocks: the types that the tile does not read, or that many rows pay for.
+fn is_widened(m: usize, w_dtype: u32) -> bool {
+    w_dtype != F32 && (w_dtype != BF16 || m >= WIDE_M)
 }
 
 /// Floats of a block of W for so many rows.
@@ -65,27 +77,32 @@ pub unsafe extern "C" fn linear(
     accumulate: u32,
     scratch: *mut u8,
 ) {
-    let half = w_dtype == BF16;
     let main = Term { a: x, stride: k, b: w, k };
     let tail = if h.is_null() { NONE } else { Term { a: h, stride: r, b, k: r } };
     let out = Out { c: y, stride: n, bias, load: accumulate != 0 };
-    let whole = Product { m, n, main, panel: k * panel_bytes(half), tail, out };
-    let wide = half && m >= WIDE_M;
+    let whole = Product { m, n, main, panel: panel_size(k, w_dtype), tail, out };
+    if is_integer(w_dtype) {
+        return linear_integer(&slice_n(&whole, from, columns), w_dtype, scratch);
+    }
+    let wide = is_widened(m, w_dtype);
     let block = block_columns(block_floats(m, wide), block_depth(m, k));
     let (mut from, end) = (from, from + columns);
     while from < end {
         let part = slice_n(&whole, from, block.min(end - from));
-        match (half, wide) {
-            (false, _) => product_in_blocks::<false>(&part),
-            (true, false) => product_in_blocks::<true>(&part),
-            (true, true) => widened(&part, scratch),
+        match (wide, w_dtype) {
+            (true, _) => widened(&part, w_dtype, scratch),
+            (_, BF16) => product_in_blocks::<true>(&part),
+            _ => product_in_blocks::<false>(&part),
         }
         from += block;
     }
 }
 
 /// The part of a product with columns `from` to `from + columns`; `from` is a multiple of 8.
-unsafe fn slice_n(p: &Product, from: usize, columns: usize) -> Product {
+///
+/// # Safety
+/// The columns lie within the product.
+pub unsafe fn slice_n(p: &Product, from: usize, columns: usize) -> Product {
     let mut part = *p;
     part.n = columns;
     part.main.b = p.main.b.add(from / PANEL * p.panel);
@@ -97,17 +114,15 @@ unsafe fn slice_n(p: &Product, from: usize, columns: usize) -> Product {
     part
 }
 
-/// Runs a bf16 product on f32 copies of its blocks: the widening is paid once for all rows.
-unsafe fn widened(p: &Product, scratch: *mut u8) {
+/// Runs a product on f32 copies of the blocks of B: the widening is paid once for all rows.
+unsafe fn widened(p: &Product, w_dtype: u32, scratch: *mut u8) {
     let block = block_depth(p.m, p.main.k);
     let mut from = 0;
     loop {
         let depth = block.min(p.main.k - from);
-        let mut part = slice_k::<true>(p, from, depth);
-        let mut j = 0;
-        while j < p.n.div_ceil(PANEL) {
-            widen(scratch.add(j * depth * 32), part.main.b.add(j * p.panel), depth);
-            j += 1;
+        let mut part = slice_k::<false>(p, from, depth);
+        for j in 0..p.n.div_ceil(PANEL) {
+            widen(scratch.add(j * depth * 32), p.main.b.add(j * p.panel), w_dtype, from, depth);
         }
         part.main.b = scratch;
         part.panel = depth * panel_bytes(false);
@@ -116,13 +131,5 @@ unsafe fn widened(p: &Product, scratch: *mut u8) {
         if from >= p.main.k {
             return;
         }
-    }
-}
-
-/// Copies `depth` rows of a bf16 panel into an f32 panel.
-unsafe fn widen(dst: *mut u8, src: *const u8, depth: usize) {
-    for k in 0..depth {
-        let (low, high) = load_panel::<true>(src.add(k * panel_bytes(true)));
-        store_panel::<false>(dst.add(k * panel_bytes(false)), low, high);
     }
 }

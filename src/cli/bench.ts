@@ -1,23 +1,23 @@
 import { cpus } from "node:os";
 import process from "node:process";
-import { setImmediate } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
 import { openBackend } from "../open.ts";
-import { BENCH_CASES, type BenchCase, type Body } from "./bench_cases.ts";
+import { BENCH_CASES, type BenchCase, type Bound, type OpenCase } from "./bench_cases.ts";
+import { type Body, median, timeInTurns, type Times } from "./bench_timing.ts";
 import type { Command } from "./command.ts";
-import { openPeaks, type Peaks } from "./peak.ts";
+import { openPeaks, type Peak, type Peaks } from "./peak.ts";
 import { formatTable } from "./table.ts";
 import { dimTitles, isTerminal, print, printJson } from "./terminal.ts";
 
 const HELP =
   `Measure the kernels, in one thread, against what this machine can do: the peak of multiply-adds and of reading
-memory, measured in turns with each kernel.
+memory, measured in turns with each kernel. \`deno task bench\` in the repository measures other libraries beside them.
 
 Usage: lora bench [--json]
 
-  --json    { cpu, runtime, peak: { fmaGflops, readGBs }, results: [{ name, shape, gflops?, gbs?, ofPeak, overBase? }] }
-            overBase: time with the adapter over time without it, less 1
+  --json    { cpu, runtime, peak: { fmaGflops, readGBs }, results: [{ name, shape, gflops?, gbs?, ofPeak, msMedian, overBase? }] }
+            rates and parts are of the least times; overBase: time with the adapter over time without it, less 1
 `;
 
 /** One figure. */
@@ -26,13 +26,10 @@ export interface Result {
   readonly shape: string;
   readonly gflops?: number;
   readonly gbs?: number;
+  /** By least times, as all but `msMedian`. */
   readonly ofPeak: number;
+  readonly msMedian: number;
   readonly overBase?: number;
-}
-
-interface Timed {
-  readonly result: Result;
-  readonly peak: number;
 }
 
 /** How long each figure is measured, in ms. */
@@ -43,6 +40,26 @@ export interface BenchTimes {
   readonly single: number;
   /** Of a figure that compares two times: their difference needs more rounds. */
   readonly compared: number;
+  /** Rounds of a figure that takes longer; 3 if absent. */
+  readonly fewest?: number;
+}
+
+/** A limit as it was measured in turns with a figure. */
+export interface TimedBound extends Bound {
+  /** FLOP or bytes that its times are for. */
+  readonly per: number;
+  /** Its times. */
+  readonly times: Times;
+}
+
+/** The times of one case. */
+export interface TimedCase {
+  /** Of the case. */
+  readonly times: Times;
+  /** Of what it is compared with. */
+  readonly base?: Times;
+  /** Of its limits. */
+  readonly bounds: readonly [TimedBound, ...TimedBound[]];
 }
 
 /** What {@linkcode measureCases} found. */
@@ -54,65 +71,50 @@ export interface Measured {
 }
 
 const TIMES: BenchTimes = { warmUp: 200, single: 1000, compared: 2000 };
-const LEAST_ROUNDS = 5;
-
-async function time(body: Body): Promise<number> {
-  const start = performance.now();
-  await body.run();
-  const elapsed = performance.now() - start;
-  body.undo?.();
-  return elapsed;
-}
-
-/**
- * Least time of each body in ms. They run in turns, so that a busy or throttled moment hits all alike; behind the first,
- * the peak, they change places every round, because who comes later finds more of the matrix in the caches.
- */
-async function leastTimes(bodies: readonly Body[], ms: number, signal: AbortSignal): Promise<number[]> {
-  const least = bodies.map(() => Infinity);
-  const start = performance.now();
-  for (let round = 0; round < LEAST_ROUNDS || performance.now() - start < ms; round++) {
-    const [peak, ...others] = [...bodies.entries()];
-    for (const [index, body] of [peak!, ...(round % 2 === 0 ? others : others.reverse())]) {
-      least[index] = Math.min(least[index] ?? Infinity, await time(body));
-    }
-    await setImmediate();
-    signal.throwIfAborted();
-  }
-  return least;
-}
 
 /** Repeats a peak until it takes as long as a body: on a busy machine a longer one would never run undisturbed. */
-async function matchLength(peak: Body, body: Body, warmUp: number, signal: AbortSignal): Promise<[Body, number]> {
-  const [peakMs = 1, ms = 1] = await leastTimes([peak, body], warmUp, signal);
+function matchLength(peak: Peak, peakMs: number, ms: number): Peak {
   const count = Math.max(1, Math.round(ms / peakMs));
   const run = () => {
     for (let index = 0; index < count; index++) peak.run();
   };
-  return [{ run }, count];
+  return { work: count * peak.work, run };
 }
 
-async function measure(
-  backend: Backend,
+/** Times a case in turns with its limits, and with what it is compared with; its matrices stay. */
+export async function timeCase(
+  { body, base, bounds }: Omit<OpenCase, "dispose">,
   peaks: Peaks,
-  entry: BenchCase,
   times: BenchTimes,
-  signal: AbortSignal,
-): Promise<Timed> {
-  const { body, base, dispose } = entry.open(backend);
-  try {
-    const fma = entry.bound === "fma";
-    const [peak, count] = await matchLength({ run: fma ? peaks.fma : peaks.read }, body, times.warmUp, signal);
-    const bodies = [peak, body, ...(base ? [base] : [])];
-    const [peakMs = 0, ms = 0, baseMs] = await leastTimes(bodies, base ? times.compared : times.single, signal);
-    const best = count * (fma ? peaks.fmaFlops : peaks.readBytes) / peakMs / 1e6;
-    const rate = entry.work / ms / 1e6;
-    const { name, shape } = entry;
-    const result = { name, shape, ...(fma ? { gflops: rate } : { gbs: rate }), ofPeak: rate / best };
-    return { peak: best, result: baseMs === undefined ? result : { ...result, overBase: ms / baseMs - 1 } };
-  } finally {
-    dispose();
-  }
+  signal?: AbortSignal,
+): Promise<TimedCase> {
+  const turns = async (bodies: readonly Body[], ms: number, fewest: number) =>
+    await timeInTurns(bodies, { ms, most: 4 * ms, fewest, ...(signal && { signal }) });
+  const own = bounds.map(({ kind }) => peaks[kind]);
+  const [first, ...limits] = await turns([body, ...own], times.warmUp, 1);
+  const matched = own.map((peak, index) => matchLength(peak, limits[index]!.least, first!.least));
+  const others = base ? [body, base] : [body];
+  const timed = await turns([...matched, ...others], base ? times.compared : times.single, times.fewest ?? 3);
+  const timedBounds = bounds.map((bound, index) => ({ ...bound, per: matched[index]!.work, times: timed[index]! }));
+  return {
+    times: timed[bounds.length]!,
+    bounds: timedBounds as [TimedBound, ...TimedBound[]],
+    ...(base && { base: timed[bounds.length + 1]! }),
+  };
+}
+
+/** The least time that the limits allow over the time taken: 1 is the limit. By least times. */
+export function partOfLimit({ times, bounds }: TimedCase): number {
+  const floors = bounds.map(({ work, per, times: { least } }) => least * work / per);
+  return Math.max(...floors) / times.least;
+}
+
+function resultOf({ name, shape }: BenchCase, timed: TimedCase): Result {
+  const { times, base, bounds: [{ kind, work }] } = timed;
+  const rate = work / times.least / 1e6;
+  const unit = kind === "fma" ? { gflops: rate } : { gbs: rate };
+  const result = { name, shape, ...unit, ofPeak: partOfLimit(timed), msMedian: median(times.batches) };
+  return base ? { ...result, overBase: times.least / base.least - 1 } : result;
 }
 
 function runtimeName(): string {
@@ -145,7 +147,7 @@ function formatResults(results: readonly Result[]): string {
   return formatTable(columns, rows, dimTitles);
 }
 
-/** Measures each case in turns with the peak that bounds it. */
+/** Measures each case in turns with the limits that bound it. */
 export async function measureCases(
   backend: Backend,
   cases: readonly BenchCase[],
@@ -153,17 +155,21 @@ export async function measureCases(
   signal: AbortSignal,
 ): Promise<Measured> {
   const peaks = await openPeaks();
-  const timed = { fma: [] as Timed[], read: [] as Timed[] };
+  const best = { fma: 0, read: 0, copy: 0 };
   const results: Result[] = [];
   for (const entry of cases) {
     if (isTerminal("stderr")) print(`\r${entry.name}, ${entry.shape}\x1b[K`, "stderr");
-    const one = await measure(backend, peaks, entry, times, signal);
-    timed[entry.bound].push(one);
-    results.push(one.result);
+    const open = entry.open(backend);
+    try {
+      const timed = await timeCase(open, peaks, times, signal);
+      for (const { kind, per, times: { least } } of timed.bounds) best[kind] = Math.max(best[kind], per / least / 1e6);
+      results.push(resultOf(entry, timed));
+    } finally {
+      open.dispose();
+    }
   }
   if (isTerminal("stderr")) print("\r\x1b[K", "stderr");
-  const best = (list: readonly Timed[]) => Math.max(...list.map(({ peak }) => peak));
-  return { peak: { fmaGflops: best(timed.fma), readGBs: best(timed.read) }, results };
+  return { peak: { fmaGflops: best.fma, readGBs: best.read }, results };
 }
 
 /** `lora bench` */

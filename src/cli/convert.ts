@@ -17,7 +17,8 @@ import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
 const HELP =
   `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
 
-Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME] [--json]
+Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
+                    [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
                     tells which one it is
@@ -27,6 +28,7 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
                     and heads, and kohya's names are looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
+  --allow-loss      leaves out what the dialect has no place for, and says so: DoRA, biases, embeddings, full tensors
   --json            { from, to, out, files, bytes, modules, parameters, report: [{ module, what, why, error }] }
 `;
 
@@ -36,6 +38,7 @@ const OPTIONS = {
   base: { type: "string" },
   alpha: { type: "string" },
   component: { type: "string" },
+  "allow-loss": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
 
@@ -125,6 +128,7 @@ export const convert: Command = {
     const output = openOutput(out, to);
     const changes = await writeAdapter(adapter, to, output.sink, {
       ...options,
+      allowLoss: values["allow-loss"],
       ...(output.file !== undefined && { file: output.file }),
       ...(component !== undefined && { component }),
     });

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { MergeLoss } from "../backend.ts";
 import type { AdapterChoice, AdapterSelection } from "./selection.ts";
 
 /** A layer over which adapters answer: one, mixed, or another one per row. */
@@ -15,7 +16,7 @@ export interface LoraLayer extends Disposable {
   /** Frees the adapter of this name; false when there is none. */
   removeAdapter(name: string): boolean;
   /** Folds adapters into the weights; the bits that they overwrite are kept. */
-  merge(adapter: AdapterChoice): Promise<void>;
+  merge(adapter: AdapterChoice): Promise<MergeLoss>;
   /** Puts everything back, bit for bit. */
   unmerge(): void;
   /** Frees the adapters; what the layer was made of stays with the caller. */

@@ -4,9 +4,12 @@
  * @module
  */
 
-import type { Backend, LoraBranch, Tensor, Weight } from "../backend.ts";
+import type { Backend, LoraBranch, MergeLoss, Tensor, Weight, WeightDtype } from "../backend.ts";
 import { floatMatrix } from "./factors.ts";
 import { addLoraBiases, type LinearBase, replacedBias, stagesOf, type Term } from "./linear_forward.ts";
+
+/** Types whose elements are rounded alone: nothing is lost but that. */
+const FLOATS: readonly WeightDtype[] = ["f32", "bf16"];
 
 /** How {@linkcode mergeTerms} finds its weights. */
 export interface MergeOptions {
@@ -23,12 +26,12 @@ export interface MergeOptions {
  *
  * @throws {NumericError} If a result would not be finite; the weight is as it was.
  */
-export async function mergeTerms(backend: Backend, terms: readonly Term[], options: MergeOptions): Promise<void> {
+export async function mergeTerms(backend: Backend, terms: readonly Term[], options: MergeOptions): Promise<MergeLoss> {
   const { base, target, columns = false } = options;
   const plain = terms.every(({ adapter }) => !adapter.magnitude && !adapter.weight);
   if (plain) {
     const branches = terms.flatMap(({ adapter, weight }) => adapter.branches(weight));
-    return branches.length > 0 ? await backend.merge(target, branches) : undefined;
+    return branches.length > 0 ? await backend.merge(target, branches) : { error: 0 };
   }
   const own = terms.findLast(({ adapter }) => adapter.weight)?.adapter.weight ?? base;
   const values = await backend.readWeight(own);
@@ -38,7 +41,19 @@ export async function mergeTerms(backend: Backend, terms: readonly Term[], optio
     const gain = await backend.read(adapter.gain(base, weight, columns).gain);
     scale(values, gain, base.shape[1], columns);
   }
+  const before = FLOATS.includes(target.dtype) ? null : await backend.readWeight(target);
   backend.replace(target, floatMatrix(base.shape, values));
+  return { error: before ? lossOf(before, values, await backend.readWeight(target)) : 0 };
+}
+
+/** ‖held − wanted‖ / ‖wanted − before‖. */
+function lossOf(before: Float32Array, wanted: Float32Array, held: Float32Array): number {
+  let [lost, added] = [0, 0];
+  for (let i = 0; i < wanted.length; i++) {
+    lost += (held[i]! - wanted[i]!) ** 2;
+    added += (wanted[i]! - before[i]!) ** 2;
+  }
+  return lost === 0 ? 0 : Math.sqrt(lost / added);
 }
 
 async function addDelta(backend: Backend, values: Float32Array, branch: LoraBranch): Promise<void> {

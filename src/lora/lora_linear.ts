@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, Tensor, Weight } from "../backend.ts";
+import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import { floatMatrix, type LoraFactors } from "./factors.ts";
 import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
@@ -230,11 +230,12 @@ export class LoraLinear implements LoraLayer {
   /**
    * Folds adapters into the weight: W += Σ wᵢ sᵢ Bᵢ Aᵢ, with DoRA g ∘ (W + w s B A), and into the bias. The bits it
    * overwrites are kept, as many bytes as the weight.
+   * Quantized weights lose some of it: see {@linkcode MergeLoss}.
    *
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
    * @throws {RangeError} If adapters are merged already, or none is named.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const terms = this.#terms(resolveChoice(adapter, this.#adapters));
     if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
     if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
@@ -243,8 +244,9 @@ export class LoraLinear implements LoraLayer {
     let bias: Tensor | null = null;
     try {
       bias = mergedBias(backend, this, terms);
-      await mergeTerms(backend, terms, { base: this.weight, target: copy ?? this.weight });
+      const loss = await mergeTerms(backend, terms, { base: this.weight, target: copy ?? this.weight });
       this.#merged = { copy, bias };
+      return loss;
     } catch (error) {
       copy?.dispose();
       bias?.dispose();

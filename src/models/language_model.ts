@@ -6,60 +6,29 @@
 
 import { Adapter } from "../adapter/adapter.ts";
 import { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
-import type { Backend } from "../backend.ts";
+import type { Backend, MergeLoss } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
-import type { ReadOptions } from "../formats/source.ts";
-import type { AdapterChoice, AdapterSelection, RowMix } from "../lora/selection.ts";
+import type { AdapterChoice, RowMix } from "../lora/selection.ts";
 import type { Tokenizer } from "../text/mod.ts";
 import { Decoder } from "./decoder.ts";
 import { Generation } from "./generation.ts";
-import { Llama, type LlamaPass } from "./llama.ts";
+import type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
+import type { LlamaPass } from "./llama.ts";
 import type { LlamaConfig } from "./llama_config.ts";
-import { ModelAdapters } from "./model_adapters.ts";
 import { Pace } from "./pace.ts";
-import { Sampler, type SamplingOptions } from "./sampler.ts";
+import type { Placement, ReloadOptions } from "./placement.ts";
+import { encodePrompt } from "./prompt.ts";
+import { Sampler } from "./sampler.ts";
 import { checkTokenIds, flattenRows } from "./token_ids.ts";
-import type { ModelParameters } from "./weights.ts";
-
-/** Which adapters answer in a forward pass. */
-export interface ModelForwardOptions extends ReadOptions {
-  /**
-   * A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of ids; by default
-   * the weights as they are, merged or not.
-   */
-  readonly adapter?: AdapterSelection | undefined;
-}
-
-/** Logits of a forward pass. */
-export interface Logits {
-  /** `[batch, length, vocabulary]`. */
-  readonly shape: readonly [number, number, number];
-  /** The logits, row-major. */
-  readonly values: Float32Array;
-}
-
-/** Options of {@linkcode LanguageModel.generate}. */
-export interface GenerateOptions extends SamplingOptions, ReadOptions {
-  /** A name, a mix `{ name: weight }`, or `null` for the base; by default the weights as they are, merged or not. */
-  readonly adapter?: AdapterChoice | undefined;
-  /** Most new tokens; 128 when absent. The end of the model's context ends the text too. */
-  readonly maxNewTokens?: number;
-  /** The prompt is what a user says: the model's chat template is put around it. */
-  readonly chat?: boolean;
-  /** Called with every new id. */
-  readonly onToken?: (id: number) => void;
-}
 
 /** What a {@linkcode LanguageModel} is made of. */
 export interface LanguageModelParts {
-  /** Where it computes. */
-  readonly backend: Backend;
-  /** Whether the backend ends with the model. */
-  readonly ownsBackend: boolean;
   /** The model's numbers. */
   readonly config: LlamaConfig;
-  /** Its parameters, which end with the model. */
-  readonly parameters: ModelParameters;
+  /** Its parameters on a backend, which end with the model. */
+  readonly placement: Placement;
+  /** Reads the parameters once more. */
+  readonly place: (options: ReloadOptions) => Promise<Placement>;
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
   /** Ids that end a text. */
@@ -73,28 +42,32 @@ const FIRST_ROOM = 256;
 export class LanguageModel implements Disposable {
   /** The model's numbers. */
   readonly config: LlamaConfig;
-  /** Where it computes. */
-  readonly backend: Backend;
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
-  readonly #parts: LanguageModelParts;
-  readonly #llama: Llama;
-  readonly #adapters: ModelAdapters;
-  readonly #decoders: Set<Decoder> = new Set();
+  readonly #place: LanguageModelParts["place"];
   readonly #pace: Pace = new Pace();
+  #placement: Placement;
+  #reloading = false;
   #disposed = false;
 
   /** Takes parameters that match the config. */
   constructor(parts: LanguageModelParts) {
     this.config = parts.config;
-    this.backend = parts.backend;
     this.tokenizer = parts.tokenizer;
     this.eosIds = parts.eosIds;
-    this.#parts = parts;
-    this.#llama = new Llama(parts.backend, parts.config, parts.parameters);
-    this.#adapters = new ModelAdapters(this.#llama.modules);
+    this.#placement = parts.placement;
+    this.#place = parts.place;
+  }
+
+  /** Where it computes; another one after {@linkcode LanguageModel.reload}. */
+  get backend(): Backend {
+    return this.#placement.backend;
+  }
+
+  get #adapters(): Placement["adapters"] {
+    return this.#placement.adapters;
   }
 
   /** The loaded adapters by name. */
@@ -148,9 +121,10 @@ export class LanguageModel implements Disposable {
     this.#requireLive();
     const flat = flattenRows("run forward", ids, this.config);
     const mixes = this.#adapters.resolve(options.adapter, ids.length);
-    const logits = await this.#llama.logits(flat, { ...this.#pass(mixes, options.signal), cache: null });
+    const { backend, llama } = this.#placement;
+    const logits = await llama.logits(flat, { ...this.#pass(mixes, options.signal), cache: null });
     try {
-      const values = await this.backend.read(logits);
+      const values = await backend.read(logits);
       return { shape: [ids.length, flat.length / ids.length, this.config.vocabSize], values };
     } finally {
       logits.dispose();
@@ -169,12 +143,13 @@ export class LanguageModel implements Disposable {
     this.#requireLive();
     for (const row of ids) checkTokenIds("compute a loss", row, this.config);
     const ranges = this.#adapters.resolve(options.adapter, ids.length);
+    const { llama } = this.#placement;
     const losses: Float32Array[] = [];
     for (const { start, end, mix } of ranges) {
       const pass = { ...this.#pass([{ start: 0, end: 1, mix }], options.signal), cache: null };
       for (const row of ids.slice(start, end)) {
         const tokens = Uint32Array.from(row);
-        losses.push(await this.#llama.losses(tokens.subarray(0, -1), tokens.subarray(1), pass));
+        losses.push(await llama.losses(tokens.subarray(0, -1), tokens.subarray(1), pass));
       }
     }
     return losses;
@@ -192,7 +167,7 @@ export class LanguageModel implements Disposable {
    */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     this.#requireLive();
-    const ids = this.#encode(prompt, options.chat ?? false);
+    const ids = encodePrompt(prompt, this.tokenizer, options.chat ?? false);
     checkTokenIds("generate", ids, this.config);
     const { maxNewTokens = 128 } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
@@ -201,12 +176,13 @@ export class LanguageModel implements Disposable {
     const { layers, kvHeads, headDim, maxPositions } = this.config;
     // The last token of a full context is chosen, but never seen.
     const room = Math.min(maxNewTokens, maxPositions + 1 - ids.length);
+    const { backend, llama, decoders } = this.#placement;
     const decoder = new Decoder({
-      backend: this.backend,
-      llama: this.#llama,
+      backend,
+      llama,
       pass: this.#pass(this.#adapters.resolve(options.adapter, 1), options.signal),
       cache: { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) },
-      live: this.#decoders,
+      live: decoders,
     });
     return new Generation({
       prompt: ids,
@@ -219,30 +195,14 @@ export class LanguageModel implements Disposable {
     });
   }
 
-  #encode(prompt: string | readonly number[], chat: boolean): readonly number[] {
-    if (typeof prompt !== "string" && !Array.isArray(prompt)) {
-      throw new TypeError(`Cannot generate from ${typeof prompt}: the prompt is text or an array of token ids`);
-    }
-    if (typeof prompt !== "string") {
-      if (chat) throw new TypeError("Cannot generate a chat answer from token ids: chat needs the prompt as text");
-      return [...prompt];
-    }
-    if (!this.tokenizer) {
-      throw new TypeError("Cannot generate from text: this model has no tokenizer, pass token ids");
-    }
-    if (chat) return this.tokenizer.chat([{ role: "user", content: prompt }]);
-    const { addsBos, bosId } = this.tokenizer;
-    const ids = this.tokenizer.encode(prompt);
-    // A text that begins with it already gets no second one, and an empty one stays empty.
-    return addsBos && bosId !== null && ids.length > 0 && ids[0] !== bosId ? [bosId, ...ids] : ids;
-  }
-
   /** Refuses to go on with what others have changed meanwhile. */
   #pass(mixes: readonly RowMix[], signal: AbortSignal | undefined): Omit<LlamaPass, "cache"> {
-    const unchanged = this.#adapters.watch(mixes);
+    const placement = this.#placement;
+    const unchanged = placement.adapters.watch(mixes);
     const check = (): void => {
       signal?.throwIfAborted();
       this.#requireLive();
+      if (this.#placement !== placement) throw new DisposedError("Cannot go on: the model was reloaded meanwhile");
       unchanged();
     };
     const pause = async (): Promise<void> => {
@@ -254,16 +214,18 @@ export class LanguageModel implements Disposable {
   }
 
   /**
-   * Folds adapters into the weights, for as long as they do not change: answers then cost what the base costs.
+   * Folds adapters into the weights, for as long as they do not change: answers then cost what the base costs. The
+   * report is that of the layer that lost the most, which only quantized ones do.
    *
    * @param adapter A name, or a mix `{ name: weight }`.
    * @throws {NumericError} If a weight would not be finite; every weight is as it was.
    * @throws {MismatchError} If a name is unknown; the message lists the known ones.
    */
-  async merge(adapter: AdapterChoice): Promise<void> {
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     this.#requireLive();
-    await this.#adapters.merge(adapter);
+    const report = await this.#adapters.merge(adapter);
     this.#requireLive();
+    return report;
   }
 
   /**
@@ -276,18 +238,48 @@ export class LanguageModel implements Disposable {
     this.#adapters.unmerge();
   }
 
+  /**
+   * Reads the weights once more from where they came from, and puts adapters and merges back: what brings a model back
+   * whose GPU was lost, and every call of which rejects with `DeviceLostError` since. It moves one to another backend
+   * too. Nothing else can be done with the model meanwhile; if it fails, the model is as it was.
+   *
+   * @param options Where to compute from now on, progress and abort.
+   * @throws {TypeError} If the backend is the caller's, and no other one is given.
+   */
+  async reload(options: ReloadOptions = {}): Promise<void> {
+    this.#requireLive();
+    const last = this.#placement;
+    if (!options.backend && !last.ownsBackend) {
+      throw new TypeError("Cannot reload a model that was given its backend: expected another one");
+    }
+    last.adapters.requireSettled("reload");
+    this.#reloading = true;
+    try {
+      const next = await this.#place(options);
+      try {
+        await next.adopt(last);
+        if (this.#disposed) throw new DisposedError("Cannot reload a model: it is disposed");
+      } catch (error) {
+        next.dispose();
+        throw error;
+      }
+      this.#placement = next;
+      last.dispose();
+    } finally {
+      this.#reloading = false;
+    }
+  }
+
   #requireLive(): void {
     if (this.#disposed) throw new DisposedError("Cannot use a model: it is disposed");
+    if (this.#reloading) throw new RangeError("Cannot use a model while it is reloaded: await reload() first");
   }
 
   /** Frees everything that the model holds, and its backend if it opened that itself. */
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    for (const decoder of this.#decoders) decoder.dispose();
-    this.#adapters.dispose();
-    this.#parts.parameters.dispose();
-    if (this.#parts.ownsBackend) this.backend.dispose();
+    this.#placement.dispose();
   }
 
   /** The same as `dispose()`. */

@@ -18,12 +18,15 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { readLlamaConfig } from "./llama_config.ts";
 import { isSpareTensor, llamaParameters } from "./llama_parameters.ts";
-import { checkParameters, loadParameters, type LoadProgress, type ModelParameters } from "./weights.ts";
+import { Placement, type ReloadOptions } from "./placement.ts";
+import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
   /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
+  /** Threads of the backend that the model opens, as for `openBackend()`; the default is 1. */
+  readonly threads?: number | "auto";
   /** Storage of the matrices; the default is `"bf16"`. */
   readonly dtype?: WeightDtype;
   /** Called after each tensor. */
@@ -55,7 +58,7 @@ const MAX_CONFIG_BYTES = 1_000_000;
  * ```
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
-  const { dtype = "bf16" } = options;
+  const { dtype = "bf16", threads = 1 } = options;
   if (dtype !== "f32" && dtype !== "bf16") {
     throw new TypeError(`Cannot load a model as "${dtype}": expected "f32" or "bf16"`);
   }
@@ -66,18 +69,25 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const shapes = llamaParameters(config);
   checkParameters(checkpoint, { shapes, isSpare: (name) => isSpareTensor(name, config) });
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
-  const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
-  const ownsBackend = options.backend === undefined;
-  let parameters: ModelParameters | undefined;
+  const place = async (options: ReloadOptions): Promise<Placement> => {
+    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
+    const ownsBackend = options.backend === undefined;
+    try {
+      const parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
+      return new Placement({ backend, ownsBackend, config, parameters });
+    } catch (error) {
+      if (ownsBackend) backend.dispose();
+      throw error;
+    }
+  };
+  const placement = await place(options);
   try {
-    parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, dtype });
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
     const tokenizer = await openTokenizer(folder, options);
     const eosIds = [...new Set([...ownEosIds, ...tokenizer?.eosIds ?? []])];
-    return new LanguageModel({ backend, ownsBackend, config, parameters, tokenizer, eosIds });
+    return new LanguageModel({ placement, place, config, tokenizer, eosIds });
   } catch (error) {
-    parameters?.dispose();
-    if (ownsBackend) backend.dispose();
+    placement.dispose();
     throw error;
   }
 }

@@ -20,8 +20,10 @@
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
 export { Generation } from "./generation.ts";
 export { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
-export { type GenerateOptions, LanguageModel, type Logits, type ModelForwardOptions } from "./language_model.ts";
+export { LanguageModel } from "./language_model.ts";
+export type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
 export type { LlamaConfig, LlamaModelType, RopeScaling } from "./llama_config.ts";
 export { loadModel, type LoadModelOptions } from "./load.ts";
+export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
 export type { LoadProgress } from "./weights.ts";

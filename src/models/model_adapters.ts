@@ -7,6 +7,7 @@
 import type { Adapter } from "../adapter/adapter.ts";
 import { requirePlain } from "../adapter/factors.ts";
 import { checkAgainst } from "../adapter/match.ts";
+import type { MergeLoss } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import type { LoraLinear } from "../lora/lora_linear.ts";
 import { type AdapterChoice, type AdapterSelection, resolveChoice, resolveSelection } from "../lora/selection.ts";
@@ -83,6 +84,15 @@ export class ModelAdapters {
   }
 
   /**
+   * Refuses to do what a merge must not see.
+   *
+   * @throws {RangeError} If one is under way.
+   */
+  requireSettled(action: string): void {
+    if (this.#merging) throw new RangeError(`Cannot ${action} while adapters are being merged: await merge() first`);
+  }
+
+  /**
    * Resolves a selection for `rows` sequences; none is the weights as they are, merged or not.
    *
    * @throws {MismatchError} If a name is unknown.
@@ -90,7 +100,7 @@ export class ModelAdapters {
    */
   resolve(selection: AdapterSelection | undefined, rows: number): RowMix[] {
     const mixes = resolveSelection(selection, { rows, known: this.#loaded });
-    if (this.#merging) throw new RangeError("Cannot compute while adapters are being merged: await merge() first");
+    this.requireSettled("compute");
     if (this.#merged !== null && selection !== undefined) {
       throw new RangeError("Cannot choose an adapter or the base while adapters are merged: unmerge them first");
     }
@@ -111,12 +121,12 @@ export class ModelAdapters {
   }
 
   /**
-   * Folds adapters into the weights of every layer that they adapt.
+   * Folds adapters into the weights of every layer that they adapt; reports the layer that lost the most.
    *
    * @throws {NumericError} If a weight would not be finite; every layer is as it was.
    * @throws {RangeError} If adapters are merged already, or none is chosen.
    */
-  async merge(choice: AdapterChoice): Promise<void> {
+  async merge(choice: AdapterChoice): Promise<MergeLoss> {
     const mix = resolveChoice(choice, this.#loaded);
     if (this.#merging || this.#merged !== null) throw new RangeError("Cannot merge twice: unmerge the adapters first");
     if (mix.length === 0) throw new RangeError("Cannot merge nothing: choose an adapter or a mix of them");
@@ -125,14 +135,18 @@ export class ModelAdapters {
     // A copy: what a caller does to its mix later is no merge.
     this.#merged = typeof choice === "string" ? choice : Object.fromEntries(mix);
     const done: LoraLinear[] = [];
+    let error = 0;
     try {
       for (const module of this.#modules.values()) {
-        if (await mergeInto(module, mix)) done.push(module);
+        const report = await mergeInto(module, mix);
+        if (report) done.push(module);
+        error = Math.max(error, report?.error ?? 0);
       }
-    } catch (error) {
+      return { error };
+    } catch (cause) {
       for (const module of done) module.unmerge();
       this.#merged = null;
-      throw error;
+      throw cause;
     } finally {
       this.#merging = false;
     }
@@ -157,11 +171,10 @@ export class ModelAdapters {
   }
 }
 
-/** Merges those adapters of a mix that the layer has; false when it has none of them. */
-async function mergeInto(module: LoraLinear, mix: Mix): Promise<boolean> {
+/** Merges those adapters of a mix that the layer has; null when it has none of them. */
+async function mergeInto(module: LoraLinear, mix: Mix): Promise<MergeLoss | null> {
   const names = new Set(module.adapters);
   const own = mix.filter(([name]) => names.has(name));
-  if (own.length === 0) return false;
-  await module.merge(Object.fromEntries(own));
-  return true;
+  if (own.length === 0) return null;
+  return await module.merge(Object.fromEntries(own));
 }

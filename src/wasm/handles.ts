@@ -11,12 +11,15 @@ import type { Heap } from "./heap.ts";
 
 /** A block of linear memory, shared by a tensor and its reshaped views. */
 export class Block {
+  /** How long it is. */
+  readonly bytes: number;
   readonly #heap: Heap;
   readonly #address: number;
   #live = true;
 
   /** Reserves the block. */
   constructor(heap: Heap, bytes: number) {
+    this.bytes = bytes;
     this.#heap = heap;
     this.#address = heap.allocate(bytes);
   }
@@ -77,32 +80,30 @@ export class WasmTensor implements Tensor {
   }
 }
 
-/** Bytes of an (n, k) matrix in panels of eight columns (KERNELS: the same panel serves GEMM and GEMV). */
-export function panelBytes(n: number, k: number, dtype: WeightDtype): number {
-  return Math.ceil(n / 8) * 8 * k * (dtype === "f32" ? 4 : 2);
-}
-
 /** A packed matrix in linear memory. */
 export class WasmWeight implements Weight {
   /** `[out, in]`. */
   readonly shape: readonly [number, number];
   /** How the elements are stored. */
   readonly dtype: WeightDtype;
+  /** What kernels call that: several forms share a dtype. */
+  readonly code: number;
   /** The panels now in force. */
   block: Block;
   /** The panels that `merge` replaced. */
   original: Block | null = null;
 
   /** Wraps a block of panels. */
-  constructor(block: Block, shape: readonly [number, number], dtype: WeightDtype) {
+  constructor(block: Block, shape: readonly [number, number], { dtype, code }: { dtype: WeightDtype; code: number }) {
     this.block = block;
     this.shape = Object.freeze([shape[0], shape[1]] as const);
     this.dtype = dtype;
+    this.code = code;
   }
 
   /** Memory held, the original of a merged weight included. */
   get bytes(): number {
-    return panelBytes(...this.shape, this.dtype) * (this.original ? 2 : 1);
+    return this.block.bytes + (this.original?.bytes ?? 0);
   }
 
   /** Whether adapters are merged into it. */

@@ -13,7 +13,7 @@ export type KernelVariant = "relaxed" | "simd";
 type Kernel = (...parameters: number[]) => void;
 type Measure = (...parameters: number[]) => number;
 
-/** What a kernel module exports. Addresses and sizes are numbers; a dtype is 0 (f32), 1 (bf16) or 2 (f16). */
+/** What a kernel module exports. Addresses and sizes are numbers; a dtype is a code of `dtypes.ts`. */
 export interface Kernels {
   /** Linear memory, grown by the heap alone. */
   readonly memory: WebAssembly.Memory;
@@ -23,6 +23,14 @@ export interface Kernels {
   readonly __stack_pointer: WebAssembly.Global;
   /** (dst, src, n, k, srcDtype, dstDtype, transposed): row-major matrix to panels. */
   readonly pack: Kernel;
+  /** (dst, src, n, k, dtype): f32 panels to panels of f16, f8, int8, int4 or nf4; 1 when all values fit. */
+  readonly quantize: Measure;
+  /** (dst, src, n, k, dtype): rows of ggml's blocks to panels that keep their bits; 1 when all scales are finite. */
+  readonly pack_blocks: Measure;
+  /** (k, dtype): bytes of a panel. */
+  readonly panel_size: Measure;
+  /** (128): 1 if the relaxed dot product means here what the kernels need. */
+  readonly dot_is_exact: Measure;
   /** (dst, src, n, k, dtype): panels to a row-major f32 matrix. */
   readonly unpack: Kernel;
   /** (y, x, w, dtype, bias, h, b, m, n, k, r, from, columns, accumulate, scratch): some columns of y. */
@@ -55,10 +63,14 @@ export interface Kernels {
   readonly delta_weight: Kernel;
   /** (n, k, r). */
   readonly delta_weight_scratch: Measure;
-  /** (dst, w, dtype, branches, count, k, from, panels, scratch): 1 when all results are finite. */
+  /** (dst, w, dtype, branches, count, totalRank, k, from, panels, scratch, squares): 0 when all results are finite. */
   readonly merge: Measure;
-  /** (n, k, totalRank). */
+  /** (k, totalRank, dtype). */
   readonly merge_scratch: Measure;
+  /** (dst, dstDtype, w, dtype, branches, count, n, k, scratch), row-major: 1 when all results are finite. */
+  readonly merge_rows: Measure;
+  /** (n, k, totalRank). */
+  readonly merge_rows_scratch: Measure;
   /** (y, ids, w, dtype, count, n, k). */
   readonly embedding: Kernel;
   /** (y, x, rows, count, dim). */
@@ -109,12 +121,33 @@ export interface KernelOptions {
   readonly variant?: KernelVariant;
 }
 
+/** -128 as a byte, from which `dot_is_exact` makes its factors. */
+const LEAST = 128;
+
 /** Compiled and instantiated kernels. */
 export interface LoadedKernels {
   /** Which build; of a module that the caller passed, what its code needs is not known: `"given"`. */
   readonly variant: KernelVariant | "given";
   /** The exports. */
   readonly kernels: Kernels;
+  /** The threads that share the calls. */
+  readonly pool?: Threads;
+  /** Why there is one thread though more were asked for. */
+  readonly oneThread?: string;
+}
+
+/** Threads, as far as a backend has to know. */
+export interface Threads {
+  /** How many. */
+  readonly threads: number;
+  /** What there is to say about them. */
+  readonly reason: string;
+  /** Throws once one of them is lost. */
+  check(): void;
+  /** Starts them, and resolves when it is known whether they work. */
+  whenReady(): Promise<boolean>;
+  /** Ends them. */
+  dispose(): void;
 }
 
 /** `(module (func (result v128) i32.const 0 i8x16.splat i32.const 0 i8x16.splat i8x16.relaxed_swizzle))`. */
@@ -133,10 +166,29 @@ export function hasRelaxedSimd(): boolean {
  */
 export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKernels> {
   const variant = options.variant ?? (hasRelaxedSimd() ? "relaxed" : "simd");
-  const module = options.wasm instanceof WebAssembly.Module ? options.wasm : await compile(options.wasm, variant);
+  const kernels = await instantiate(options, variant);
+  if (hasExactDot(kernels)) return { variant: options.wasm ? "given" : variant, kernels };
+  if (!options.wasm && !options.variant) return await loadKernels({ variant: "simd" });
+  throw inexactDot(variant);
+}
+
+/** Whether the relaxed dot product is exact here in the range that the kernels use; no engine is known where not. */
+export function hasExactDot(kernels: Kernels): boolean {
+  return kernels.dot_is_exact(LEAST) === 1;
+}
+
+/** The error where it is not. */
+export function inexactDot(variant: string): BackendUnavailableError {
+  const message =
+    `Cannot use the "${variant}" kernels: expected dot products that are exact for factors of 8 and 7 bits`;
+  return new BackendUnavailableError(message);
+}
+
+async function instantiate({ wasm }: KernelOptions, variant: KernelVariant): Promise<Kernels> {
+  const module = wasm instanceof WebAssembly.Module ? wasm : await compile(wasm, variant);
   try {
     const instance = await WebAssembly.instantiate(module);
-    return { variant: options.wasm ? "given" : variant, kernels: instance.exports as unknown as Kernels };
+    return instance.exports as unknown as Kernels;
   } catch (cause) {
     throw new BackendUnavailableError(`Cannot instantiate the "${variant}" kernels: ${messageOf(cause)}`, { cause });
   }
@@ -144,7 +196,7 @@ export async function loadKernels(options: KernelOptions = {}): Promise<LoadedKe
 
 async function compile(bytes: BufferSource | undefined, variant: KernelVariant): Promise<WebAssembly.Module> {
   try {
-    return await WebAssembly.compile(bytes ?? await embedded(variant));
+    return await WebAssembly.compile(bytes ?? await embeddedKernels(variant));
   } catch (cause) {
     throw new BackendUnavailableError(
       "Cannot compile WebAssembly in this runtime: pass the module as `wasm`, imported from " +
@@ -154,7 +206,8 @@ async function compile(bytes: BufferSource | undefined, variant: KernelVariant):
   }
 }
 
-async function embedded(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
+/** The bytes of a build. */
+export async function embeddedKernels(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
   const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
   // Uint8Array.fromBase64 is missing before Node 26
   return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));

@@ -9,7 +9,8 @@
 import type { RowBranches } from "../backend.ts";
 import type { ProductSizes } from "../shape.ts";
 import type { Kernels } from "./kernels.ts";
-import { DTYPE_CODES, type LinearMemory } from "./memory.ts";
+import { DTYPE_CODES } from "./dtypes.ts";
+import type { LinearMemory } from "./memory.ts";
 
 /** Addresses of one branch's factors as f32 panels. */
 export interface BranchAddresses {

@@ -5,18 +5,12 @@
  * @module
  */
 
-import type { MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import type { Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import { sizeOf } from "../shape.ts";
-import { Block, panelBytes, WasmTensor, WasmWeight } from "./handles.ts";
+import { Block, WasmTensor, WasmWeight } from "./handles.ts";
 import { Heap } from "./heap.ts";
 import type { Kernels } from "./kernels.ts";
-
-/** Codes of element types in kernel calls. */
-export const DTYPE_CODES = { f32: 0, bf16: 1, f16: 2 } as const;
-
-/** Rows are packed in pieces of about this size, so that loading needs little more memory than the weight. */
-const STAGING_BYTES = 4 << 20;
 
 /** Linear memory with the handles that live in it. */
 export class LinearMemory {
@@ -127,43 +121,9 @@ export class LinearMemory {
     throw foreign("weight");
   }
 
-  /** Packs row-major (rows, columns) values, or their transpose, into panels. */
-  pack(values: MatrixValues, dtype: WeightDtype, transposed: boolean): WasmWeight {
-    const [rows, columns] = values.shape;
-    const [n, k] = transposed ? [columns, rows] as const : [rows, columns] as const;
-    const block = new Block(this.#heap, panelBytes(n, k, dtype));
-    try {
-      const rowBytes = k * (values.dtype === "f32" ? 4 : 2);
-      const step = transposed ? n : Math.max(8, Math.floor(STAGING_BYTES / Math.max(rowBytes, 1) / 8) * 8);
-      this.scratch(Math.min(step, n) * rowBytes, (staging) => {
-        for (let row = 0; row < n; row += step) {
-          const count = Math.min(step, n - row);
-          const piece = values.bytes.subarray(row * rowBytes, (row + count) * rowBytes);
-          this.bytes(staging, piece.length).set(piece);
-          const target = block.address + panelBytes(row, k, dtype);
-          const codes = [DTYPE_CODES[values.dtype], DTYPE_CODES[dtype]] as const;
-          this.#kernels.pack(target, staging, count, k, ...codes, transposed ? 1 : 0);
-        }
-      });
-      return new WasmWeight(block, [n, k], dtype);
-    } catch (error) {
-      block.release();
-      throw error;
-    }
-  }
-
-  /** The elements of a weight, row-major. */
-  unpack(weight: WasmWeight): Float32Array {
-    const [n, k] = weight.shape;
-    return this.scratch(n * k * 4, (address) => {
-      this.#kernels.unpack(address, weight.block.address, n, k, DTYPE_CODES[weight.dtype]);
-      return new Float32Array(this.#kernels.memory.buffer as ArrayBuffer, address, n * k).slice();
-    });
-  }
-
-  /** Reserves a block as large as a weight's panels. */
-  likeWeight(weight: WasmWeight): Block {
-    return new Block(this.#heap, panelBytes(...weight.shape, weight.dtype));
+  /** Reserves a block. */
+  block(bytes: number): Block {
+    return new Block(this.#heap, bytes);
   }
 }
 

@@ -6,31 +6,49 @@
 
 import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
 import * as check from "../check.ts";
+import { checkMatrixValues } from "../check_weight.ts";
 import { sizeOf } from "../shape.ts";
+import { WEIGHT_DTYPES } from "./dtypes.ts";
 import { WasmTensor } from "./handles.ts";
-import type { Kernels, LoadedKernels } from "./kernels.ts";
-import { disposedBackend, DTYPE_CODES, LinearMemory } from "./memory.ts";
+import type { Kernels, LoadedKernels, Threads } from "./kernels.ts";
+import { disposedBackend, LinearMemory } from "./memory.ts";
+import { packWeight, unpackWeight } from "./pack.ts";
 
 /** Memory of the CPU; the operations are in the classes that extend it. */
 export abstract class WasmMemoryOperations {
-  /** Which kernels run, and why. */
-  readonly info: BackendInfo;
+  readonly #variant: string;
+  readonly #reason: string;
+  readonly #pool: Threads | undefined;
   #loaded: { readonly kernels: Kernels; readonly memory: LinearMemory } | null;
 
   /** Takes instantiated kernels. */
-  constructor({ variant, kernels }: LoadedKernels, reason: string) {
-    this.info = { variant, threads: 1, reason };
+  constructor({ variant, kernels, pool, oneThread }: LoadedKernels, reason: string) {
+    this.#variant = variant;
+    this.#reason = oneThread === undefined ? reason : `${reason}; one thread: ${oneThread}`;
+    this.#pool = pool;
     this.#loaded = { kernels, memory: new LinearMemory(kernels) };
   }
 
+  /** Which kernels run, on how many threads, and why: that threads cannot be had may show after they were started. */
+  get info(): BackendInfo {
+    const [variant, pool] = [this.#variant, this.#pool];
+    const weightDtypes = WEIGHT_DTYPES;
+    if (!pool) return { variant, threads: 1, reason: this.#reason, weightDtypes };
+    return { variant, threads: pool.threads, reason: `${this.#reason}; ${pool.reason}`, weightDtypes };
+  }
+
   protected get kernels(): Kernels {
-    if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.kernels;
+    return this.#live.kernels;
   }
 
   protected get memory(): LinearMemory {
+    return this.#live.memory;
+  }
+
+  get #live(): { readonly kernels: Kernels; readonly memory: LinearMemory } {
     if (!this.#loaded) throw disposedBackend();
-    return this.#loaded.memory;
+    this.#pool?.check();
+    return this.#loaded;
   }
 
   /** Bytes of tensors and weights now held. */
@@ -43,7 +61,8 @@ export abstract class WasmMemoryOperations {
   }
 
   protected weightAt(weight: Weight): readonly [address: number, dtype: number] {
-    return [this.memory.ownWeight(weight).block.address, DTYPE_CODES[weight.dtype]];
+    const own = this.memory.ownWeight(weight);
+    return [own.block.address, own.code];
   }
 
   /** See `Backend.tensor`. */
@@ -77,15 +96,14 @@ export abstract class WasmMemoryOperations {
 
   /** See `Backend.weight`. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    const { dtype = "f32", transposed = false } = options;
-    check.checkMatrixValues(values, dtype);
-    return this.memory.pack(values, dtype, transposed);
+    checkMatrixValues(values, options, WEIGHT_DTYPES);
+    return packWeight(this.kernels, this.memory, values, options);
   }
 
   /** See `Backend.readWeight`. */
   // deno-lint-ignore require-await -- as in read()
   async readWeight(weight: Weight): Promise<Float32Array> {
-    return this.memory.unpack(this.memory.ownWeight(weight));
+    return unpackWeight(this.kernels, this.memory, this.memory.ownWeight(weight));
   }
 
   /** See `Backend.scope`. */
@@ -100,6 +118,7 @@ export abstract class WasmMemoryOperations {
 
   /** Drops the instance with all its memory; linear memory never shrinks otherwise. */
   dispose(): void {
+    this.#pool?.dispose();
     this.#loaded?.memory.drop();
     this.#loaded = null;
   }

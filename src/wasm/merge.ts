@@ -4,15 +4,19 @@
  * @module
  */
 
+import type { MergeLoss } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import type { WasmWeight } from "./handles.ts";
 import type { Kernels } from "./kernels.ts";
 import type { BranchAddresses } from "./linear.ts";
-import { DTYPE_CODES, type LinearMemory } from "./memory.ts";
+import type { LinearMemory } from "./memory.ts";
 
 /** `{ a: u32, b: u32, r: u32, s: f32 }` in `rust-kernels/src/merge.rs`. */
-const RECORD_BYTES = 16;
+export const RECORD_BYTES = 16;
+
+/** Two f64: the squares of what was lost, and of what was added. */
+const SQUARES_BYTES = 16;
 
 /**
  * Writes W + Σ s B A into new panels and, if all of it is finite, swaps them in and keeps the old ones.
@@ -24,34 +28,51 @@ export function mergePanels(
   memory: LinearMemory,
   weight: WasmWeight,
   branches: readonly BranchAddresses[],
-): void {
-  const [n, k] = weight.shape;
-  const merged = memory.likeWeight(weight);
-  const ranks = branches.reduce((sum, { rank }) => sum + rank, 0);
-  let finite = false;
+): MergeLoss {
+  const merged = memory.block(weight.block.bytes);
+  let report: MergeLoss | null = null;
   try {
-    finite = memory.scratch(branches.length * RECORD_BYTES, (records) => {
-      const bytes = memory.bytes(records, branches.length * RECORD_BYTES);
-      const view = new DataView(bytes.buffer, records, bytes.length);
-      branches.forEach((branch, i) => writeRecord(view, i * RECORD_BYTES, branch));
-      return memory.scratch(kernels.merge_scratch(n, k, ranks), (scratch) => {
-        const dtype = DTYPE_CODES[weight.dtype];
-        const panels = [merged.address, weight.block.address] as const;
-        const range = [0, Math.ceil(n / 8)] as const;
-        return kernels.merge(...panels, dtype, records, branches.length, k, ...range, scratch) === 1;
-      });
-    });
+    report = writePanels(kernels, memory, { weight, target: merged.address, branches });
   } finally {
-    if (!finite) merged.release();
+    if (!report) merged.release();
   }
-  if (!finite) {
-    throw new NumericError(`Cannot merge into a weight of shape ${formatShape([n, k])}: a result would not be finite`);
+  if (!report) {
+    const shape = formatShape(weight.shape);
+    throw new NumericError(`Cannot merge into a weight of shape ${shape}: a result would not be finite`);
   }
   weight.original = weight.block;
   weight.block = merged;
+  return report;
 }
 
-function writeRecord(view: DataView, offset: number, { a, b, rank, scaling }: BranchAddresses): void {
+interface Merge {
+  readonly weight: WasmWeight;
+  readonly target: number;
+  readonly branches: readonly BranchAddresses[];
+}
+
+/** Null if a result is not finite. */
+function writePanels(kernels: Kernels, memory: LinearMemory, { weight, target, branches }: Merge): MergeLoss | null {
+  const { shape: [n, k], code, block: { address } } = weight;
+  const ranks = branches.reduce((sum, { rank }) => sum + rank, 0);
+  const recordsBytes = branches.length * RECORD_BYTES;
+  return memory.scratch(SQUARES_BYTES + recordsBytes, (squares) => {
+    const records = squares + SQUARES_BYTES;
+    return memory.scratch(kernels.merge_scratch(k, ranks, code), (scratch) => {
+      const view = new DataView(kernels.memory.buffer, squares, SQUARES_BYTES + recordsBytes);
+      view.setFloat64(0, 0, true);
+      view.setFloat64(8, 0, true);
+      branches.forEach((branch, i) => writeRecord(view, SQUARES_BYTES + i * RECORD_BYTES, branch));
+      const sizes = [branches.length, ranks, k, 0, Math.ceil(n / 8)] as const;
+      const finite = kernels.merge(target, address, code, records, ...sizes, scratch, squares) === 0;
+      const [lost, added] = [view.getFloat64(0, true), view.getFloat64(8, true)];
+      return finite ? { error: lost === 0 ? 0 : Math.sqrt(lost / added) } : null;
+    });
+  });
+}
+
+/** Writes a branch as the kernels read it. */
+export function writeRecord(view: DataView, offset: number, { a, b, rank, scaling }: BranchAddresses): void {
   view.setUint32(offset, a, true);
   view.setUint32(offset + 4, b, true);
   view.setUint32(offset + 8, rank, true);

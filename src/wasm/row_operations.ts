@@ -7,8 +7,9 @@
 import type { ColumnSumOptions, GatherLists, LoraBranch, MatrixValues, RowAffine, Tensor, Weight } from "../backend.ts";
 import * as check from "../check.ts";
 import * as rowCheck from "../check_rows.ts";
-import { panelBytes } from "./handles.ts";
-import { DTYPE_CODES } from "./memory.ts";
+import { checkReplace } from "../check_weight.ts";
+import { DTYPE_CODES } from "./dtypes.ts";
+import { packReplacement, weightBytes } from "./pack.ts";
 import { WasmTransformerOperations } from "./transformer_operations.ts";
 
 /** Rows are normed in pieces of about this size. */
@@ -72,7 +73,8 @@ export abstract class WasmRowOperations extends WasmTransformerOperations {
     const [n, k] = weight.shape;
     const { columns = false } = options;
     const { kernels, memory } = this;
-    const [w, a, b] = [this.weightAt(weight)[0], this.weightAt(branch.a)[0], this.weightAt(branch.b)[0]];
+    const [w, code] = this.weightAt(weight);
+    const [a, b] = [this.weightAt(branch.a)[0], this.weightAt(branch.b)[0]];
     const rank = branch.a.shape[0];
     const step = Math.max(8, Math.floor(PIECE_BYTES / Math.max(k * 4, 1) / 8) * 8);
     const [count, piece] = [columns ? k : n, Math.min(step, n) * k * 4];
@@ -82,8 +84,9 @@ export abstract class WasmRowOperations extends WasmTransformerOperations {
         memory.bytes(sums, count * 8).fill(0);
         for (let row = 0; row < n; row += step) {
           const rows = Math.min(step, n - row);
-          kernels.unpack(values, w + panelBytes(row, k, weight.dtype), rows, k, DTYPE_CODES[weight.dtype]);
-          kernels.delta_weight(delta, a, b + panelBytes(row, rank, "f32"), branch.scaling, rows, k, rank, scratch);
+          kernels.unpack(values, w + weightBytes(kernels, [row, k], code), rows, k, code);
+          const part = b + weightBytes(kernels, [row, rank], DTYPE_CODES.f32);
+          kernels.delta_weight(delta, a, part, branch.scaling, rows, k, rank, scratch);
           kernels.add_squares(columns ? sums : sums + row * 8, values, delta, rows, k, columns ? 1 : 0);
         }
         kernels.inverse_roots(out, sums, count);
@@ -93,10 +96,10 @@ export abstract class WasmRowOperations extends WasmTransformerOperations {
 
   /** See `Backend.replace`. */
   replace(weight: Weight, values: MatrixValues): void {
-    check.checkReplace(weight, values);
+    checkReplace(weight, values);
     const own = this.memory.ownWeight(weight);
     this.weightAt(own);
-    const { block } = this.memory.pack(values, weight.dtype, false);
+    const block = packReplacement(this.kernels, this.memory, values, own);
     own.original = own.block;
     own.block = block;
   }

@@ -7,6 +7,7 @@
 import type { BackendInfo } from "../backend.ts";
 import { BackendUnavailableError } from "../errors.ts";
 import { USAGE } from "./buffer_pool.ts";
+import { WEIGHT_DTYPES } from "./handles.ts";
 
 /** A device, and what is known about it. */
 export interface OpenedDevice {
@@ -62,7 +63,8 @@ export function describeDevice({ device, adapterInfo }: OpenedDevice, reason: st
   const { vendor = "", architecture = "", description = "", isFallbackAdapter: software = false } = adapterInfo ?? {};
   const words = [vendor, architecture, description].filter(Boolean).join(" ") || "unknown GPU";
   const gpu = { vendor, architecture, software, features: [...device.features].sort() };
-  return { variant: words + (software ? " (software)" : ""), threads: 1, reason, gpu };
+  const variant = words + (software ? " (software)" : "");
+  return { variant, threads: 1, reason, weightDtypes: WEIGHT_DTYPES, gpu };
 }
 
 /** Milliseconds from a submission to its result in JavaScript, at best; Deno 2.9 takes 11 whatever the GPU. */

@@ -82,6 +82,9 @@ export class GpuTensor implements Tensor {
   }
 }
 
+/** What this backend stores. */
+export const WEIGHT_DTYPES: readonly WeightDtype[] = ["f32", "bf16"];
+
 /** Bytes of one panel: 8 columns of an (n, k) matrix (KERNELS §5). */
 export function panelBytes(k: number, dtype: WeightDtype): number {
   return 8 * k * (dtype === "f32" ? 4 : 2);

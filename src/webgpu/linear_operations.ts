@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { LinearBackwardOptions, LinearOptions, LoraBranch, Tensor, Weight } from "../backend.ts";
+import type { LinearBackwardOptions, LinearOptions, LoraBranch, MergeLoss, Tensor, Weight } from "../backend.ts";
 import * as check from "../check.ts";
 import { addGradients, addLinear, type PackedBranch, writeDelta } from "./linear.ts";
 import { WebGpuMemoryOperations } from "./memory_operations.ts";
@@ -55,9 +55,9 @@ export abstract class WebGpuLinearOperations extends WebGpuMemoryOperations {
   }
 
   /** See `Backend.merge`. */
-  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<void> {
+  async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
-    await mergePanels(this.gpu, this.packed(weight), this.#branches(branches));
+    return await mergePanels(this.gpu, this.packed(weight), this.#branches(branches));
   }
 
   /** See `Backend.unmerge`. */

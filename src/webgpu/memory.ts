@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import type { MatrixValues, Tensor, Weight, WeightDtype, WeightOptions } from "../backend.ts";
 import { OutOfMemoryError } from "../errors.ts";
 import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
@@ -179,7 +179,7 @@ export class GpuMemory implements BlockOwner {
   }
 
   /** Packs row-major (rows, columns) values, or their transpose, into panels. */
-  pack(values: MatrixValues, dtype: WeightDtype, transposed: boolean): GpuWeight {
+  pack(values: MatrixValues, { dtype = "f32", transposed = false }: WeightOptions): GpuWeight {
     const [rows, columns] = values.shape;
     const shape = transposed ? [columns, rows] as const : [rows, columns] as const;
     const panels = this.panels(shape, dtype);

@@ -6,11 +6,12 @@
 
 import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
 import * as check from "../check.ts";
+import { checkMatrixValues } from "../check_weight.ts";
 import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { CommandQueue, type Dispatch, type GpuCounts, type QueueLimits } from "./commands.ts";
 import { describeDevice, type OpenedDevice } from "./device.ts";
-import { GpuTensor, type GpuWeight } from "./handles.ts";
+import { GpuTensor, type GpuWeight, WEIGHT_DTYPES } from "./handles.ts";
 import { GpuMemory } from "./memory.ts";
 import type { Gpu } from "./product.ts";
 
@@ -106,9 +107,8 @@ export abstract class WebGpuMemoryOperations {
 
   /** See `Backend.weight`. */
   weight(values: MatrixValues, options: WeightOptions = {}): Weight {
-    const { dtype = "f32", transposed = false } = options;
-    check.checkMatrixValues(values, dtype);
-    return this.live.pack(values, dtype, transposed);
+    checkMatrixValues(values, options, WEIGHT_DTYPES);
+    return this.live.pack(values, options);
   }
 
   /** See `Backend.readWeight`. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { WeightDtype } from "../backend.ts";
+import type { MergeLoss, WeightDtype } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { cutPanels, type GpuWeight, type Panels } from "./handles.ts";
@@ -12,7 +12,7 @@ import type { PackedBranch } from "./linear.ts";
 import type { Gpu, Packed } from "./product.ts";
 
 /** See `Backend.merge`. All or nothing: until the end the weight is what it was. */
-export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonly PackedBranch[]): Promise<void> {
+export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonly PackedBranch[]): Promise<MergeLoss> {
   if (weight.merging) throw new RangeError("Cannot merge twice: a merge into this weight is under way");
   const merged = gpu.memory.panels(weight.shape, weight.dtype);
   weight.merging = true;
@@ -22,6 +22,7 @@ export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonl
     }
     weight.original = weight.live;
     weight.panels = merged;
+    return { error: 0 };
   } catch (error) {
     merged.release();
     throw error;

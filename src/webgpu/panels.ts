@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { MatrixValues, WeightDtype } from "../backend.ts";
+import type { ElementDtype, MatrixValues, WeightDtype } from "../backend.ts";
 
 /** Bits of f32 of one row or column of stored values. */
 type Line = Uint32Array<ArrayBuffer>;
@@ -55,7 +55,9 @@ function halfAt(column: number): number {
 function lineReader({ shape, dtype, bytes }: MatrixValues, transposed: boolean): (row: number, line: Line) => void {
   const [, columns] = shape;
   const width = dtype === "f32" ? 4 : 2;
-  const widen = { f32: (bits: number) => bits, f16: widenF16, bf16: (bits: number) => bits << 16 }[dtype];
+  const widen = { f32: (bits: number) => bits, f16: widenF16, bf16: (bits: number) => bits << 16 }[
+    dtype as ElementDtype
+  ];
   // A typed array needs an aligned start.
   const aligned = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
   const View = dtype === "f32" ? Uint32Array : Uint16Array;

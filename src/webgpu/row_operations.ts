@@ -7,6 +7,7 @@
 import type { ColumnSumOptions, GatherLists, LoraBranch, MatrixValues, RowAffine, Tensor, Weight } from "../backend.ts";
 import * as check from "../check.ts";
 import * as rowCheck from "../check_rows.ts";
+import { checkReplace } from "../check_weight.ts";
 import { OutOfMemoryError } from "../errors.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { cutPanels } from "./handles.ts";
@@ -106,10 +107,10 @@ export abstract class WebGpuRowOperations extends WebGpuTransformerOperations {
 
   /** See `Backend.replace`. */
   replace(weight: Weight, values: MatrixValues): void {
-    check.checkReplace(weight, values);
+    checkReplace(weight, values);
     const own = this.packed(weight);
     if (own.merging) throw new RangeError("Cannot merge twice: a merge into this weight is under way");
-    const { panels } = this.live.pack(values, weight.dtype, false);
+    const { panels } = this.live.pack(values, { dtype: weight.dtype });
     own.original = own.panels;
     own.panels = panels;
   }

@@ -10,17 +10,12 @@ import { Adapter, type ReportLine } from "../adapter.ts";
 import { identify } from "../identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import { reportAdapter } from "../load_report.ts";
-import { type LoraConfig, parseLoraConfig } from "../lora_config.ts";
+import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { moduleReader, scaleReader, scalingOf } from "../lora_module.ts";
-import { encodeConfig, encodeWeights } from "../save.ts";
-import type { FactorPair } from "./factor_pairs.ts";
+import { encodeWeights } from "../save.ts";
+import { type CarriedConfig, restoreFolded } from "./carried.ts";
+import type { ScaledPair } from "./factor_pairs.ts";
 import { scaleConfig } from "./scale_config.ts";
-
-/** A pair of factors with its alpha: s = alpha / rank. */
-export interface ScaledPair extends FactorPair {
-  /** The alpha that the file means. */
-  readonly alpha: number;
-}
 
 /** What {@linkcode assembleAdapter} takes. */
 export interface AssembleParts {
@@ -30,10 +25,10 @@ export interface AssembleParts {
   readonly file: string;
   /** Its modules. */
   readonly pairs: readonly ScaledPair[];
-  /** The PEFT config that the file carries, where it does. */
+  /** The PEFT config that the file carries, where it does: it counts if it agrees with the file. */
+  readonly carried?: CarriedConfig | null;
+  /** The config that decides ranks and scales, instead of `alpha`. */
   readonly config?: LoraConfig | null;
-  /** Whether that config decides the scales, instead of `alpha`; false if absent. */
-  readonly configDecides?: boolean;
   /** Keys for the config, where the file carries none. */
   readonly fields?: ReadonlyMap<string, JsonValue>;
   /** What reading found. */
@@ -56,19 +51,22 @@ const SCALE_TOLERANCE = 2 ** -20;
  * @throws {NumericError} If a factor or an alpha is not finite.
  */
 export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
-  const { name, file, pairs, limits } = parts;
+  const { name, file, carried, limits } = parts;
+  const pairs = carried?.folded.size ? restoreFolded(parts.pairs, carried) : parts.pairs;
   const report = [...parts.report ?? []];
   const alphas = pairs.map(({ name, a, alpha }) => ({ name, rank: a.shape[0]!, alpha }));
-  let config = parts.config ?? null;
-  if (config && !parts.configDecides) {
-    const differing = findDifference(config, alphas);
-    if (differing !== undefined) {
-      const what = `the PEFT config in ${quote(file)} gives it another rank or scale than the file itself`;
-      report.push({ module: differing, what, why: "the file counts, as it does for the tools it is made for" });
-      config = null;
-    }
+  const variants = new Map<string, JsonValue>([
+    ["use_dora", pairs.some(({ magnitude }) => magnitude)],
+    ["lora_bias", pairs.some(({ loraBias }) => loraBias)],
+  ]);
+  let config = parts.config ?? carried?.config ?? null;
+  const difference = config && !parts.config && findDifference(config, { alphas, variants });
+  if (difference) {
+    const what = `the PEFT config in ${quote(file)} gives it ${difference.what} than the file itself`;
+    report.push({ module: difference.at, what, why: "the file counts, as it does for the tools it is made for" });
+    config = null;
   }
-  config ??= scaleConfig(alphas, parts.fields, limits);
+  config ??= scaleConfig(alphas, new Map([...variants, ...parts.fields ?? []]), limits);
   const read = moduleReader(config, { file, maxRank: limits?.rank ?? DEFAULT_LIMITS.rank });
   const modules = new Map(pairs.map((pair) => [pair.name, read(pair)]));
   const weights = encodeWeights(modules.values());
@@ -85,41 +83,26 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
   });
 }
 
+interface FileFacts {
+  readonly alphas: readonly { readonly name: string; readonly rank: number; readonly alpha: number }[];
+  readonly variants: ReadonlyMap<string, JsonValue>;
+}
+
 function findDifference(
   config: LoraConfig,
-  modules: readonly { readonly name: string; readonly rank: number; readonly alpha: number }[],
-): string | undefined {
+  { alphas, variants }: FileFacts,
+): { readonly at: string; readonly what: string } | undefined {
   const scaleOf = scaleReader(config);
-  return modules.find(({ name, rank, alpha }) => {
+  const module = alphas.find(({ name, rank, alpha }) => {
     const own = scaleOf(name);
     const scaling = alpha / rank;
     const difference = Math.abs(scalingOf(config, own.alpha, rank) - scaling);
     return !own.ranks.includes(rank) || !(difference <= SCALE_TOLERANCE * Math.abs(scaling));
-  })?.name;
-}
-
-/**
- * Reads the PEFT config that a file carries for its way back.
- *
- * @param text The config, or undefined.
- * @param file Name of the file.
- * @param limits Caps.
- * @returns The config, or null.
- * @throws {FormatError} If it is none, or asks for what this version does not compute.
- */
-export function carriedConfig(text: unknown, file: string, limits?: AdapterLimits): LoraConfig | null {
-  if (typeof text !== "string") return null;
-  return parseLoraConfig(text, { file: `peft_config of ${file}`, ...(limits && { limits }) });
-}
-
-/**
- * Writes a PEFT config for a file to carry.
- *
- * @param config The config.
- * @returns Its text.
- */
-export function carryConfig(config: LoraConfig): string {
-  return new TextDecoder().decode(encodeConfig(config));
+  });
+  if (module) return { at: module.name, what: "another rank or scale" };
+  // A config that asks for more than the file has is no mistake to pass over: something was lost.
+  const variant = [...variants].find(([field, isThere]) => isThere && config.raw.get(field) !== true);
+  return variant && { at: CONFIG_FILE, what: `another ${variant[0]}` };
 }
 
 /**

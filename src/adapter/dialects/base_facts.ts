@@ -6,12 +6,11 @@ import { readSafetensorsHeader, type TensorInfo } from "../../formats/safetensor
 import type { Folder, ReadOptions, Source } from "../../formats/source.ts";
 import { ggufArchitecture } from "./gguf_names.ts";
 import type { BaseFacts } from "./options.ts";
-import { isEmbedding } from "./refusals.ts";
 
 const MAX_CONFIG = 2 ** 20;
 
 /**
- * Reads what converters may need of a base model: its linear layers by the headers of its checkpoint, and architecture
+ * Reads what converters may need of a base model: its layers by the headers of its checkpoint, and architecture
  * and heads by its `config.json`, where it has one. No weights are read.
  *
  * @param base A folder with `model.safetensors` or its shards, or one safetensors file.
@@ -21,7 +20,7 @@ const MAX_CONFIG = 2 ** 20;
  * @throws {MismatchError} If the folder holds no checkpoint.
  */
 export async function readBaseFacts(base: Folder | Source, options: ReadOptions = {}): Promise<BaseFacts> {
-  if (!("open" in base)) return { modules: linearLayers((await readSafetensorsHeader(base, options)).tensors) };
+  if (!("open" in base)) return { modules: adaptableLayers((await readSafetensorsHeader(base, options)).tensors) };
   const { tensors } = await openCheckpoint(base, options);
   const config = await base.has("config.json", options)
     ? await readJson(base.open("config.json"), { ...options, maxBytes: MAX_CONFIG, keepNumberText: true })
@@ -32,18 +31,18 @@ export async function readBaseFacts(base: Folder | Source, options: ReadOptions 
   const heads = count(fields, "num_attention_heads");
   const kvHeads = count(fields, "num_key_value_heads");
   return {
-    modules: linearLayers(tensors),
+    modules: adaptableLayers(tensors),
     ...(architecture !== undefined && { architecture }),
     ...(heads !== undefined && { heads }),
     ...(kvHeads !== undefined && { kvHeads }),
   };
 }
 
-function linearLayers(tensors: ReadonlyMap<string, TensorInfo>): readonly string[] {
+function adaptableLayers(tensors: ReadonlyMap<string, TensorInfo>): readonly string[] {
   const modules: string[] = [];
   for (const { name, shape } of tensors.values()) {
     const path = /^(.+)\.weight$/.exec(name)?.[1];
-    if (path !== undefined && shape.length === 2 && !isEmbedding(path)) modules.push(path);
+    if (path !== undefined && shape.length >= 2) modules.push(path);
   }
   // A tied head has no weight of its own.
   return modules.includes("lm_head") ? modules : [...modules, "lm_head"];

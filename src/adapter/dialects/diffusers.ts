@@ -13,14 +13,14 @@ import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
-import type { Adapter, ReportLine } from "../adapter.ts";
+import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { CONFIG_DEFAULTS } from "../config_defaults.ts";
-import { requirePlain } from "../factors.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { diffusersComponent, oneComponent } from "./component.ts";
 import { guessComponent, parseDiffusersKey } from "./diffusers_names.ts";
 import { FactorPairs } from "./factor_pairs.ts";
+import { type Holds, requireHeld } from "./losses.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { readAlpha } from "./stored_alpha.ts";
@@ -30,6 +30,7 @@ import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 export const DIFFUSERS_FILE = "pytorch_lora_weights.safetensors";
 /** Key of the header's metadata with the configs, their fields prefixed by component. */
 const CONFIG_KEY = "lora_adapter_metadata";
+const HOLDS: Holds = { dialect: "diffusers", kinds: ["linear", "conv"], parts: ["magnitude", "loraBias"] };
 const EXPECTED = '"<component>.<path>.lora_A.weight" and its older forms, with components such as "unet"';
 
 /**
@@ -54,7 +55,7 @@ export async function readDiffusers(source: Source, options: ReadDialectOptions 
   });
   const components = [...new Set(keys.map(({ component }) => component))];
   const { component, report } = oneComponent(file.name, components, diffusersComponent(options.component));
-  const pairs = new FactorPairs(file.name, { modules, ...(limits && { limits }) });
+  const pairs = new FactorPairs(file.name, { modules, limits, kinds: { conv: true } });
   const alphas = new Map<string, number>();
   for (const { path, part, tensor, stored } of keys.filter((key) => key.component === component)) {
     if (part === "alpha") alphas.set(path, readAlpha(stored, tensor, file.name));
@@ -65,7 +66,6 @@ export async function readDiffusers(source: Source, options: ReadDialectOptions 
     file: file.name,
     pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphas.get(pair.name) ?? pair.a.shape[0]! })),
     config: headerConfig(file, component, options),
-    configDecides: true,
     report,
     limits,
   });
@@ -91,35 +91,39 @@ function headerConfig(file: TensorFile, component: string, { limits }: ReadDiale
 /**
  * Writes a file that diffusers loads, for one component; its header carries the PEFT config, so nothing is folded.
  *
- * @param adapter Plain LoRA of linear layers.
+ * @param adapter LoRA or DoRA of linear layers and convolutions.
  * @param sink Where the file goes.
- * @param options `component`: `"unet"`, `"transformer"`, `"text_encoder"`; guessed by the paths if absent. `file`.
+ * @param options `component`: `"unet"`, `"transformer"`, `"text_encoder"`; guessed by the paths if absent. `file`,
+ * `allowLoss`.
  * @returns What a reader should know.
- * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
 export async function writeDiffusers(
   adapter: Adapter,
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  requirePlain(adapter, "convert");
   const { file = DIFFUSERS_FILE } = options;
-  const component = diffusersComponent(options.component) ?? guessComponent([...adapter.modules.keys()]);
+  const held = requireHeld(adapter, HOLDS, options);
+  const component = diffusersComponent(options.component) ?? guessComponent(held.modules.map(({ name }) => name));
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, loraA, loraB } of adapter.modules.values()) {
-    tensors.set(`${component}.${name}.lora_A.weight`, loraA).set(`${component}.${name}.lora_B.weight`, loraB);
+  for (const { name, loraA, loraB, loraBias, magnitude } of held.modules) {
+    const path = `${component}.${name}`;
+    tensors.set(`${path}.lora_A.weight`, loraA).set(`${path}.lora_B.weight`, loraB);
+    if (loraBias) tensors.set(`${path}.lora_B.bias`, loraBias);
+    if (magnitude) tensors.set(`${path}.lora_magnitude_vector`, magnitude);
   }
   const unnamed = [...tensors.keys()].find((tensor) => parseDiffusersKey(tensor) === null);
   if (unnamed !== undefined) throw refuseForeign(unnamed, file, EXPECTED);
-  const config = new Map([...CONFIG_DEFAULTS, ...adapter.config.raw]);
+  const config = new Map([...CONFIG_DEFAULTS, ...held.config.raw]);
   const prefixed = new Map(Array.from(config, ([key, value]) => [`${component}.${key}`, value]));
   const metadata = new Map([["format", "pt"], [CONFIG_KEY, stringifyJson(prefixed, { indent: 2, sortKeys: true })]]);
   await writeFiles(sink, new Map([[file, encodeSafetensors(tensors, metadata)]]), options);
-  return [...reportTrainingState(adapter), ...reportScale(adapter, file)];
+  return [...reportTrainingState(adapter), ...held.report, ...reportScale(held.modules, file)];
 }
 
-function reportScale(adapter: Adapter, file: string): readonly ReportLine[] {
-  const count = [...adapter.modules.values()].filter(({ scaling }) => scaling !== 1).length;
+function reportScale(modules: readonly LoraModule[], file: string): readonly ReportLine[] {
+  const count = modules.filter(({ scaling }) => scaling !== 1).length;
   if (count === 0) return [];
   const why = "diffusers that do not know it take s = 1";
   return [{ module: file, what: `the scaling of ${count} modules is in the header's ${CONFIG_KEY} only`, why }];

@@ -10,13 +10,24 @@ export interface DiffusersKey {
   readonly component: string;
   /** Path of the module in it. */
   readonly path: string;
-  /** Which factor, or the alpha. */
-  readonly part: "a" | "b" | "alpha";
+  /** Which part of the module, or the alpha. */
+  readonly part: "a" | "b" | "magnitude" | "loraBias" | "alpha";
 }
 
 const COMPONENT = /^(unet|transformer(?:_2)?|text_encoder(?:_[23])?|prior|controlnet)\.(.+)$/;
 const FACTOR =
-  /^(.+?)(?:\.lora_(?<peft>[AB])\.weight|\.lora(?:_linear_layer)?\.(?<half>down|up)\.weight|\.(?<alpha>alpha))$/;
+  /^(.+?)\.(lora_[AB]\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|alpha|lora_B\.bias|lora_mag\w+)$/;
+const PARTS: ReadonlyMap<string, DiffusersKey["part"]> = new Map<string, DiffusersKey["part"]>([
+  ["lora_A.weight", "a"],
+  ["lora_B.weight", "b"],
+  ["lora.down.weight", "a"],
+  ["lora.up.weight", "b"],
+  ["lora_linear_layer.down.weight", "a"],
+  ["lora_linear_layer.up.weight", "b"],
+  ["alpha", "alpha"],
+  ["lora_B.bias", "loraBias"],
+  ["lora_magnitude_vector", "magnitude"],
+]);
 /** `to_q_lora.down` of the first format: the layer's own name differs between text encoders and UNets. */
 const OLD = /^(.+)\.to_(q|k|v|out)_lora\.(down|up)\.weight$/;
 
@@ -35,11 +46,9 @@ export function parseDiffusersKey(tensor: string): DiffusersKey | null {
   if (parent !== undefined) {
     return { component, path: `${parent}.${layerName(component, projection!)}`, part: oldHalf === "down" ? "a" : "b" };
   }
-  const found = FACTOR.exec(name);
-  const { peft, half, alpha } = found?.groups ?? {};
-  if (!found) return null;
-  const part = alpha !== undefined ? "alpha" : peft === "A" || half === "down" ? "a" : "b";
-  return { component, path: found[1]!, part };
+  const [, path, end = ""] = FACTOR.exec(name) ?? [];
+  const part = PARTS.get(end);
+  return path === undefined || part === undefined ? null : { component, path, part };
 }
 
 function layerName(component: string, projection: string): string {

@@ -3,54 +3,66 @@ import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import type { NamedTensor } from "../full_tensors.ts";
-import { requireLinear } from "./refusals.ts";
+import { measureFactors, type ModuleFactors } from "../module_shapes.ts";
+import { isEmbedding, type OtherKinds, requireKind } from "./refusals.ts";
 
-/** Both factors of a module, as PEFT has them. */
-export interface FactorPair {
-  /** Path of the module. */
-  readonly name: string;
-  /** A (rank, in), under its name in the file. */
-  readonly a: NamedTensor;
-  /** B (out, rank), under its name in the file. */
-  readonly b: NamedTensor;
+/** The tensors of a module, as PEFT has them. */
+export type FactorPair = Omit<ModuleFactors, "place" | "diagonal">;
+
+/** A pair of factors with its alpha: s = alpha / rank. */
+export interface ScaledPair extends FactorPair {
+  /** The alpha that the file means. */
+  readonly alpha: number;
 }
 
-/** Collects the factors of a file by module; whatever has no place is refused by tensor name. */
+/** What a tensor is to its module. */
+export type FactorPart = "a" | "b" | "magnitude" | "loraBias";
+
+/** Options of {@linkcode FactorPairs}. */
+export interface FactorPairsOptions {
+  /** Caps; what is absent has its default. */
+  readonly limits?: AdapterLimits | undefined;
+  /** Paths of the base's layers, the only ones allowed; all are if absent. */
+  readonly modules?: Iterable<string> | undefined;
+  /** What the dialect has beside linear layers. */
+  readonly kinds?: OtherKinds;
+}
+
+/** Collects the tensors of a file by module; whatever has no place is refused by tensor name. */
 export class FactorPairs {
   readonly #file: string;
   readonly #limits: typeof DEFAULT_LIMITS;
   readonly #allowed: ReadonlySet<string> | null;
-  readonly #factors = new Map<string, { a?: NamedTensor; b?: NamedTensor }>();
+  readonly #kinds: OtherKinds;
+  readonly #factors = new Map<string, { -readonly [part in FactorPart]?: NamedTensor }>();
 
-  /** Collects from a file; with `modules`, only for these. */
-  constructor(
-    file: string,
-    options: { readonly limits?: AdapterLimits; readonly modules?: Iterable<string> | undefined } = {},
-  ) {
+  /** Collects from a file. */
+  constructor(file: string, { limits, modules, kinds = {} }: FactorPairsOptions = {}) {
     this.#file = file;
-    this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
-    this.#allowed = options.modules === undefined ? null : new Set(options.modules);
+    this.#limits = { ...DEFAULT_LIMITS, ...limits };
+    this.#allowed = modules === undefined ? null : new Set(modules);
+    this.#kinds = kinds;
   }
 
   /**
-   * Adds one factor in PEFT's orientation.
+   * Adds one tensor in PEFT's orientation.
    *
-   * @throws {FormatError} If it is no linear layer's, or the module has it already.
+   * @throws {FormatError} If it is of a kind of layer that the dialect does not have, or the module has it already.
    * @throws {MismatchError} If the base has no such module.
    * @throws {LimitError} If there are too many modules.
    */
-  add(module: string, part: "a" | "b", tensor: string, stored: StoredTensor): void {
+  add(module: string, part: FactorPart, tensor: string, stored: StoredTensor): void {
     const file = this.#file;
-    requireLinear({ module, tensor, stored, file });
+    if (part === "a" || part === "b") requireKind({ module, tensor, stored, file }, this.#kinds);
     if (this.#allowed && !this.#allowed.has(module)) {
-      const message = `Cannot place tensor ${quote(tensor)} of ${quote(file)}: the base has no linear layer`;
+      const message = `Cannot place tensor ${quote(tensor)} of ${quote(file)}: the base has no layer`;
       throw new MismatchError(`${message} ${quote(module)}`, { file, tensor, unexpected: [module] });
     }
     const pair = this.#factors.get(module) ?? {};
     const twin = pair[part];
     if (twin) {
       const message = `Cannot read ${quote(file)} with both ${quote(twin.name)} and ${quote(tensor)}`;
-      throw new FormatError(`${message}: they are one factor of one module`, { file, tensor });
+      throw new FormatError(`${message}: they are one part of one module`, { file, tensor });
     }
     pair[part] = { name: tensor, dtype: stored.dtype, shape: stored.shape, bytes: stored.bytes };
     this.#factors.set(module, pair);
@@ -61,9 +73,9 @@ export class FactorPairs {
   }
 
   /**
-   * Gives all pairs.
+   * Gives all modules.
    *
-   * @throws {FormatError} If there is none, or a factor is no matrix.
+   * @throws {FormatError} If there is none, or a factor has a shape that none has.
    * @throws {MismatchError} If a factor lacks its partner, or their ranks differ.
    * @throws {LimitError} If a rank is above its cap.
    */
@@ -72,9 +84,9 @@ export class FactorPairs {
       const message = `Cannot read ${quote(this.#file)} without adapted modules: expected pairs of factors`;
       throw new FormatError(message, { file: this.#file });
     }
-    return Array.from(this.#factors, ([name, { a, b }]) => {
+    return Array.from(this.#factors, ([name, { a, b, ...extras }]) => {
       if (a === undefined || b === undefined) {
-        const found = (a ?? b)!.name;
+        const found = (a ?? b ?? extras.magnitude ?? extras.loraBias)!.name;
         const message = `Cannot read tensor ${quote(found)} of ${quote(this.#file)} without its partner`;
         const missing = `${a ? "B" : "A"} of ${quote(name)}`;
         throw new MismatchError(`${message}: expected the ${missing}`, {
@@ -83,29 +95,14 @@ export class FactorPairs {
           missing: [missing],
         });
       }
-      this.#checkRank(a, b);
-      return { name, a, b };
+      const factors = { name, a, b, isEmbedding: isEmbedding(name), ...extras };
+      this.#checkRank(a, measureFactors(factors, [], this.#file).rank);
+      return factors;
     });
   }
 
-  #checkRank(a: NamedTensor, b: NamedTensor): void {
+  #checkRank(a: NamedTensor, rank: number): void {
     const file = this.#file;
-    for (const { name, shape } of [a, b]) {
-      if (shape.length === 2 && shape[0]! >= 1 && shape[1]! >= 1) continue;
-      const message = `Cannot read tensor ${quote(name)} of ${quote(file)} and shape [${shape.join(", ")}]`;
-      const details = { file, tensor: name, found: shape, expected: "two dimensions" };
-      throw new FormatError(`${message}: expected a matrix with at least one element`, details);
-    }
-    const [rank, columns] = [a.shape[0]!, b.shape[1]!];
-    if (columns !== rank) {
-      const message = `Cannot read tensor ${quote(b.name)} of ${quote(file)} and rank ${columns}`;
-      throw new MismatchError(`${message}: expected ${rank}, that of ${quote(a.name)}`, {
-        file,
-        tensor: b.name,
-        found: columns,
-        expected: rank,
-      });
-    }
     const limit = this.#limits.rank;
     if (rank <= limit) return;
     const message = `Cannot read tensor ${quote(a.name)} of ${quote(file)} and rank ${rank}: expected at most ${limit}`;

@@ -4,6 +4,7 @@ import { type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
 import { encodeF16 } from "../../formats/float16.ts";
 import { quote } from "../../formats/quote.ts";
 import type { LoraModule, ReportLine } from "../adapter.ts";
+import { type FloatDtype, isFloatTensor } from "../factor_values.ts";
 import { alphaOf } from "./scale_config.ts";
 
 /** A tensor times a number. */
@@ -38,6 +39,22 @@ export function foldFactor(tensor: StoredTensor, factor: number, module: string)
   return { tensor: wide, error: relativeError(products, rounded) };
 }
 
+/**
+ * Divides a factor by what {@linkcode foldFactor} multiplied it with.
+ *
+ * @param tensor The product.
+ * @param options The number, and the type that the factor had.
+ * @returns The factor, or undefined where the product is of a type or has values that say nothing of it.
+ */
+export function unfoldFactor(
+  tensor: StoredTensor,
+  { factor, dtype }: { readonly factor: number; readonly dtype: FloatDtype },
+): StoredTensor | undefined {
+  if (!isFloatTensor(tensor) || !Number.isFinite(factor) || factor === 0) return undefined;
+  const values = Float32Array.from(toFloat32(tensor), (value) => value / factor);
+  return encode({ ...tensor, dtype }, values);
+}
+
 function encode({ dtype, shape }: StoredTensor, values: Float32Array): StoredTensor {
   if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
   if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
@@ -59,6 +76,8 @@ export interface FoldedModules {
   readonly modules: readonly LoraModule[];
   /** How many were folded. */
   readonly count: number;
+  /** Types that the folded B had, by module; null if one cannot be restored bit for bit. */
+  readonly restorable: ReadonlyMap<string, FloatDtype> | null;
   /** One line if any was folded. */
   readonly report: readonly ReportLine[];
 }
@@ -78,19 +97,25 @@ export function foldScales(
   reason: { readonly file: string; readonly why: string },
 ): FoldedModules {
   let [count, widened, error] = [0, 0, 0];
+  const restorable = new Map<string, FloatDtype>();
   const written = Array.from(modules, (module) => {
     const scaling = scalingOf(module);
     const { rank } = module;
     if (scaling === module.scaling) return { ...module, alpha: alphaOf(scaling, rank) };
-    const folded = foldFactor(module.loraB, module.scaling / scaling, module.name);
+    const factor = module.scaling / scaling;
+    const folded = foldFactor(module.loraB, factor, module.name);
+    const dtype = module.loraB.dtype as FloatDtype;
+    const back = unfoldFactor(folded.tensor, { factor, dtype });
+    if (back?.bytes.every((byte, i) => byte === module.loraB.bytes[i])) restorable.set(module.name, dtype);
     count++;
     if (folded.tensor.dtype !== module.loraB.dtype) widened++;
     error = Math.max(error, folded.error);
     return { ...module, scaling, alpha: alphaOf(scaling, rank), loraB: folded.tensor };
   });
-  if (count === 0) return { modules: written, count, report: [] };
+  const folded = { modules: written, count, restorable: restorable.size === count ? restorable : null };
+  if (count === 0) return { ...folded, report: [] };
   const wide = widened === 0 ? "" : `, ${widened} of them widened to F32`;
   const rounded = error === 0 ? "" : `, rounded by ${error.toExponential(1)} at most`;
   const what = `the scaling is folded into B of ${count} modules${wide}${rounded}`;
-  return { modules: written, count, report: [{ module: reason.file, what, why: reason.why, error }] };
+  return { ...folded, report: [{ module: reason.file, what, why: reason.why, error }] };
 }

@@ -12,15 +12,15 @@ import { quote } from "../../formats/quote.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
-import { requirePlain } from "../factors.ts";
-import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
+import { assembleAdapter, reportTrainingState } from "./assemble.ts";
+import { carryText, readCarried } from "./carried.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "./gguf_names.ts";
-import { reorderHeads, type RowOrder } from "./matrix_bytes.ts";
+import { requireHeld } from "./losses.ts";
+import { reorderHeads, type RowOrder, transposeStored } from "./matrix_bytes.ts";
 import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
-import { refuseForeign, refuseKind } from "./refusals.ts";
-import { scaleConfig } from "./scale_config.ts";
+import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
 import { cappedSize, checkName } from "./tensor_file.ts";
 
 /** Default name of the file. */
@@ -49,7 +49,7 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
   const gguf = await readGguf(source, options);
   const architecture = requireAdapter(gguf, source.name);
   const heads = headCounts(gguf, architecture, options);
-  const pairs = new FactorPairs(source.name, { modules, ...(limits && { limits }) });
+  const pairs = new FactorPairs(source.name, { modules, limits, kinds: { embedding: true } });
   const quantised = new Set<string>();
   for (const info of gguf.tensors.values()) {
     checkName(info.name, source.name);
@@ -59,9 +59,8 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
     if (path === undefined) throw refuseTensor(info.name, tensor, source.name, architecture);
     const stored = await readGgufTensor(source, info, options);
     if (stored.dtype !== info.type) quantised.add(info.type);
-    const factor = part === "b"
-      ? orderRows(stored, { path, heads, file: source.name, tensor: info.name }, "halves")
-      : stored;
+    const at = { path, heads, file: source.name, tensor: info.name };
+    const factor = part === "b" ? orderRows(stored, at, "halves") : isEmbedding(path) ? tableFactor(stored) : stored;
     pairs.add(path, part as "a" | "b", info.name, factor);
   }
   const alpha = readAlpha(gguf, source.name);
@@ -71,10 +70,15 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
     file: source.name,
     // llama.cpp takes an alpha that is absent or 0 for the rank.
     pairs: complete.map((pair) => ({ ...pair, alpha: alpha || pair.a.shape[0]! })),
-    config: carriedConfig(gguf.metadata.get(CONFIG_KEY), source.name, limits),
+    carried: readCarried(gguf.metadata.get(CONFIG_KEY), source.name, limits),
     report: reportQuantised(quantised, source.name),
     limits,
   });
+}
+
+/** A of an embedding is (vocab, r) in GGUF. */
+function tableFactor(stored: StoredTensor): StoredTensor {
+  return stored.shape.length === 2 ? transposeStored(stored) : stored;
 }
 
 function requireAdapter({ metadata }: Gguf, file: string): string {
@@ -96,7 +100,6 @@ function refuseField(field: string, found: unknown, file: string, expected: stri
 }
 
 function refuseTensor(tensor: string, base: string, file: string, architecture: string): FormatError {
-  if (base.startsWith("token_embd.")) return refuseKind(tensor, file, "a factor of an embedding");
   if (/_exps\.weight$/.test(base)) return refuseKind(tensor, file, "a factor of fused experts");
   return refuseForeign(tensor, file, `a linear layer of architecture ${quote(architecture)}`);
 }
@@ -157,11 +160,12 @@ function orderRows(
  * Writes an adapter that llama.cpp loads. One alpha serves all modules; where theirs differ, or s is not alpha / r, s goes
  * into B and the alpha is 0, which means s = 1: exact for powers of two, else rounded once to F32 and reported.
  *
- * @param adapter Plain LoRA of linear layers.
+ * @param adapter Plain LoRA of linear layers and of the embedding.
  * @param sink Where the file goes.
- * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `file`.
+ * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `file`,
+ * `allowLoss`.
  * @returns What was changed.
- * @throws {MismatchError} If the adapter is more than plain LoRA, has a module that GGUF has no name for, or facts about
+ * @throws {MismatchError} If the adapter is more than that and the loss is not allowed, or has a module that GGUF has no name for, or facts about
  * the base are missing.
  */
 export async function writeGgufAdapter(
@@ -169,35 +173,34 @@ export async function writeGgufAdapter(
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  requirePlain(adapter, "convert");
   const { file = GGUF_FILE } = options;
+  const held = requireHeld(adapter, { dialect: "gguf", kinds: ["linear", "embedding"] }, options);
   const architecture = requireArchitecture(options.architecture, file);
   const heads = headCounts(null, architecture, options);
-  const alpha = commonAlpha(adapter.modules.values());
-  const folded = foldScales(adapter.modules.values(), (module) => alpha === 0 ? 1 : module.scaling, {
+  const alpha = commonAlpha(held.modules);
+  const folded = foldScales(held.modules, (module) => alpha === 0 ? 1 : module.scaling, {
     file,
     why: "a GGUF adapter has one alpha, and s = alpha / r",
   });
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, loraA, loraB } of folded.modules) {
+  for (const { name, kind, loraA, loraB } of folded.modules) {
     const tensor = ggufTensorName(name, architecture);
     if (tensor === undefined) throw refuseModule(name, architecture, file);
-    tensors.set(`${tensor}.lora_a`, loraA);
+    tensors.set(`${tensor}.lora_a`, kind === "embedding" ? transposeStored(loraA) : loraA);
     tensors.set(`${tensor}.lora_b`, orderRows(loraB, { path: name, heads, file, tensor: name }, "pairs"));
   }
-  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
   const metadata = new Map<string, GgufField>([
     ["general.architecture", { type: "string", value: architecture }],
     ["general.type", { type: "string", value: "adapter" }],
     ["adapter.type", { type: "string", value: "lora" }],
     [ALPHA_KEY, { type: "f32", value: alpha }],
-    [CONFIG_KEY, { type: "string", value: carryConfig(config) }],
+    [CONFIG_KEY, { type: "string", value: carryText(held.config, folded) }],
   ]);
   for (const [key, value] of [["head_count", heads?.q], ["head_count_kv", heads?.k]] as const) {
     if (value !== undefined) metadata.set(`${architecture}.attention.${key}`, { type: "u32", value });
   }
   await writeFiles(sink, new Map([[file, encodeGguf(metadata, tensors)]]), options);
-  return [...reportTrainingState(adapter), ...folded.report];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report];
 }
 
 function requireArchitecture(architecture: string | undefined, file: string): string {

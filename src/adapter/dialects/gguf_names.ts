@@ -45,6 +45,8 @@ const ARCHITECTURES: ReadonlyMap<string, Architecture> = new Map([
 /** Names of `config.json` for architectures that GGUF calls otherwise. */
 const MODEL_TYPES: ReadonlyMap<string, string> = new Map([["mistral", "llama"], ["gemma3_text", "gemma3"]]);
 
+const EMBEDDING = "model.embed_tokens";
+
 /** The architectures whose names are known. */
 export const GGUF_ARCHITECTURES: readonly string[] = [...ARCHITECTURES.keys()];
 
@@ -78,6 +80,7 @@ export function hasPairedRows(architecture: string): boolean {
  */
 export function ggufTensorName(path: string, architecture: string): string | undefined {
   if (path === "lm_head") return "output.weight";
+  if (path === EMBEDDING) return "token_embd.weight";
   const [, layer, part] = /^model\.layers\.(\d+)\.(.+)$/.exec(path) ?? [];
   const name = part === undefined ? undefined : ARCHITECTURES.get(architecture)?.layer.get(part);
   return name === undefined ? undefined : `blk.${layer}.${name}.weight`;
@@ -92,6 +95,7 @@ export function ggufTensorName(path: string, architecture: string): string | und
  */
 export function modulePath(tensor: string, architecture: string): string | undefined {
   if (tensor === "output.weight") return "lm_head";
+  if (tensor === "token_embd.weight") return EMBEDDING;
   const [, layer, part] = /^blk\.(\d+)\.(\w+)\.weight$/.exec(tensor) ?? [];
   for (const [name, own] of ARCHITECTURES.get(architecture)?.layer ?? []) {
     if (own === part) return `model.layers.${layer}.${name}`;

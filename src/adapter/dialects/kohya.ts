@@ -1,6 +1,6 @@
 /**
- * Kohya's sd-scripts: `lora_unet_<path with underscores>.lora_down.weight` (r, in), `.lora_up.weight` (out, r), and
- * `.alpha` for each module, s = alpha / r.
+ * Kohya's sd-scripts: `lora_unet_<path with underscores>.lora_down.weight` (r, in) or (r, in, k, k), `.lora_up.weight`
+ * (out, r) or (out, r, 1, 1), `.alpha` for each module, s = alpha / r, and `.dora_scale` (out, 1) or (out, 1, 1, 1).
  *
  * @module
  */
@@ -13,15 +13,16 @@ import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
-import { requirePlain } from "../factors.ts";
-import { assembleAdapter, carriedConfig, carryConfig, reportTrainingState } from "./assemble.ts";
+import { assembleAdapter, reportTrainingState } from "./assemble.ts";
+import { carryText, readCarried } from "./carried.ts";
 import { kohyaPrefix, oneComponent } from "./component.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
 import { flattenPath, pathReader } from "./kohya_names.ts";
+import { requireHeld } from "./losses.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
-import { commonest, scaleConfig } from "./scale_config.ts";
+import { commonest } from "./scale_config.ts";
 import { readAlpha } from "./stored_alpha.ts";
 import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
@@ -31,8 +32,8 @@ export const KOHYA_FILE = "lora.safetensors";
 const CONFIG_KEY = "peft_config";
 /** Key with the paths, which the names alone do not tell. */
 const MODULES_KEY = "peft_modules";
-const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight" or "….alpha"';
-const KEY = /^(lora_[a-z]+\d*)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha))$/;
+const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight", "….alpha" or "….dora_scale"';
+const KEY = /^(lora_[a-z]+\d*)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha|dora_scale))$/;
 
 /**
  * Reads a file of sd-scripts. Its names are looked up in the base's list of modules; without one in the list that files
@@ -51,12 +52,13 @@ export async function readKohya(source: Source, options: ReadDialectOptions = {}
   const { limits } = options;
   const { component, report, keys } = chooseComponent(file, options.component);
   const pathOf = pathReader(options.modules ?? carriedModules(file), file.name);
-  const pairs = new FactorPairs(file.name, limits ? { limits } : {});
+  const pairs = new FactorPairs(file.name, { limits, kinds: { conv: true } });
   const alphas = new Map<string, number>();
   for (const { tensor, prefix, name, part, stored } of keys) {
     if (prefix !== component) continue;
     const path = pathOf(name, tensor);
     if (part === "alpha") alphas.set(path, readAlpha(stored, tensor, file.name));
+    else if (part === "dora_scale") pairs.add(path, "magnitude", tensor, outputNorms(stored, tensor, file.name));
     else pairs.add(path, part === "down" ? "a" : "b", tensor, stored);
   }
   const complete = pairs.complete();
@@ -72,7 +74,7 @@ export async function readKohya(source: Source, options: ReadDialectOptions = {}
     file: file.name,
     // Trainers and loaders take an alpha that is absent or 0 for the rank.
     pairs: complete.map((pair) => ({ ...pair, alpha: alphas.get(pair.name) || pair.a.shape[0]! })),
-    config: carriedConfig(file.metadata.get(CONFIG_KEY), file.name, limits),
+    carried: readCarried(file.metadata.get(CONFIG_KEY), file.name, limits),
     report,
     limits,
   });
@@ -82,8 +84,25 @@ interface KohyaKey {
   readonly tensor: string;
   readonly prefix: string;
   readonly name: string;
-  readonly part: "down" | "up" | "alpha";
+  readonly part: "down" | "up" | "alpha" | "dora_scale";
   readonly stored: StoredTensor;
+}
+
+/** A norm for every output: (out, 1) of linear layers, (out, 1, 1, 1) of convolutions. */
+function outputNorms({ dtype, shape, bytes }: StoredTensor, tensor: string, file: string): StoredTensor {
+  const [outputs = 0, ...ones] = shape;
+  if (ones.length > 0 && ones.every((length) => length === 1)) {
+    return { dtype, bytes, shape: ones.length === 1 ? [outputs] : [1, outputs, ...ones.slice(1)] };
+  }
+  const message = `Cannot read tensor ${quote(tensor)} of ${quote(file)} and shape [${shape.join(", ")}]`;
+  const expected = "a norm for every output; PEFT has none for inputs";
+  throw new FormatError(`${message}: expected ${expected}`, {
+    code: "unsupported",
+    file,
+    tensor,
+    found: shape,
+    expected,
+  });
 }
 
 function chooseComponent(file: TensorFile, wanted: string | undefined) {
@@ -110,11 +129,12 @@ function carriedModules({ name, metadata }: TensorFile): readonly string[] | und
  * Writes a file that sd-scripts, ComfyUI and diffusers load. Factors stay as they are; each module has its own alpha,
  * rounded to F32, and where that would be 0, which means s = 1, the scaling goes into B.
  *
- * @param adapter Plain LoRA of linear layers.
+ * @param adapter LoRA or DoRA of linear layers and convolutions.
  * @param sink Where the file goes.
- * @param options `component`, the prefix; that of text encoders or `"lora_unet"`, by the paths, if absent. `file`.
+ * @param options `component`, the prefix; that of text encoders or `"lora_unet"`, by the paths, if absent. `file`,
+ * `allowLoss`.
  * @returns What was changed.
- * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  * @throws {FormatError} If two modules would have one name.
  */
 export async function writeKohya(
@@ -122,34 +142,38 @@ export async function writeKohya(
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  requirePlain(adapter, "convert");
   const { file = KOHYA_FILE } = options;
-  const names = [...adapter.modules.keys()];
+  const held = requireHeld(adapter, { dialect: "kohya", kinds: ["linear", "conv"], parts: ["magnitude"] }, options);
+  const names = held.modules.map(({ name }) => name);
   const prefix = kohyaPrefix(options.component) ??
     (names.every((name) => name.startsWith("text_model.")) ? "lora_te" : "lora_unet");
-  const folded = foldScales(adapter.modules.values(), (module) => isSayable(module) ? module.scaling : 1, {
+  const folded = foldScales(held.modules, (module) => isSayable(module) ? module.scaling : 1, {
     file,
     why: "Kohya's files hold alphas in F32, and one of 0 means s = 1",
   });
   const tensors = new Map<string, StoredTensor>();
   const owners = new Map<string, string>();
-  for (const { name, alpha, loraA, loraB } of folded.modules) {
+  for (const { name, alpha, loraA, loraB, magnitude } of folded.modules) {
     const key = `${prefix}_${flattenPath(name)}`;
     refuseTwins(key, owners.get(key), name);
     owners.set(key, name);
     tensors.set(`${key}.lora_down.weight`, loraA).set(`${key}.lora_up.weight`, loraB);
+    if (magnitude) tensors.set(`${key}.dora_scale`, { ...magnitude, shape: normShape(loraA, magnitude) });
     tensors.set(`${key}.alpha`, { dtype: "F32", shape: [], bytes: new Uint8Array(Float32Array.of(alpha).buffer) });
   }
-  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
   const metadata = new Map([
     ["ss_network_module", "networks.lora"],
     ["ss_network_dim", String(commonest(folded.modules.map(({ rank }) => rank)))],
     ["ss_network_alpha", String(Math.fround(commonest(folded.modules.map(({ alpha }) => alpha))))],
-    [CONFIG_KEY, carryConfig(config)],
+    [CONFIG_KEY, carryText(held.config, folded)],
     [MODULES_KEY, JSON.stringify(names)],
   ]);
   await writeFiles(sink, new Map([[file, encodeSafetensors(tensors, metadata)]]), options);
-  return [...reportTrainingState(adapter), ...folded.report, ...reportRounding(folded.modules, file)];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...reportRounding(folded.modules, file)];
+}
+
+function normShape({ shape: [, , ...kernel] }: StoredTensor, { shape }: StoredTensor): readonly number[] {
+  return kernel.length === 0 ? [...shape, 1] : [shape[1]!, 1, ...kernel.map(() => 1)];
 }
 
 function isSayable({ scaling, rank }: LoraModule): boolean {

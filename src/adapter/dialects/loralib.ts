@@ -13,10 +13,10 @@ import type { Sink, Source } from "../../formats/source.ts";
 import { encodeTorch } from "../../formats/torch_writer.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
-import { requirePlain } from "../factors.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
+import { requireHeld } from "./losses.ts";
 import { type MergedLayer, mergedLayer, spreadSlices } from "./merged_linear.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
@@ -51,7 +51,7 @@ export async function readLoralib(source: Source, options: ReadDialectOptions = 
     if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
     layers.set(path, { ...layers.get(path), [part === "A" ? "a" : "b"]: stored });
   }
-  const pairs = new FactorPairs(file.name, { modules, ...(limits && { limits }) });
+  const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true } });
   const merged = new Map<string, MergedLayer>();
   for (const [path, { a, b }] of layers) {
     const layer = a && b && mergedLayer({ path, a, b, file: file.name }, options.merged ?? {});
@@ -78,24 +78,25 @@ function requireAlpha(alpha: number | undefined, file: string): asserts alpha is
  * Writes a file for `load_state_dict(..., strict=False)` of a model with loralib's `Linear` layers. Modules whose scale is
  * not alpha / r have the difference in B: exact for powers of two, else rounded once to F32 and reported.
  *
- * @param adapter Plain LoRA of linear layers.
+ * @param adapter Plain LoRA of linear layers and embeddings.
  * @param sink Where the file goes.
- * @param options `alpha`; `file`, which is written as safetensors if its name ends so, else as `torch.save` does.
+ * @param options `alpha`; `file`, which is written as safetensors if its name ends so, else as `torch.save` does;
+ * `allowLoss`.
  * @returns What was changed, and the alpha.
- * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
 export async function writeLoralib(
   adapter: Adapter,
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  requirePlain(adapter, "convert");
   const { file = LORALIB_FILE } = options;
+  const held = requireHeld(adapter, { dialect: "loralib", kinds: ["linear", "embedding"] }, options);
   // An alpha of 0 says nothing but s = 0.
   const alpha = (options.alpha ?? adapter.config.loraAlpha) || 1;
   requireAlpha(alpha, file);
   const why = `loralib makes its layers with one alpha, ${alpha}, and s = alpha / r`;
-  const folded = foldScales(adapter.modules.values(), ({ rank }) => alpha / rank, { file, why });
+  const folded = foldScales(held.modules, ({ rank }) => alpha / rank, { file, why });
   const tensors = new Map<string, StoredTensor>();
   for (const { name, loraA, loraB } of folded.modules) {
     tensors.set(`${name}.lora_A`, loraA).set(`${name}.lora_B`, loraB);
@@ -104,5 +105,5 @@ export async function writeLoralib(
   await writeFiles(sink, new Map([[file, bytes]]), options);
   const what = `the layers have to be made with lora_alpha = ${alpha}`;
   const note: ReportLine = { module: file, what, why: "the files of loralib do not hold it" };
-  return [...reportTrainingState(adapter), ...folded.report, note];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report, note];
 }

@@ -1,6 +1,6 @@
 /**
- * mlx-lm: `adapters.safetensors` with `<path>.lora_a` (in, r) and `.lora_b` (r, out), and `adapter_config.json` with one
- * scale, ΔW = s (a b)ᵀ.
+ * mlx-lm: `adapters.safetensors` with `<path>.lora_a` (in, r) and `.lora_b` (r, out), DoRA's `.m` (out), and
+ * `adapter_config.json` with one scale, ΔW = s (a b)ᵀ.
  *
  * @module
  */
@@ -15,16 +15,17 @@ import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Folder, Sink } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
-import { requirePlain } from "../factors.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
-import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "../lora_config.ts";
+import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
+import { type CarriedConfig, carryConfig, readCarried } from "./carried.ts";
 import { FactorPairs } from "./factor_pairs.ts";
-import { foldScales } from "./fold.ts";
+import { type FoldedModules, foldScales } from "./fold.ts";
+import { requireHeld } from "./losses.ts";
 import { transposeStored } from "./matrix_bytes.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
-import { refuseForeign } from "./refusals.ts";
-import { alphaOf, commonest, scaleConfig } from "./scale_config.ts";
+import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
+import { alphaOf, commonest } from "./scale_config.ts";
 import { readTensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
@@ -32,7 +33,7 @@ export const MLX_FILE = "adapters.safetensors";
 /** Key of the config with PEFT's, which mlx-lm does not know. */
 const CONFIG_KEY = "peft_config";
 const DEFAULT_SCALE = 20;
-const EXPECTED = '"<path>.lora_a" or "<path>.lora_b"';
+const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
 
 /**
  * Reads a folder of mlx-lm. The factors are transposed; the scale of the config is that of every module.
@@ -54,10 +55,14 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
   }
   const config = await readConfig(folder, options);
   const file = await readTensorFile(folder.open(MLX_FILE), options);
-  const pairs = new FactorPairs(file.name, { modules, ...(limits && { limits }) });
+  const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true } });
   for (const [tensor, stored] of file.tensors) {
-    const [, path, part] = /^(.+)\.lora_([ab])$/.exec(tensor) ?? [];
+    const [, path, part, magnitude] = /^(.+)\.(?:lora_([ab])|(m))$/.exec(tensor) ?? [];
     if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
+    if (magnitude !== undefined) {
+      pairs.add(path, "magnitude", tensor, requireRows(path, { tensor, stored, file: file.name }));
+      continue;
+    }
     const factor = stored.shape.length === 2 ? transposeStored(requireBytes(stored, tensor, file.name)) : stored;
     pairs.add(path, part as "a" | "b", tensor, factor);
   }
@@ -65,11 +70,20 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
     name: folder.name,
     file: file.name,
     pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphaOf(config.scale, pair.a.shape[0]!) })),
-    config: config.peft,
+    carried: config.carried,
     fields: config.fields,
     report: config.report,
     limits,
   });
+}
+
+/** m of an embedding is a norm for every token, which PEFT does not have. */
+function requireRows(
+  path: string,
+  { tensor, stored, file }: { readonly tensor: string; readonly stored: StoredTensor; readonly file: string },
+): StoredTensor {
+  if (isEmbedding(path)) throw refuseKind(tensor, file, "a norm for every token of an embedding");
+  return stored;
 }
 
 function requireBytes(stored: StoredTensor, tensor: string, file: string): StoredTensor {
@@ -81,7 +95,7 @@ function requireBytes(stored: StoredTensor, tensor: string, file: string): Store
 
 interface MlxConfig {
   readonly scale: number;
-  readonly peft: LoraConfig | null;
+  readonly carried: CarriedConfig | null;
   readonly fields: ReadonlyMap<string, JsonValue>;
   readonly report: readonly ReportLine[];
 }
@@ -92,16 +106,16 @@ async function readConfig(folder: Folder, options: ReadDialectOptions): Promise<
   const json = await readJson(folder.open(CONFIG_FILE), { ...options, maxBytes, maxDepth: 16, keepNumberText: true });
   const config = json instanceof Map ? json : new Map<string, JsonValue>();
   const kind = config.get("fine_tune_type") ?? "lora";
-  if (kind !== "lora") throw refuseConfig("fine_tune_type", kind, '"lora"; merge it with mlx_lm.fuse');
+  if (kind !== "lora" && kind !== "dora") {
+    throw refuseConfig("fine_tune_type", kind, '"lora" or "dora"; merge it with mlx_lm.fuse');
+  }
   const parameters = config.get("lora_parameters");
   if (!(parameters instanceof Map)) throw refuseConfig("lora_parameters", parameters ?? null, "an object");
-  const peft = config.get(CONFIG_KEY);
-  const file = `${CONFIG_KEY} of ${CONFIG_FILE}`;
   const dropout = parameters.get("dropout");
   return {
     ...readScale(parameters),
-    peft: peft instanceof Map ? readLoraConfig(peft, { file, ...(limits && { limits }) }) : null,
-    fields: new Map(dropout === undefined ? [] : [["lora_dropout", dropout]]),
+    carried: readCarried(config.get(CONFIG_KEY), CONFIG_FILE, limits),
+    fields: new Map<string, JsonValue>([["use_dora", kind === "dora"], ["lora_dropout", dropout ?? 0]]),
   };
 }
 
@@ -128,38 +142,52 @@ function refuseConfig(field: string, found: JsonValue, expected: string): Format
  * Writes a folder that mlx-lm loads. The factors are transposed; where the scales of modules differ, they go into b and
  * the scale is 1: exact for powers of two, else rounded once to F32 and reported.
  *
- * @param adapter Plain LoRA of linear layers.
+ * @param adapter LoRA of linear layers and embeddings, or DoRA of linear layers.
  * @param sink Where the files go.
- * @param options A signal.
+ * @param options `allowLoss` and a signal.
  * @returns What was changed.
- * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
 export async function writeMlx(
   adapter: Adapter,
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  requirePlain(adapter, "convert");
-  const modules = [...adapter.modules.values()];
+  const held = requireHeld(adapter, { dialect: "mlx", kinds: ["linear", "embedding"], parts: ["magnitude"] }, options);
+  const { modules } = held;
+  refuseTokenNorms(modules);
   const [first] = modules;
   const scale = modules.every(({ scaling }) => scaling === first?.scaling) ? first?.scaling ?? 1 : 1;
   const why = "the config of mlx-lm has one scale";
   const folded = foldScales(modules, () => scale, { file: MLX_FILE, why });
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, loraA, loraB } of folded.modules) {
+  for (const { name, loraA, loraB, magnitude } of folded.modules) {
     tensors.set(`${name}.lora_a`, transposeStored(loraA)).set(`${name}.lora_b`, transposeStored(loraB));
+    if (magnitude) tensors.set(`${name}.m`, magnitude);
   }
-  const config = folded.count === 0 ? adapter.config : scaleConfig(folded.modules, adapter.config.raw);
-  const text = stringifyJson(mlxConfig(folded.modules, scale, config), { indent: 4, sortKeys: true });
+  const config = mlxConfig(folded, scale, held.config);
+  const text = stringifyJson(config, { indent: 4, sortKeys: true });
   const files = new Map([
     [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"]]))],
     [CONFIG_FILE, new TextEncoder().encode(text)],
   ]);
   await writeFiles(sink, files, options);
-  return [...reportTrainingState(adapter), ...folded.report, ...reportRanks(folded.modules)];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...reportRanks(folded.modules)];
 }
 
-function mlxConfig(modules: readonly LoraModule[], scale: number, config: LoraConfig): Map<string, JsonValue> {
+/** A DoRA embedding has one norm per feature in PEFT, and one per token in mlx-lm. */
+function refuseTokenNorms(modules: readonly LoraModule[]): void {
+  const module = modules.find(({ kind, magnitude }) => kind === "embedding" && magnitude);
+  if (!module) return;
+  const message = `Cannot write module ${quote(module.name)}, an embedding with DoRA, for mlx-lm`;
+  throw new MismatchError(`${message}: expected a linear layer, its norms are per token there`, {
+    code: "unsupported",
+    tensor: module.name,
+  });
+}
+
+function mlxConfig(folded: FoldedModules, scale: number, config: LoraConfig): Map<string, JsonValue> {
+  const { modules } = folded;
   const names = modules.map(({ name }) => name);
   const layers = names.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
   const parameters = new Map<string, JsonValue>([
@@ -170,10 +198,10 @@ function mlxConfig(modules: readonly LoraModule[], scale: number, config: LoraCo
     ["keys", names],
   ]);
   return new Map<string, JsonValue>([
-    ["fine_tune_type", "lora"],
+    ["fine_tune_type", config.useDora ? "dora" : "lora"],
     ["num_layers", Math.max(1, ...layers)],
     ["lora_parameters", parameters],
-    [CONFIG_KEY, new Map(config.raw)],
+    [CONFIG_KEY, carryConfig(config, folded)],
   ]);
 }
 

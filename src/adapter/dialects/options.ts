@@ -6,7 +6,7 @@ export type Dialect = "peft" | "kohya" | "diffusers" | "gguf" | "mlx" | "loralib
 
 /** What the base model tells a converter, where the adapter does not: see `readBaseFacts()`. */
 export interface BaseFacts {
-  /** Paths of its linear layers. */
+  /** Paths of its layers that can be adapted. */
   readonly modules?: Iterable<string>;
   /** Its name in GGUF files: `"llama"`, `"qwen3"`. */
   readonly architecture?: string;
@@ -32,6 +32,8 @@ export interface ReadDialectOptions extends BaseFacts, ReadOptions {
 
 /** Options of the writers; each says which ones it takes. */
 export interface WriteDialectOptions extends BaseFacts, ReadOptions {
+  /** Leaves out what the dialect has no place for, and reports it; such adapters are refused if absent. */
+  readonly allowLoss?: boolean;
   /** Name of the file, where the dialect is one file. */
   readonly file?: string;
   /** The alpha that loralib's layers will be made with; that of the config if absent. */

@@ -66,30 +66,36 @@ export function refuseKind(tensor: string, file: string, what: string): FormatEr
   });
 }
 
+/** Kinds of layers beside linear ones that a dialect's factors may belong to. */
+export interface OtherKinds {
+  /** Convolutions: factors of three to five dimensions. */
+  readonly conv?: boolean;
+  /** Embeddings, which have their names only to be told by. */
+  readonly embedding?: boolean;
+}
+
 /**
- * Refuses a factor that is no linear layer's, by its shape and the last name of its module.
+ * Refuses a factor of a kind of layer that the dialect does not have, by its shape and the last name of its module.
  *
- * @param module Path of the module.
- * @param tensor Name of the tensor.
- * @param stored The tensor.
- * @param file Name of the file.
- * @throws {FormatError} If it belongs to a convolution, to fused experts or to an embedding.
+ * @param factor Path of the module, name of the tensor, the tensor, and the name of the file.
+ * @param kinds What the dialect has beside linear layers.
+ * @throws {FormatError} If it belongs to another.
  */
-export function requireLinear(
+export function requireKind(
   { module, tensor, stored, file }: {
     readonly module: string;
     readonly tensor: string;
     readonly stored: StoredTensor;
     readonly file: string;
   },
+  kinds: OtherKinds,
 ): void {
-  const last = lastName(module);
-  if (stored.shape.length > 3 || (stored.shape.length === 3 && CONVOLUTION.test(last))) {
-    throw refuseKind(tensor, file, "a factor of a convolution");
-  }
-  if (stored.shape.length === 3) throw refuseKind(tensor, file, "a factor of fused experts or of a convolution");
-  if (isEmbedding(module)) throw refuseKind(tensor, file, "a factor of an embedding");
-  if (CONVOLUTION.test(last)) throw refuseKind(tensor, file, "a factor of a convolution");
+  const dimensions = stored.shape.length;
+  const isConvolution = CONVOLUTION.test(lastName(module));
+  if (dimensions > 2 && kinds.conv && (dimensions === 4 || isConvolution)) return;
+  if (dimensions > 3 || isConvolution) throw refuseKind(tensor, file, "a factor of a convolution");
+  if (dimensions === 3) throw refuseKind(tensor, file, "a factor of fused experts or of a convolution");
+  if (isEmbedding(module) && !kinds.embedding) throw refuseKind(tensor, file, "a factor of an embedding");
 }
 
 /**

@@ -1,0 +1,165 @@
+//! The integer micro-kernel: sums (mr, 8) of one panel, in f32 per block of 32.
+//!
+//! ```text
+//! sums = Σ over blocks  scale (sx Σ q w) + minimum (sx Σ q)
+//! ```
+//!
+//! The products of a block are exact integers and the rest is one multiplication and addition after the other, never
+//! fused, in the order of k: so the result of a row has the same bits in every build and engine, whatever m.
+//! Relaxed build: two vectors of 4 columns x 4 k times 4 splatted q. Plain build: the same bytes, widened.
+
+use crate::activations::{Q_BYTES, RECORD};
+use crate::blocks::*;
+use crate::simd::*;
+use crate::{INT4, INT4_MIN};
+#[cfg(target_feature = "relaxed-simd")]
+use crate::{INT8, INT8_BLOCK};
+
+type Sums<const MR: usize> = [[v128; 2]; MR];
+
+/// Computes the formula above into `[MR][8]` floats.
+///
+/// # Safety
+/// `x` is the first of `MR` adjacent records, whose next blocks are `step` bytes on; the panel has `blocks` blocks.
+#[inline(never)]
+pub unsafe fn dot_panel<const DTYPE: u32, const MR: usize>(
+    sums: *mut f32,
+    x: *const u8,
+    step: usize,
+    panel: *const u8,
+    blocks: usize,
+) {
+    let (mut x, mut w) = (x, panel.add(FACTORS));
+    let mut local = [[zero(); 2]; MR];
+    if MR > 1 {
+        core::ptr::write_bytes(sums, 0, MR * 8);
+    }
+    // not a constant: unrolled, the loads of a block would come before all products, and spill
+    let groups = core::hint::black_box(4);
+    for _ in 0..blocks {
+        let dots = dots::<DTYPE, MR>(x, w, groups);
+        let scales = if has_scales(DTYPE) { load_scales(w.add(scales_at(DTYPE))) } else { [zero(); 2] };
+        let minima = if DTYPE == INT4_MIN { load_scales(w.add(scales_at(DTYPE) + 16)) } else { [zero(); 2] };
+        for i in 0..MR {
+            let at = sums.add(i * 8);
+            // in memory they leave the registers to the integer sums
+            let mut row = if MR > 1 { [load(at), load(at.add(4))] } else { local[i] };
+            let rest = x.add(i * RECORD + Q_BYTES) as *const f32;
+            let sx = splat(rest);
+            for half in 0..2 {
+                let mut value = f32x4_mul(f32x4_convert_i32x4(dots[i][half]), sx);
+                if has_scales(DTYPE) {
+                    value = f32x4_mul(value, scales[half]);
+                }
+                if DTYPE == INT4_MIN {
+                    value = f32x4_add(value, f32x4_mul(minima[half], splat(rest.add(2))));
+                }
+                row[half] = f32x4_add(row[half], value);
+            }
+            if MR > 1 {
+                store(at, row[0]);
+                store(at.add(4), row[1]);
+            } else {
+                local[i] = row;
+            }
+        }
+        x = x.add(step);
+        w = w.add(block_bytes(DTYPE));
+    }
+    if MR == 1 {
+        store(sums, local[0][0]);
+        store(sums.add(4), local[0][1]);
+    }
+}
+
+/// Σ q w of a block, less what q's or w's offset adds.
+#[cfg(target_feature = "relaxed-simd")]
+#[inline(always)]
+unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, groups: usize) -> Sums<MR> {
+    let mut sums = [[zero(); 2]; MR];
+    if DTYPE == INT8 || DTYPE == INT8_BLOCK {
+        let columns = w.add(256) as *const i16;
+        let low = i32x4_shl(i32x4_load_extend_i16x4(columns), 6);
+        let high = i32x4_shl(i32x4_load_extend_i16x4(columns.add(4)), 6);
+        sums = [[low, high]; MR];
+    }
+    if DTYPE == INT4 {
+        for i in 0..MR {
+            sums[i] = [splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32); 2];
+        }
+    }
+    // one row: two chains, because a sum waits for the one before
+    let mut other = [[zero(); 2]; MR];
+    for g in 0..groups {
+        let (a, b) = pairs(DTYPE, w, g);
+        for i in 0..MR {
+            let q = splat(x.add(i * RECORD + 8 * g) as *const f32);
+            sums[i] = [dot::<DTYPE>(a[0], q, sums[i][0]), dot::<DTYPE>(a[1], q, sums[i][1])];
+        }
+        for i in 0..MR {
+            let q = splat(x.add(i * RECORD + 8 * g + 4) as *const f32);
+            let into = if MR == 1 { &mut other[i] } else { &mut sums[i] };
+            *into = [dot::<DTYPE>(b[0], q, into[0]), dot::<DTYPE>(b[1], q, into[1])];
+        }
+    }
+    if MR == 1 {
+        sums[0] = [i32x4_add(sums[0][0], other[0][0]), i32x4_add(sums[0][1], other[0][1])];
+    }
+    sums
+}
+
+/// 8 columns at k = 8 g ..= 8 g + 3, and at the next four.
+#[inline(always)]
+unsafe fn pairs(dtype: u32, w: *const u8, g: usize) -> ([v128; 2], [v128; 2]) {
+    let at = |i: usize| v128_load(w.add(16 * i) as *const v128);
+    if is_nibbles(dtype) {
+        let (q, mask) = ([at(2 * g), at(2 * g + 1)], u8x16_splat(15));
+        // x86 shifts no bytes: u8x16_shr would cost a third of the speed
+        (q.map(|q| v128_and(q, mask)), q.map(|q| v128_and(u16x8_shr(q, 4), mask)))
+    } else {
+        ([at(4 * g), at(4 * g + 1)], [at(4 * g + 2), at(4 * g + 3)])
+    }
+}
+
+/// The second factor is the one in 0 ..= 127.
+#[cfg(target_feature = "relaxed-simd")]
+#[inline(always)]
+unsafe fn dot<const DTYPE: u32>(w: v128, q: v128, sum: v128) -> v128 {
+    if is_nibbles(DTYPE) {
+        i32x4_relaxed_dot_i8x16_i7x16_add(q, w, sum)
+    } else {
+        i32x4_relaxed_dot_i8x16_i7x16_add(w, q, sum)
+    }
+}
+
+/// The same sums with 16-bit factors: a vector of 4 columns x 4 k is two of 2 columns x 4 k.
+#[cfg(not(target_feature = "relaxed-simd"))]
+#[inline(always)]
+unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, groups: usize) -> Sums<MR> {
+    let mut parts = [[[zero(); 2]; 2]; MR];
+    for g in 0..groups {
+        let (a, b) = pairs(DTYPE, w, g);
+        for (w, k) in [(a, 8 * g), (b, 8 * g + 4)] {
+            for half in 0..2 {
+                let (low, high) = (i16x8_extend_low_i8x16(w[half]), i16x8_extend_high_i8x16(w[half]));
+                for i in 0..MR {
+                    let q = v128_load64_splat(x.add(i * RECORD + 2 * k) as *const u64);
+                    let into = &mut parts[i][half];
+                    *into = [i32x4_add(into[0], i32x4_dot_i16x8(low, q)), i32x4_add(into[1], i32x4_dot_i16x8(high, q))];
+                }
+            }
+        }
+    }
+    let mut sums = [[zero(); 2]; MR];
+    for i in 0..MR {
+        for half in 0..2 {
+            let [a, b] = parts[i][half];
+            sums[i][half] = i32x4_add(i32x4_shuffle::<0, 2, 4, 6>(a, b), i32x4_shuffle::<1, 3, 5, 7>(a, b));
+            if DTYPE == INT4 {
+                let offset = splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32);
+                sums[i][half] = i32x4_add(sums[i][half], offset);
+            }
+        }
+    }
+    sums
+}

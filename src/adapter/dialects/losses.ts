@@ -1,0 +1,138 @@
+import { MismatchError } from "../../errors.ts";
+import type { JsonValue } from "../../formats/json.ts";
+import { quote } from "../../formats/quote.ts";
+import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
+import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
+import type { WriteDialectOptions } from "./options.ts";
+
+/** What a dialect has a place for, beside A and B of linear layers. */
+export interface Holds {
+  /** Name of the dialect, for messages. */
+  readonly dialect: string;
+  /** Kinds of layers; linear ones alone if absent. */
+  readonly kinds?: readonly LoraKind[];
+  /** Parts of modules. */
+  readonly parts?: readonly ("magnitude" | "loraBias")[];
+}
+
+/** What is written of an adapter. */
+export interface Held {
+  /** The modules. */
+  readonly modules: readonly LoraModule[];
+  /** The config, without what is left out. */
+  readonly config: LoraConfig;
+  /** What is left out. */
+  readonly report: readonly ReportLine[];
+}
+
+/** Something that a dialect has no place for. */
+interface Loss {
+  /** Name of the tensor or field. */
+  readonly name: string;
+  /** What it is, in the plural. */
+  readonly what: string;
+}
+
+/** Fields of the config that are not what they were when their tensors are left out. */
+const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
+  ["bias", "none"],
+  ["modules_to_save", null],
+  ["trainable_token_indices", null],
+  ["alora_invocation_tokens", null],
+  ["ensure_weight_tying", false],
+  ["target_parameters", null],
+]);
+
+/**
+ * Takes what a dialect can hold of an adapter. What it cannot is refused by name, or left out and reported where the
+ * caller allows the loss; an adapter whose meaning is bound to a changed base is always refused.
+ *
+ * @param adapter The adapter.
+ * @param holds What the dialect can hold.
+ * @param options `allowLoss`.
+ * @returns What is to be written.
+ * @throws {MismatchError} If something would be lost without leave, or nothing would be left.
+ */
+export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false }: WriteDialectOptions): Held {
+  refuseChangedBase(adapter, holds);
+  const losses = adapterLosses(adapter);
+  const modules: LoraModule[] = [];
+  for (const module of adapter.modules.values()) {
+    const { held, lost } = reduceModule(module, holds);
+    losses.push(...lost);
+    if (held) modules.push(held);
+  }
+  if (losses.length === 0) return { modules, config: adapter.config, report: [] };
+  if (!allowLoss || modules.length === 0) throw refuseLoss(adapter, losses, holds);
+  const raw = new Map([...adapter.config.raw].map(([field, value]) => [field, CLEARED.get(field) ?? value] as const));
+  for (const field of CLEARED.keys()) if (raw.has(field)) raw.set(field, CLEARED.get(field)!);
+  raw.set("use_dora", modules.some(({ magnitude }) => magnitude));
+  raw.set("lora_bias", modules.some(({ loraBias }) => loraBias));
+  const report = Array.from(Map.groupBy(losses, ({ what }) => what), ([what, names]): ReportLine => ({
+    module: names[0]!.name,
+    what: `${names.length} ${what} left out, this one first`,
+    why: `${holds.dialect} has no place for them: what is written is another function`,
+  }));
+  return { modules, config: readLoraConfig(raw), report };
+}
+
+function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: Holds): void {
+  const field = config.layerReplication ? "layer_replication" : baseChange === null ? null : "init_lora_weights";
+  if (field === null) return;
+  const found = baseChange ?? "layers that stand several times";
+  const message = `Cannot write ${quote(name)} as ${dialect} with ${field} ${quote(found)}`;
+  throw new MismatchError(`${message}: expected an adapter of the base as it was published`, {
+    code: "unsupported",
+    file: name,
+    field,
+    found,
+  });
+}
+
+function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter): Loss[] {
+  const losses: Loss[] = [];
+  for (const name of replacements.keys()) losses.push({ name, what: "full tensors are" });
+  for (const name of tokenRows.keys()) losses.push({ name, what: "tables of new token rows are" });
+  if (invocationTokens !== null) {
+    losses.push({ name: "alora_invocation_tokens", what: "lists of invocation tokens are" });
+  }
+  if (config.ensureWeightTying) losses.push({ name: "ensure_weight_tying", what: "ties of embedding and head are" });
+  return losses;
+}
+
+function reduceModule(
+  module: LoraModule,
+  { kinds = ["linear"], parts = [] }: Holds,
+): { readonly held?: LoraModule; readonly lost: readonly Loss[] } {
+  const { name, kind, magnitude, loraBias, ...plain } = module;
+  const isGrouped = kind === "conv" && module.loraB.shape[1] !== module.rank;
+  if (!kinds.includes(kind) || isGrouped) {
+    const what = isGrouped ? "grouped convolutions are" : `modules of kind ${kind} are`;
+    return { lost: [{ name, what }] };
+  }
+  const lost: Loss[] = [];
+  if (magnitude && !parts.includes("magnitude")) {
+    lost.push({ name: `${name}.lora_magnitude_vector`, what: "magnitudes of DoRA are" });
+  }
+  if (loraBias && !parts.includes("loraBias")) lost.push({ name: `${name}.lora_B.bias`, what: "biases of B are" });
+  const held: LoraModule = {
+    ...plain,
+    name,
+    kind,
+    ...(magnitude && parts.includes("magnitude") && { magnitude }),
+    ...(loraBias && parts.includes("loraBias") && { loraBias }),
+  };
+  return { held, lost };
+}
+
+function refuseLoss({ name }: Adapter, losses: readonly Loss[], { dialect }: Holds): MismatchError {
+  const kinds = [...new Set(losses.map(({ what }) => what.replace(/ are$/, "")))].join(", ");
+  const first = losses[0]!.name;
+  const message = `Cannot write ${quote(name)} as ${dialect}, which has no place for ${kinds}, first ${quote(first)}`;
+  return new MismatchError(`${message}: expected allowLoss, which leaves them out, or a dialect that holds them`, {
+    code: "loss",
+    file: name,
+    tensor: first,
+    unexpected: losses.map((loss) => loss.name),
+  });
+}

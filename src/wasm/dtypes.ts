@@ -1,0 +1,32 @@
+/**
+ * Element types as the kernels name them (`rust-kernels/src/lib.rs`).
+ *
+ * @module
+ */
+
+import type { MatrixValues, WeightDtype } from "../backend.ts";
+
+/** Codes of element types in kernel calls; blocks that come from a file may have a form of their own. */
+export const DTYPE_CODES: Readonly<Record<WeightDtype | MatrixValues["dtype"], number>> = {
+  f32: 0,
+  bf16: 1,
+  f16: 2,
+  int8: 3,
+  q8_0: 4,
+  int4: 5,
+  q4_0: 5,
+  q4_1: 6,
+  nf4: 7,
+  f8: 8,
+};
+
+/** Added to the code of a weight of integers: activations stay f32. */
+export const EXACT = 16;
+
+/** What the WebAssembly backend stores. */
+export const WEIGHT_DTYPES: readonly WeightDtype[] = ["f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
+
+/** Whether values are blocks of ggml. */
+export function isBlocks(dtype: MatrixValues["dtype"]): boolean {
+  return dtype.startsWith("q");
+}
