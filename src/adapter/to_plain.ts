@@ -119,7 +119,7 @@ function join(module: LoraModule, taken: Factors): LoraModule {
   const { inFeatures, outFeatures, scaling, diagonal: _, ...rest } = module;
   const a = stackRows([own.a, taken.a], inFeatures);
   const b = stackRows([own.b, scale(taken.b, -1)], outFeatures);
-  const { loraA, loraB, rank, dtype } = storeFactors(module.name, { a, b }, "F32");
+  const { loraA, loraB, rank, dtype } = storeFactors(module, { a, b }, "F32");
   return { ...rest, inFeatures, outFeatures, scaling, rank, alpha: alphaOf(scaling, rank), dtype, loraA, loraB };
 }
 
