@@ -89,6 +89,7 @@ export { saveAdapter } from "./src/adapter/save.ts";
 export { toPlainLora, type ToPlainOptions } from "./src/adapter/to_plain.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
+export { extractAdapter, type ExtractOptions } from "./src/checkpoint/extract.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
 export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
 export type { MergeProgress } from "./src/checkpoint/merge_writer.ts";
