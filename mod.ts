@@ -74,6 +74,7 @@ export {
   type Similarity,
 } from "./src/adapter/compare.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
+export type { InitName } from "./src/adapter/inits.ts";
 export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
 export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
 export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
@@ -85,6 +86,7 @@ export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export { toPlainLora, type ToPlainOptions } from "./src/adapter/to_plain.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { extractAdapter, type ExtractOptions } from "./src/checkpoint/extract.ts";
