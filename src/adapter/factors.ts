@@ -92,10 +92,15 @@ function isNothing(value: unknown): boolean {
  * Widens the factors of a module as matrices; the scaling is not in them, and a kernel's places are columns of A.
  *
  * @param module The module.
- * @returns B A as float64.
+ * @returns B A as float64; B diag(d) A where there is a d.
  */
-export function readFactors({ loraA, loraB }: Pick<LoraModule, "loraA" | "loraB">): Factors {
-  return { a: readMatrix(loraA), b: transpose(readMatrix(loraB)) };
+export function readFactors({ loraA, loraB, diagonal }: Pick<LoraModule, "loraA" | "loraB" | "diagonal">): Factors {
+  const [a, b] = [readMatrix(loraA), transpose(readMatrix(loraB))];
+  if (!diagonal) return { a, b };
+  toFloat32(diagonal).forEach((d, k) => {
+    for (let i = k * a.columns; i < (k + 1) * a.columns; i++) a.values[i]! *= d;
+  });
+  return { a, b };
 }
 
 function readMatrix(tensor: StoredTensor): Matrix {

@@ -10,6 +10,7 @@ import { MismatchError } from "../errors.ts";
 import { INDEX_FILE, openCheckpoint, SINGLE_FILE } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Sink } from "../formats/source.ts";
+import { settleBaseChanges } from "./base_changes.ts";
 import { MODEL_CONFIG, readBaseConfig } from "./base_config.ts";
 import { identify } from "./identity.ts";
 import { checkOptions, type MergeOptions, type MergeReport } from "./merge_options.ts";
@@ -59,7 +60,12 @@ export async function mergeCheckpoint(
   signal?.throwIfAborted();
   await refuseSame(base, sink);
   const checkpoint = await openCheckpoint(base, options);
-  const plan = planMerge(checkpoint, adapters, await readBaseConfig(base, options), { strict, expandGroups });
+  const settled = await settleBaseChanges(checkpoint, adapters, options);
+  const planned = planMerge(checkpoint, settled.adapters, await readBaseConfig(base, options), {
+    strict,
+    expandGroups,
+  });
+  const plan = { ...planned, report: [...settled.report, ...planned.report] };
   const files = planFiles(base, checkpoint, dtype, plan);
   if (checkpoint.index) await refuseShadow(sink, options);
   const companions = await readCompanions(base, checkpoint, { dtype, files, plan }, options);
