@@ -124,4 +124,4 @@ export {
   type RowMix,
   type SelectionOptions,
 } from "./src/lora/selection.ts";
-export { type DeviceLike, openBackend, type OpenBackendOptions } from "./src/open.ts";
+export { type DeviceLike, openBackend, type OpenBackendOptions, type WorkerLike } from "./src/open.ts";
