@@ -29,7 +29,7 @@ const options = { timeout: 600_000, ...absent, ...await gpuSkip() };
 
 /** A software driver takes a while for each: some tokens of the base, both adapters and their mix, few of the others. */
 const LONG = ["1.base", "0.emotion", "3.summary", "3.mix"];
-const [MANY, FEW] = [10, 2];
+const [MANY, FEW] = [8, 1];
 
 async function load(backend: Backend): Promise<LanguageModel> {
   const model = await loadModel(file(GGUF), { backend, dtype: "f32" });
