@@ -147,6 +147,7 @@ test("ggufFolder() reads the divisors of Llama 3.1's rotary frequencies as its s
     tensors.set("rope_freqs.weight", { shape: [6], values: Float32Array.from(values) });
   };
   const model = await loadModel(await llamaGguf({}, rope(factors)));
+  assert.ok("ropeScaling" in model.config);
   assert.deepEqual(model.config.ropeScaling, {
     type: "llama3",
     factor: 8,

@@ -12,6 +12,7 @@ import { INDEX_FILE, openCheckpoint, SINGLE_FILE } from "../formats/checkpoint.t
 import { quote } from "../formats/quote.ts";
 import { sha256, toHex } from "../formats/sha256.ts";
 import type { Folder, ReadOptions, Sink, Workspace } from "../formats/source.ts";
+import { settleBaseChanges } from "./base_changes.ts";
 import { MODEL_CONFIG, readBaseConfig } from "./base_config.ts";
 import type { FilePlan } from "./file_plan.ts";
 import { identify } from "./identity.ts";
@@ -102,7 +103,12 @@ export async function mergeCheckpoint(
   signal?.throwIfAborted();
   await refuseSame(base, sink);
   const checkpoint = await openCheckpoint(base, options);
-  const plan = planMerge(checkpoint, adapters, await readBaseConfig(base, options), { strict, expandGroups });
+  const settled = await settleBaseChanges(checkpoint, adapters, options);
+  const planned = planMerge(checkpoint, settled.adapters, await readBaseConfig(base, options), {
+    strict,
+    expandGroups,
+  });
+  const plan = { ...planned, report: [...settled.report, ...planned.report] };
   const files = planFiles(base, checkpoint, dtype, plan);
   if (checkpoint.index) await refuseShadow(sink, options);
   const companions = await readCompanions(base, checkpoint, { dtype, files, plan }, options);

@@ -58,6 +58,17 @@ export function numberOption(value: string | undefined, flag: string, bounds: Nu
 }
 
 /**
+ * Reads `--threads`; absent, one per core: a command has the machine to itself.
+ *
+ * @throws {UsageError} If it is neither "auto" nor a whole number from 1.
+ */
+export function threadsOption(value: string | undefined): number | "auto" {
+  return value === undefined || value === "auto"
+    ? "auto"
+    : numberOption(value, "threads", { min: 1, whole: true }) ?? "auto";
+}
+
+/**
  * Reads an option that takes one of a few words; absent stays absent.
  *
  * @throws {UsageError} If it is another word.

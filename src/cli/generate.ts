@@ -11,6 +11,7 @@ import {
   modelArgument,
   numberOption,
   requiredOption,
+  threadsOption,
 } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
@@ -35,6 +36,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
+  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
   --json                { text, tokens, promptTokens, tokensPerSecond, loadMs, backend }: tokens are the new ids, their
                         rate is that after the first one, backend is what computed them and why
 `;
@@ -52,6 +54,7 @@ const OPTIONS = {
   seed: { type: "string" },
   dtype: { type: "string" },
   device: { type: "string" },
+  threads: { type: "string" },
   json: { type: "boolean", default: false },
 } as const;
 
@@ -62,6 +65,7 @@ interface Request {
   readonly json: boolean;
   readonly dtype: "f32" | "bf16";
   readonly device: DeviceChoice;
+  readonly threads: number | "auto";
   readonly sampling: {
     readonly chat: boolean;
     readonly maxNewTokens: number;
@@ -86,6 +90,7 @@ function parseRequest(args: string[]): Request {
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16"]) ?? "bf16",
     device: choiceOption(values.device, "device", DEVICES) ?? "auto",
+    threads: threadsOption(values.threads),
     sampling: {
       chat: values.chat,
       maxNewTokens: numberOption(values["max-new-tokens"], "max-new-tokens", { min: 1, whole: true }) ?? 128,
@@ -131,7 +136,7 @@ function decodeRate(times: readonly number[]): number {
 async function load(request: Request, backend: Backend | undefined, signal: AbortSignal): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
-  const options = { dtype: request.dtype, signal, onProgress, ...(backend && { backend }) };
+  const options = { dtype: request.dtype, threads: request.threads, signal, onProgress, ...(backend && { backend }) };
   const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
     for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
@@ -149,7 +154,7 @@ export const generate: Command = {
     const request = parseRequest(args);
     for (const adapter of request.adapters) await checkAdapterPath(adapter);
     const start = performance.now();
-    const backend = await openDevice(request.device);
+    const backend = await openDevice(request.device, request.threads);
     let model: LanguageModel | undefined;
     try {
       model = await load(request, backend, signal);

@@ -3,6 +3,7 @@ import { mergeCheckpoint, type MergeReport } from "../checkpoint/merge.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
+import { openBackend } from "../open.ts";
 import {
   type AdapterArgument,
   adapterArguments,
@@ -11,6 +12,7 @@ import {
   numberOption,
   refuseOverwrite,
   requiredOption,
+  threadsOption,
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { asFolder, openBase } from "./merge_base.ts";
@@ -21,16 +23,17 @@ import { dimTitles, formatBytes, formatDuration, print, printable, printJson, ta
 
 const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. Memory is that of a few pieces of a tensor.
 
-Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--jobs N] [--dry-run]
-                  [--json]
+Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--jobs N]
+                  [--threads auto|N] [--dry-run] [--json]
 
-  --base BASE           Hugging Face folder (safetensors, single or sharded), or a .safetensors or .gguf file, or its URL
+  --base BASE           Hugging Face folder (safetensors, single or sharded), .safetensors or .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are summed, each with its weight (1 if none is given)
   --out OUT             folder to write, which transformers and lora generate load: the same shards and index, or
                         model.safetensors, with config, tokenizer and SHA256SUMS; a file there is replaced whole or not
                         at all. Stopped or killed, the same command goes on at the next shard
   --dtype f32|bf16|f16  type of the floats written (that of the base; f32 from a .gguf)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
+  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
   --dry-run             check everything and tell what would be written
   --json                { out, files, sizes, digests, tensors, merged, bytes, ms, report: [{ module, what, why }] }
 `;
@@ -41,6 +44,7 @@ const OPTIONS = {
   out: { type: "string" },
   dtype: { type: "string" },
   jobs: { type: "string" },
+  threads: { type: "string" },
   "dry-run": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
@@ -62,6 +66,7 @@ export const merge: Command = {
     const out = requiredOption(values.out, "out");
     const dtype = choiceOption(values.dtype, "dtype", ["f32", "bf16", "f16"]);
     const jobs = numberOption(values.jobs, "jobs", { min: 1, max: 64, whole: true }) ?? 1;
+    const threads = threadsOption(values.threads);
     const dryRun = values["dry-run"];
     if (values.adapter.length === 0) throw new UsageError("Cannot merge without --adapter: at least one is wanted");
     const named = adapterArguments(values.adapter);
@@ -71,8 +76,12 @@ export const merge: Command = {
     const onProgress = progress.update.bind(progress);
     const base = await asFolder(await openBase(basePath), { signal });
     const adapters = await loadAdapters(named, { signal });
-    const options = { signal, onProgress, jobs, dryRun, ...(dtype && { dtype }) };
-    const merged = await mergeCheckpoint(base.folder, adapters, folder(out), options).finally(() => progress.end());
+    const backend = await openBackend({ prefer: "wasm", threads });
+    const options = { signal, onProgress, backend, jobs, dryRun, ...(dtype && { dtype }) };
+    const merged = await mergeCheckpoint(base.folder, adapters, folder(out), options).finally(() => {
+      progress.end();
+      backend.dispose();
+    });
     const ms = performance.now() - start;
     const report = [...adapters.flatMap(({ adapter }) => adapter.report), ...base.report, ...merged.report];
     if (values.json) return printJson({ out, ...merged, ms, report });

@@ -7,19 +7,24 @@
 import type { Backend } from "../backend.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import type { Decoder } from "./decoder.ts";
-import { Llama } from "./llama.ts";
-import type { LlamaConfig } from "./llama_config.ts";
 import { ModelAdapters } from "./model_adapters.ts";
+import type { ModelLayers } from "./model_layers.ts";
 import type { LoadProgress, ModelParameters } from "./weights.ts";
 
+/** A network over layers that adapters change. */
+export interface PlacedNetwork {
+  /** Its layers. */
+  readonly layers: ModelLayers;
+}
+
 /** What a {@linkcode Placement} is made of. */
-export interface PlacementParts {
+export interface PlacementParts<Network extends PlacedNetwork> {
   /** Where it computes. */
   readonly backend: Backend;
   /** Whether the backend ends with it. */
   readonly ownsBackend: boolean;
-  /** The model's numbers. */
-  readonly config: LlamaConfig;
+  /** The network over the parameters. */
+  readonly network: Network;
   /** Its parameters, which end with it. */
   readonly parameters: ModelParameters;
 }
@@ -33,31 +38,31 @@ export interface ReloadOptions extends ReadOptions {
 }
 
 /** Parameters on a backend, with the network and the adapters over them. */
-export class Placement {
+export class Placement<Network extends PlacedNetwork = PlacedNetwork> {
   /** Where it computes. */
   readonly backend: Backend;
   /** Whether the backend ends with it. */
   readonly ownsBackend: boolean;
   /** The network. */
-  readonly llama: Llama;
+  readonly network: Network;
   /** Its adapters. */
   readonly adapters: ModelAdapters;
   /** The sequences that have a cache here. */
   readonly decoders: Set<Decoder> = new Set();
   readonly #parameters: ModelParameters;
 
-  /** Takes parameters that match the config. */
-  constructor({ backend, ownsBackend, config, parameters }: PlacementParts) {
+  /** Takes a network over the parameters. */
+  constructor({ backend, ownsBackend, network, parameters }: PlacementParts<Network>) {
     this.backend = backend;
     this.ownsBackend = ownsBackend;
-    this.llama = new Llama(backend, config, parameters);
-    this.adapters = new ModelAdapters(this.llama.modules);
+    this.network = network;
+    this.adapters = new ModelAdapters(network.layers);
     this.#parameters = parameters;
   }
 
   /** Packs the adapters of another placement, and merges what is merged there. */
   async adopt({ adapters: { loaded, merged } }: Placement): Promise<void> {
-    for (const [name, adapter] of loaded) this.adapters.add(name, adapter);
+    for (const [name, adapter] of loaded) await this.adapters.add(name, adapter);
     if (merged !== null) await this.adapters.merge(merged);
   }
 

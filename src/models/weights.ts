@@ -28,11 +28,15 @@ export interface ParameterOptions extends ReadOptions {
   readonly dtype: WeightDtype;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
+  /** Whether a matrix is stored (in, out). */
+  readonly isTransposed?: (name: string) => boolean;
+  /** The name of a parameter by the name of its tensor; absent, they are the same. */
+  readonly nameOf?: (tensor: string) => string;
 }
 
 /** The parameters of a model, held by a backend. */
 export class ModelParameters {
-  /** Matrices by name. */
+  /** Matrices (out, in) by name; of tensors that hold those of experts, matrix e by `name.e`. */
   readonly weights: Map<string, Weight> = new Map();
   /** Vectors by name. */
   readonly vectors: Map<string, Tensor> = new Map();
@@ -129,8 +133,7 @@ export async function loadParameters(
     for (const { name, length } of infos) {
       options.signal?.throwIfAborted();
       const stored = await checkpoint.read(name, options);
-      if (stored.shape.length === 1) parameters.vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
-      else parameters.weights.set(name, backend.weight(matrixValues(stored), { dtype: options.dtype }));
+      addParameter(backend, parameters, { ...stored, name }, options);
       loaded += length;
       options.onProgress?.({ loaded, total, name });
     }
@@ -138,6 +141,26 @@ export async function loadParameters(
   } catch (error) {
     parameters.dispose();
     throw error;
+  }
+}
+
+function addParameter(
+  backend: Backend,
+  { weights, vectors }: ModelParameters,
+  stored: StoredTensor & { readonly name: string },
+  { dtype, isTransposed, nameOf }: ParameterOptions,
+): void {
+  const name = nameOf?.(stored.name) ?? stored.name;
+  const transposed = isTransposed?.(name) ?? false;
+  const [count = 0, ...shape] = stored.shape;
+  if (shape.length === 0) vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
+  else if (shape.length === 1) weights.set(name, backend.weight(matrixValues(stored), { dtype, transposed }));
+  else {
+    const length = stored.bytes.length / count;
+    for (let e = 0; e < count; e++) {
+      const expert = { ...stored, shape, bytes: stored.bytes.subarray(e * length, (e + 1) * length) };
+      weights.set(`${name}.${e}`, backend.weight(matrixValues(expert), { dtype, transposed }));
+    }
   }
 }
 
