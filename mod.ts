@@ -73,6 +73,7 @@ export {
   type ModuleComparison,
   type Similarity,
 } from "./src/adapter/compare.ts";
+export { type AdapterCosts, adapterCosts, moduleCosts } from "./src/adapter/costs.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
 export type { InitName } from "./src/adapter/inits.ts";
 export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";

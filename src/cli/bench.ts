@@ -16,7 +16,8 @@ memory, measured in turns with each kernel. \`deno task bench\` in the repositor
 
 Usage: lora bench [--json]
 
-  --json    { cpu, runtime, peak: { fmaGflops, readGBs }, results: [{ name, shape, gflops?, gbs?, ofPeak, msMedian, overBase? }] }
+  --json    { cpu, runtime, peak: { fmaGflops, readGBs },
+              results: [{ name, shape, gflops?, gbs?, ofPeak, msMedian, overBase? }] }
             rates and parts are of the least times; overBase: time with the adapter over time without it, less 1
 `;
 

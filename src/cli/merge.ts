@@ -26,7 +26,7 @@ const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. 
 Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--jobs N]
                   [--threads auto|N] [--dry-run] [--json]
 
-  --base BASE           Hugging Face folder (safetensors, single or sharded), or a .safetensors or .gguf file, or its URL
+  --base BASE           Hugging Face folder (safetensors, single or sharded), .safetensors or .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are summed, each with its weight (1 if none is given)
   --out OUT             folder to write, which transformers and lora generate load: the same shards and index, or
                         model.safetensors, with config, tokenizer and SHA256SUMS; a file there is replaced whole or not
