@@ -107,6 +107,8 @@ export type { Replacements } from "./src/lora/linear_adapter.ts";
 export type { LoraGradients } from "./src/lora/linear_backward.ts";
 export type { RowReplacements } from "./src/lora/embedding_adapter.ts";
 export type { SparseRows } from "./src/lora/embedding_rows.ts";
+export type { PaddingMode } from "./src/lora/conv_patches.ts";
+export { type ConvBackwardOptions, type ConvFactors, LoraConv, type LoraConvOptions } from "./src/lora/lora_conv.ts";
 export {
   type EmbeddingBackwardOptions,
   type EmbeddingGradients,
