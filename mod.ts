@@ -109,6 +109,8 @@ export type { Replacements } from "./src/lora/linear_adapter.ts";
 export type { LoraGradients } from "./src/lora/linear_backward.ts";
 export type { RowReplacements } from "./src/lora/embedding_adapter.ts";
 export type { SparseRows } from "./src/lora/embedding_rows.ts";
+export type { PaddingMode } from "./src/lora/conv_patches.ts";
+export { type ConvBackwardOptions, type ConvFactors, LoraConv, type LoraConvOptions } from "./src/lora/lora_conv.ts";
 export {
   type EmbeddingBackwardOptions,
   type EmbeddingGradients,
@@ -126,4 +128,4 @@ export {
   type RowMix,
   type SelectionOptions,
 } from "./src/lora/selection.ts";
-export { type DeviceLike, openBackend, type OpenBackendOptions } from "./src/open.ts";
+export { type DeviceLike, openBackend, type OpenBackendOptions, type WorkerLike } from "./src/open.ts";
