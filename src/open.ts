@@ -8,6 +8,8 @@ import type { Backend } from "./backend.ts";
 import type { WorkerLike } from "./wasm/worker_host.ts";
 import type { OpenedDevice } from "./webgpu/device.ts";
 
+export type { WorkerLike };
+
 /** A `GPUDevice`, described by its shape so that programs without GPU types can name it. */
 export interface DeviceLike {
   /** The queue that takes commands. */
