@@ -9,7 +9,7 @@ import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, normalize } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findBinary, findDeno } from "../scripts/engines.ts";
@@ -61,7 +61,8 @@ export interface Outcome {
   readonly failed: readonly string[];
 }
 
-const FOLDER = fileURLToPath(new URL("./browser/", import.meta.url));
+const TESTS = fileURLToPath(new URL("./", import.meta.url));
+const FOLDER = join(TESTS, "browser");
 const HTML = '<!doctype html><meta charset="utf-8"><script type="module" src="/page.js"></script>';
 
 /** A program of tests/browser, and all that it imports, as one script. */
@@ -77,6 +78,15 @@ function bundle(program: string): string {
   }
 }
 
+/** The page, its script, or a file of the fixtures. */
+function answerTo(path: string, script: string): readonly [type: string, content?: string | Uint8Array] {
+  if (path === "/") return ["text/html", HTML];
+  if (path === "/page.js") return ["text/javascript", script];
+  const file = join(TESTS, normalize(decodeURIComponent(path))); // an absolute path: no ".." survives
+  const served = path.startsWith("/fixtures/") && existsSync(file);
+  return served ? ["application/octet-stream", readFileSync(file)] : [""];
+}
+
 /** Runs `body` with a page that has loaded a program of tests/browser; only an isolated page has shared memory. */
 export async function withProgram(
   program: string,
@@ -85,13 +95,14 @@ export async function withProgram(
 ): Promise<void> {
   const script = bundle(program);
   const server = createServer((request, response) => {
-    const isScript = request.url === "/page.js";
-    response.setHeader("content-type", isScript ? "text/javascript" : "text/html");
+    const [type, content] = answerTo(request.url ?? "/", script);
+    if (content === undefined) return void response.writeHead(404).end();
+    response.setHeader("content-type", type);
     if (isolated) {
       response.setHeader("cross-origin-opener-policy", "same-origin");
       response.setHeader("cross-origin-embedder-policy", "require-corp");
     }
-    response.end(isScript ? script : HTML);
+    response.end(content);
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   try {
