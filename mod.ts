@@ -91,7 +91,9 @@ export { toPlainLora, type ToPlainOptions } from "./src/adapter/to_plain.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
 export { extractAdapter, type ExtractOptions } from "./src/checkpoint/extract.ts";
+export type { GgufOutType } from "./src/checkpoint/gguf_output.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
+export { type GgufMergeOptions, mergeGguf } from "./src/checkpoint/merge_gguf.ts";
 export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
 export type { MergeProgress } from "./src/checkpoint/merge_writer.ts";
 export * from "./src/errors.ts";
@@ -126,4 +128,4 @@ export {
   type RowMix,
   type SelectionOptions,
 } from "./src/lora/selection.ts";
-export { type DeviceLike, openBackend, type OpenBackendOptions } from "./src/open.ts";
+export { type DeviceLike, openBackend, type OpenBackendOptions, type WorkerLike } from "./src/open.ts";

@@ -72,7 +72,7 @@ export class MergeWriter {
     const results = new Buffers(2); // one is filled while the other is written
     try {
       for await (
-        const { tensor, row, bytes } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
+        const { tensor, row, bytes, isLast } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
       ) {
         if (tensor !== current) {
           merger?.[Symbol.dispose]();
@@ -82,7 +82,7 @@ export class MergeWriter {
         }
         const done = await transform(tensor, row, bytes, { merger, columns: this.#columns(tensor), results });
         await writing;
-        writing = write(done);
+        writing = write(tensor.padding && isLast ? padded(done, tensor.padding) : done);
         this.#advance(bytes.length, tensor.name);
       }
       await writing;
@@ -132,6 +132,12 @@ function dataBytes({ tensors }: FilePlan): number {
   return tensors.reduce((sum, { length }) => sum + length, 0);
 }
 
+function padded(bytes: Uint8Array, zeros: number): Uint8Array {
+  const longer = new Uint8Array(bytes.length + zeros);
+  longer.set(bytes);
+  return longer;
+}
+
 /** Memory that is used in turn: engines are slow to see that large arrays are garbage. */
 class Buffers {
   readonly #buffers: Uint8Array[];
@@ -149,6 +155,8 @@ class Buffers {
 }
 
 interface Piece {
+  /** Whether the tensor ends with it. */
+  readonly isLast: boolean;
   readonly tensor: TensorPlan;
   readonly row: number;
   readonly bytes: Uint8Array;
@@ -177,7 +185,7 @@ async function* readPieces(
       options.signal?.throwIfAborted();
       const bytes = values?.subarray(start, start + count) ?? buffers.next(count);
       if (!values) await source.readInto(start, bytes, options);
-      yield { tensor, row, bytes };
+      yield { tensor, row, bytes, isLast: start + count === offset + length };
     }
   }
 }

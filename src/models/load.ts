@@ -111,7 +111,11 @@ async function loadParts<Network extends PlacedNetwork>(
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
   const { isTransposed = () => false } = tensors;
   const place = async (options: ReloadOptions): Promise<Placement<Network>> => {
-    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
+    const backend = options.backend ?? await openBackend({
+      weightBytes: bytesOf(shapes, dtype),
+      weightDtype: dtype,
+      threads,
+    });
     const ownsBackend = options.backend === undefined;
     try {
       const reading = { ...options, dtype, nameOf, isTransposed };
