@@ -46,6 +46,7 @@ export type {
   LoraGradientBranch,
   MatrixValues,
   MergeLoss,
+  MergeRowsOptions,
   RowAffine,
   RowBranches,
   SampleOptions,
@@ -72,7 +73,9 @@ export {
   type ModuleComparison,
   type Similarity,
 } from "./src/adapter/compare.ts";
+export { type AdapterCosts, adapterCosts, moduleCosts } from "./src/adapter/costs.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
+export type { InitName } from "./src/adapter/inits.ts";
 export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
 export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
 export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
@@ -84,9 +87,13 @@ export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
 export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
+export { toPlainLora, type ToPlainOptions } from "./src/adapter/to_plain.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
+export { extractAdapter, type ExtractOptions } from "./src/checkpoint/extract.ts";
+export type { GgufOutType } from "./src/checkpoint/gguf_output.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
+export { type GgufMergeOptions, mergeGguf } from "./src/checkpoint/merge_gguf.ts";
 export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
 export type { MergeProgress } from "./src/checkpoint/merge_writer.ts";
 export * from "./src/errors.ts";
@@ -100,6 +107,17 @@ export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
 export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";
 export type { Replacements } from "./src/lora/linear_adapter.ts";
 export type { LoraGradients } from "./src/lora/linear_backward.ts";
+export type { RowReplacements } from "./src/lora/embedding_adapter.ts";
+export type { SparseRows } from "./src/lora/embedding_rows.ts";
+export type { PaddingMode } from "./src/lora/conv_patches.ts";
+export { type ConvBackwardOptions, type ConvFactors, LoraConv, type LoraConvOptions } from "./src/lora/lora_conv.ts";
+export {
+  type EmbeddingBackwardOptions,
+  type EmbeddingGradients,
+  LoraEmbedding,
+  type LoraEmbeddingOptions,
+} from "./src/lora/lora_embedding.ts";
+export { type ExpertsBackwardOptions, LoraExperts, type LoraExpertsOptions } from "./src/lora/lora_experts.ts";
 export { type LoraBackwardOptions, LoraLinear, type LoraLinearOptions } from "./src/lora/lora_linear.ts";
 export {
   type AdapterChoice,
@@ -110,4 +128,4 @@ export {
   type RowMix,
   type SelectionOptions,
 } from "./src/lora/selection.ts";
-export { type DeviceLike, openBackend, type OpenBackendOptions } from "./src/open.ts";
+export { type DeviceLike, openBackend, type OpenBackendOptions, type WorkerLike } from "./src/open.ts";

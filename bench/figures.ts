@@ -48,15 +48,25 @@ export function fastest(figures: readonly Figure[]): Figure | undefined {
   return figures.toSorted((a, b) => rateOf(b).median - rateOf(a).median)[0];
 }
 
-/** How many times as fast the first is. */
+/**
+ * How many times as fast the first is. The two ran at different times: where both took turns with the same limit, it is
+ * their times in terms of it that are compared, so that a busy or slower moment counts for neither.
+ */
 export function speedUp(a: Figure | undefined, b: Figure | undefined): Pair | null {
   if (!a || !b) return null;
   // Of one shape the times are compared, so that formats of fewer bytes count as faster.
   const scale = a.work.tokens !== undefined ? a.work.tokens / (b.work.tokens ?? NaN) : 1;
-  return {
-    least: scale * b.times.least / a.times.least,
-    median: scale * median(b.times.batches) / median(a.times.batches),
-  };
+  const isRelative = a.threads === b.threads && a.limits?.[0]?.kind === b.limits?.[0]?.kind;
+  const [x, y] = [costOf(a, isRelative), costOf(b, isRelative)];
+  return { least: scale * y.least / x.least, median: scale * y.median / x.median };
+}
+
+/** Ms, or how much of the first limit could have been done in that time. */
+function costOf({ times, limits = [] }: Figure, isRelative: boolean): Pair {
+  const [limit] = limits;
+  if (!isRelative || !limit) return { least: times.least, median: median(times.batches) };
+  const costs = times.batches.map((ms, index) => ms / (limit.times.batches[index] ?? NaN) * limit.per);
+  return { least: times.least / limit.times.least * limit.per, median: median(costs) };
 }
 
 /** The least time that the silicon allows over the time taken. */

@@ -66,7 +66,7 @@ export function planJobs({ quick, only, home, scratch }: Request): Job[] {
   return [...kernels(), ...models(), ...rest()].flatMap((draft) => {
     const topics = draft.topics.filter((topic) => only.includes(topic));
     if (topics.length === 0 || (quick && !isQuick(draft))) return [];
-    const limit = quick ? 60 : 300;
+    const limit = quick ? 90 : 400;
     return [{ engine: "Node 24", threads: 1, variant: "", quick, limit, home, scratch, ...draft, topics } as const];
   });
 }

@@ -95,7 +95,7 @@ function figureTable(heading: string, figures: readonly Figure[]): Table {
   ];
   const rows = figures.map((figure) => {
     const rate = readableRate(figure);
-    // Limits of kernels are measured on one thread, those of decoding on as many as it has.
+    // Limits of our kernels are measured on one thread, those of decoding on as many as it has.
     const share = figure.threads === 1 || figure.topic === "decode" ? shareOfLimit(figure) : null;
     return [
       figure.name,

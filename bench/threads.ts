@@ -1,6 +1,6 @@
 /** Opening this package's backend with a number of threads. */
 import type { Backend } from "../src/backend.ts";
-import { openBackend, type OpenBackendOptions } from "../src/open.ts";
+import { openBackend } from "../src/open.ts";
 
 /**
  * Opens the WebAssembly backend with exactly so many threads.
@@ -8,8 +8,7 @@ import { openBackend, type OpenBackendOptions } from "../src/open.ts";
  * @throws {Error} If it has another number: its own reason is told.
  */
 export async function openThreads(threads: number): Promise<Backend> {
-  const options: OpenBackendOptions & { threads?: number } = { prefer: "wasm", threads };
-  const backend = await openBackend(options);
+  const backend = await openBackend({ prefer: "wasm", threads });
   if (backend.info.threads === threads) return backend;
   const { info } = backend;
   backend.dispose();

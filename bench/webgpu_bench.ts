@@ -1,13 +1,21 @@
 /**
- * The WebGPU backend against what its device can do: `deno run -A bench/webgpu_bench.ts`, or with Node or Bun and npm
- * `webgpu`. Prints the device's name first: figures of a software driver say nothing about any GPU.
+ * The WebGPU backend against what its device can do: GEMM, GEMV, a LoRA layer, and decoding with SmolLM2 where
+ * `scripts/setup_models.sh` has put it. `deno run -A bench/webgpu_bench.ts [--save]`, or with Node or Bun and npm
+ * `webgpu`. Prints the device's name first; `--save` keeps the figures in `bench/results`, but not those of a software
+ * driver, which say nothing about any GPU.
  *
  * @module
  */
 import assert from "node:assert/strict";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
 import process from "node:process";
 import type { Backend, LoraBranch, Tensor, Weight } from "../src/backend.ts";
+import { file } from "../src/fs/mod.ts";
+import { loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
+import { openTimer, openWallTimer, type Timer } from "./webgpu_timer.ts";
 
 /** A row of the table: what ran, its floating-point operations, and the bytes of weights that it has to read. */
 interface Case {
@@ -17,8 +25,23 @@ interface Case {
   readonly run: () => Tensor;
 }
 
+/** One figure. */
+interface Figure {
+  readonly name: string;
+  readonly ms: number;
+  readonly gflops: number;
+  readonly gbs: number;
+}
+
+interface Peaks {
+  readonly gflops: number;
+  readonly gbs: number;
+}
+
 const BATCH_SECONDS = 0.25;
 const BATCHES = 5;
+/** 16,384 dispatches: as many passes as the timer holds. */
+const MAX_STEPS = 1 << 14;
 
 const CHAIN = `
 @group(0) @binding(0) var<storage, read_write> y: array<vec4f>;
@@ -44,23 +67,18 @@ async function findGpu(): Promise<GPU> {
 }
 
 /** Seconds of one `step`, at best, when many are submitted and waited for together. */
-async function secondsOf(step: () => void, wait: () => Promise<unknown>): Promise<number> {
-  const time = async (count: number) => {
-    const start = performance.now();
-    for (let i = 0; i < count; i++) step();
-    await wait();
-    return (performance.now() - start) / 1000;
-  };
-  await time(1);
-  const idle = Math.min(await time(0), await time(0), await time(0));
+async function secondsOf(timer: Timer, step: () => void, settle: () => Promise<unknown>): Promise<number> {
+  await timer.time(1, step, settle);
   let count = 1;
-  while (await time(count) < BATCH_SECONDS + idle && count < 1 << 14) count *= 2;
+  while (count < MAX_STEPS && await timer.time(count, step, settle) < BATCH_SECONDS) count *= 2;
   let best = Infinity;
-  for (let i = 0; i < BATCHES; i++) best = Math.min(best, Math.max(await time(count) - idle, 1e-9) / count);
+  for (let i = 0; i < BATCHES; i++) best = Math.min(best, await timer.time(count, step, settle) / count);
   return best;
 }
 
-async function measurePeaks(device: GPUDevice): Promise<{ flops: number; copy: number }> {
+/** Multiply-adds in registers on the timer's clock; copying a buffer, which is in no pass, on the wall. */
+async function measurePeaks(timer: Timer, wall: Timer): Promise<Peaks> {
+  const { device } = timer;
   const [storage, copySource, copyTarget] = [128, 4, 8];
   const usage = storage | copySource | copyTarget;
   const [from, to] = [0, 1].map(() => device.createBuffer({ size: COPY_BYTES, usage })) as [GPUBuffer, GPUBuffer];
@@ -82,13 +100,11 @@ async function measurePeaks(device: GPUDevice): Promise<{ flops: number; copy: n
       pass.end();
     });
   const copy = () => submit((encoder) => encoder.copyBufferToBuffer(from, 0, to, 0, COPY_BYTES));
-  const wait = () => device.queue.onSubmittedWorkDone();
-  const peaks = {
-    flops: CHAIN_FLOPS / await secondsOf(chain, wait),
-    copy: 2 * COPY_BYTES / await secondsOf(copy, wait),
-  };
+  const settle = () => device.queue.onSubmittedWorkDone();
+  const gflops = CHAIN_FLOPS / await secondsOf(timer, chain, settle) / 1e9;
+  const gbs = 2 * COPY_BYTES / await secondsOf(wall, copy, settle) / 1e9;
   for (const buffer of [from, to]) buffer.destroy();
-  return peaks;
+  return { gflops, gbs };
 }
 
 function randomValues(size: number): Float32Array<ArrayBuffer> {
@@ -147,23 +163,80 @@ function linearCase(
   };
 }
 
-const gpuAdapter = await (await findGpu()).requestAdapter({ powerPreference: "high-performance" });
-if (!gpuAdapter) throw new Error("Cannot measure: no GPU adapter in this runtime");
-const { isFallbackAdapter: software } = gpuAdapter.info;
-const { maxBufferSize, maxStorageBufferBindingSize } = gpuAdapter.limits;
-const device = await gpuAdapter.requestDevice({ requiredLimits: { maxBufferSize, maxStorageBufferBindingSize } });
-const backend = await openBackend({ prefer: "webgpu", device });
-console.log(`device: ${backend.info.variant}${software ? ": not a GPU, these figures say nothing about one" : ""}`);
-await verify(backend);
-const peaks = await measurePeaks(device);
-console.log(`peak: ${(peaks.flops / 1e9).toFixed(1)} GFLOP/s (FMA), ${(peaks.copy / 1e9).toFixed(1)} GB/s (copy)`);
-const tick = backend.tensor([1]);
-for (const { name, flops, bytes, run } of casesOf(backend, software)) {
-  const seconds = await secondsOf(() => run().dispose(), () => backend.read(tick));
-  const rate = (amount: number, peak: number, unit: string) =>
-    `${(amount / seconds / 1e9).toFixed(1).padStart(9)} ${unit} (${(100 * amount / seconds / peak).toFixed(0)} %)`;
-  const figures = [rate(flops, peaks.flops, "GFLOP/s"), rate(bytes, peaks.copy, "GB/s")];
-  console.log(`${name.padEnd(36)} ${(seconds * 1e3).toFixed(3).padStart(9)} ms ${figures.join(" ")}`);
+const MODELS = process.env.LORA_MODELS ??
+  join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");
+const GGUF = join(MODELS, "SmolLM2-135M-Instruct.gguf");
+
+/** One token after the other: each reads all weights once. On the wall, since the choice of a token waits for it. */
+async function measureDecode(backend: Backend, tokens: number): Promise<Figure> {
+  const before = backend.bytes;
+  const model = await loadModel(file(GGUF), { backend });
+  const bytes = backend.bytes - before;
+  const times: number[] = [];
+  const onToken = () => times.push(performance.now());
+  const prompt = [1, 2, 3, 4];
+  for await (const _ of model.generate(prompt, { maxNewTokens: tokens, temperature: 1, seed: 1, onToken }));
+  model.dispose();
+  const steps = times.slice(1).map((time, i) => time - times[i]!).sort((a, b) => a - b);
+  const ms = steps[steps.length >> 1]!;
+  return { name: "decode SmolLM2-135M bf16, a token", ms, gflops: bytes / ms / 1e6, gbs: bytes / ms / 1e6 };
 }
-backend.dispose();
-device.destroy();
+
+function print({ name, ms, gflops, gbs }: Figure, peaks: Peaks): void {
+  const rate = (value: number, peak: number, unit: string) =>
+    `${value.toFixed(1).padStart(9)} ${unit} (${(100 * value / peak).toFixed(0)} %)`;
+  const rates = `${rate(gflops, peaks.gflops, "GFLOP/s")} ${rate(gbs, peaks.gbs, "GB/s")}`;
+  console.log(`${name.padEnd(36)} ${ms.toFixed(3).padStart(9)} ms ${rates}`);
+}
+
+async function measureAll(backend: Backend, timer: Timer, peaks: Peaks, small: boolean): Promise<Figure[]> {
+  const figures: Figure[] = [];
+  const tick = backend.tensor([1]);
+  for (const { name, flops, bytes, run } of casesOf(backend, small)) {
+    const seconds = await secondsOf(timer, () => run().dispose(), () => backend.read(tick));
+    figures.push({ name, ms: seconds * 1e3, gflops: flops / seconds / 1e9, gbs: bytes / seconds / 1e9 });
+    print(figures.at(-1)!, peaks);
+  }
+  if (!existsSync(GGUF)) console.log(`decode: ${GGUF} is absent`);
+  else {
+    figures.push(await measureDecode(backend, small ? 4 : 128));
+    print(figures.at(-1)!, peaks);
+  }
+  return figures;
+}
+
+function save(name: string, results: object): void {
+  const folder = new URL("./results/", import.meta.url);
+  const path = new URL(`webgpu-${name.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-")}.json`, folder);
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`);
+  console.log(`kept in ${path.pathname}`);
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const gpuAdapter = await (await findGpu()).requestAdapter({ powerPreference: "high-performance" });
+  if (!gpuAdapter) throw new Error("Cannot measure: no GPU adapter in this runtime");
+  const { isFallbackAdapter: software = false } = gpuAdapter.info;
+  if (software && args.includes("--save")) {
+    throw new Error(`Cannot keep figures of ${gpuAdapter.info.description}: it is a software driver, not a GPU`);
+  }
+  const { maxBufferSize, maxStorageBufferBindingSize } = gpuAdapter.limits;
+  const device = await gpuAdapter.requestDevice({
+    requiredLimits: { maxBufferSize, maxStorageBufferBindingSize },
+    requiredFeatures: gpuAdapter.features.has("timestamp-query") ? ["timestamp-query"] : [],
+  });
+  const timer = await openTimer(device);
+  const backend = await openBackend({ prefer: "webgpu", device: timer.device });
+  const { variant, gpu } = backend.info;
+  console.log(`device: ${variant}${software ? ": not a GPU, these figures say nothing about one" : ""}`);
+  await verify(backend);
+  const peaks = await measurePeaks(timer, await openWallTimer(device));
+  const { clock } = timer;
+  console.log(`peak: ${peaks.gflops.toFixed(1)} GFLOP/s (FMA, ${clock}), ${peaks.gbs.toFixed(1)} GB/s (copy)`);
+  const figures = await measureAll(backend, timer, peaks, software);
+  if (args.includes("--save")) save(variant, { device: variant, gpu, clock, peaks, figures });
+  backend.dispose();
+  device.destroy();
+}
+
+await main(process.argv.slice(2));

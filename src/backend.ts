@@ -19,7 +19,7 @@
  */
 
 import type { BackendInfo } from "./backend_info.ts";
-import type { MatrixValues, MergeLoss, Weight, WeightOptions } from "./weight.ts";
+import type { MatrixValues, MergeLoss, MergeRowsOptions, Weight, WeightOptions } from "./weight.ts";
 
 export type { BackendInfo, GpuInfo } from "./backend_info.ts";
 export type {
@@ -27,6 +27,7 @@ export type {
   ElementDtype,
   MatrixValues,
   MergeLoss,
+  MergeRowsOptions,
   Weight,
   WeightDtype,
   WeightOptions,
@@ -198,6 +199,11 @@ export interface Backend extends Disposable {
    * look at the report, or leave adapters unmerged.
    */
   merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss>;
+  /**
+   * W + Σ s B A of rows (n, k) of floats as files store them, each element rounded once to `dtype`. Rejects with
+   * `NumericError` if a result is not finite. Absent where adding {@linkcode Backend.deltaWeight} to W is as fast.
+   */
+  mergeRows?(rows: MatrixValues, branches: readonly LoraBranch[], options: MergeRowsOptions): Promise<Uint8Array>;
   /**
    * Overwrites a weight, rounded once to its dtype, and keeps the bits it had for {@linkcode Backend.unmerge}: a merge
    * whose sum the caller computed. Throws `NumericError`, weight untouched, if a value is not finite.

@@ -22,7 +22,7 @@ export interface GpuInfo {
 export interface BackendInfo {
   /** `"wasm"`: relaxed or plain SIMD; `"webgpu"`: the GPU's vendor and architecture. */
   readonly variant: string;
-  /** Threads that compute. */
+  /** Threads that large operations run on. */
   readonly threads: number;
   /** Why this backend was chosen. */
   readonly reason: string;

@@ -10,6 +10,7 @@ import type {
   LinearOptions,
   LoraBranch,
   LoraGradientBranch,
+  MatrixValues,
   RowBranches,
   Tensor,
   Weight,
@@ -120,6 +121,11 @@ export function checkDelta(branch: LoraBranch): readonly [number, number] {
 export function checkMerge(weight: Weight, branches: readonly LoraBranch[]): void {
   if (weight.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this weight");
   for (const branch of branches) checkBranch("merge", branch, weight.shape[0], weight.shape[1]);
+}
+
+/** Checks that the branches of `mergeRows` fit the rows. */
+export function checkMergeRows({ shape }: MatrixValues, branches: readonly LoraBranch[]): void {
+  for (const branch of branches) checkBranch("mergeRows", branch, ...shape);
 }
 
 /** Checks the argument of `unmerge`. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { MatrixValues, Weight, WeightDtype, WeightOptions } from "./backend.ts";
+import type { MatrixValues, MergeRowsOptions, Weight, WeightDtype, WeightOptions } from "./backend.ts";
 import { NumericError, ShapeError } from "./errors.ts";
 import { formatShape, refuse, refuseValue, sizeOf } from "./shape.ts";
 
@@ -60,6 +60,18 @@ export function checkMatrixValues(
 function refuseDtype(what: string, found: string, expected: string): ShapeError {
   const message = `Cannot create ${/^"[aeiou]/.test(what) ? "an" : "a"} ${what}: expected ${expected}`;
   return new ShapeError(message, { field: "dtype", found, expected });
+}
+
+/** Checks rows as files store them, and what `mergeRows` makes of them. */
+export function checkStoredRows(rows: MatrixValues, { dtype, into }: MergeRowsOptions): void {
+  checkMatrixValues(rows, {}, ["f32"]);
+  const floats = ["f32", "f16", "bf16"];
+  const other = [rows.dtype, dtype].find((dtype) => !floats.includes(dtype));
+  if (other !== undefined) throw new TypeError(`Cannot merge rows of "${other}": expected ${floats.join(", ")}`);
+  const length = sizeOf(rows.shape) * VALUE_TYPES[dtype].bytes;
+  if (into && into.length < length) {
+    throw refuseValue("merge rows", "into of", `${into.length} bytes`, `at least ${length}`);
+  }
 }
 
 /** Checks the arguments of `replace`: as many finite values as the weight has, and nothing merged yet. */

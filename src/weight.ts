@@ -48,6 +48,14 @@ export interface MatrixValues {
   readonly bytes: Uint8Array;
 }
 
+/** Options of `Backend.mergeRows`. */
+export interface MergeRowsOptions {
+  /** Type of the result's elements. */
+  readonly dtype: ElementDtype;
+  /** Memory to use for the result, at least as large; new memory if absent. */
+  readonly into?: Uint8Array;
+}
+
 /** Options of `Backend.weight`. */
 export interface WeightOptions {
   /** Storage of the packed elements; the default is `"f32"`. */

@@ -39,7 +39,7 @@ test("combineAdapters() refuses what it would get wrong, by name", async () => {
 test("combineAdapters() refuses options that are out of range or do nothing", async () => {
   const adapter = await makeAdapter(26, { [Q]: { rank: 2 } });
   const cases: readonly (readonly [CombineOptions, RegExp])[] = [
-    [{ method: "exact" as "cat" }, /method exact/],
+    [{ method: "sum" as "cat" }, /method sum/],
     [{ rank: 2 }, /rank 2: expected none/],
     [{ method: "ties", density: 0.5, energy: 0.5 }, /energy 0\.5: expected none/],
     [{ method: "svd", rank: 0 }, /rank 0: expected an integer from 1/],
@@ -60,40 +60,36 @@ test("combineAdapters() refuses options that are out of range or do nothing", as
   }
 });
 
-test("combineAdapters() refuses adapters that are more than plain LoRA, by field, part or kind", async () => {
+test("combineAdapters() refuses adapters that are more than sums, by field, part or kind", async () => {
   const plain = await makeAdapter(27, { [Q]: { rank: 2 } });
-  const altered = (field: string, value: unknown) =>
-    new Adapter({
-      ...plain,
-      config: { ...plain.config, raw: new Map([...plain.config.raw, [field, value as string]]) },
-    });
-  const fields = {
-    use_dora: true,
-    lora_bias: true,
-    bias: "all",
-    kasa_config: new Map([["k", 1]]),
-    modules_to_save: ["x"],
-  };
-  const more = { alora_invocation_tokens: [1], target_parameters: ["w"], init_lora_weights: "pissa_niter_4" };
-  for (const [field, value] of Object.entries({ ...fields, ...more })) {
-    await assert.rejects(combineAdapters([{ adapter: plain }, { adapter: altered(field, value) }]), (error) => {
+  const module = plain.modules.get(Q)!;
+  const { config } = plain;
+  const asConfig = (fields: Partial<typeof config>) => new Adapter({ ...plain, config: { ...config, ...fields } });
+  const tensor = module.loraA;
+  const altered: readonly (readonly [field: string, Adapter])[] = [
+    ["use_dora", asConfig({ useDora: true })],
+    ["layer_replication", asConfig({ layerReplication: [[0, 1]] })],
+    ["ensure_weight_tying", asConfig({ ensureWeightTying: true })],
+    ["init_lora_weights", new Adapter({ ...plain, baseChange: "pissa_niter" })],
+    ["alora_invocation_tokens", new Adapter({ ...plain, invocationTokens: [1] })],
+    ["modules_to_save", new Adapter({ ...plain, replacements: new Map([["norm.weight", tensor]]) })],
+    ["trainable_token_indices", new Adapter({ ...plain, tokenRows: new Map([["e", { indices: [1], rows: tensor }]]) })],
+  ];
+  for (const [field, adapter] of altered) {
+    await assert.rejects(combineAdapters([{ adapter: plain }, { adapter }]), (error) => {
       assert.ok(error instanceof MismatchError && error.field === field, String(error));
       return true;
     });
   }
-  const module = plain.modules.get(Q)!;
-  const changes = [[{ magnitude: module.loraA }, /magnitude of module/], [
-    { kind: "embedding" },
-    /embedding of module/,
-  ]] as const;
+  const changes = [
+    [{ magnitude: tensor }, /magnitude of module/],
+    [{ diagonal: tensor }, /diagonal of module/],
+    [{ kind: "experts", experts: 1 }, /fused experts of module/],
+    [{ kind: "conv", rank: 4 }, /groups of module/],
+  ] as const;
   for (const [part, message] of changes) {
-    const modules = new Map([[Q, { ...module, ...part } as typeof module]]);
+    const modules = new Map([[Q, { ...module, ...part }]]);
     await assert.rejects(combineAdapters([{ adapter: new Adapter({ ...plain, modules }) }]), message);
-  }
-  const parts = Object.assign(new Adapter(plain), { tokenRows: new Map([["embed_tokens", module.loraA]]) });
-  await assert.rejects(combineAdapters([{ adapter: parts }]), /with tokenRows/);
-  for (const [field, value] of [["modules_to_save", []], ["bias", "none"], ["init_lora_weights", "eva"]] as const) {
-    await combineAdapters([{ adapter: altered(field, value) }]);
   }
 });
 

@@ -139,11 +139,12 @@ test("the projections of an attention in one module have the names of its parame
   const adapter = await small(tensors, { target_modules: ["attn", "q_proj"], alpha_pattern: { attn: 6 } });
   const scales = [...adapter.modules.values()].map(({ name, parameter, scaling }) => [name, parameter, scaling]);
   assert.deepEqual(scales, [
-    ["attn.out_proj", undefined, 3],
+    ["attn.out_proj", undefined, 6],
     ["attn.in_proj_weight", "in_proj_weight", 3],
     ["layers.0.q_proj", undefined, 2],
   ]);
-  assert.deepEqual(adapter.report, []);
+  // PEFT adds the update of the output projection twice.
+  assert.deepEqual(adapter.report.map(({ module }) => module), ["attn.out_proj"]);
   const keys = [...(await readTensors((await saved(adapter)).get(WEIGHTS)!)).keys()];
   assert.deepEqual(keys.filter((key) => key.includes("attn")).sort(), Object.keys(tensors).sort());
 });

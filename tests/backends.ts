@@ -31,8 +31,8 @@ function relaxedRow(): BackendRow {
 
 export const BACKENDS: readonly BackendRow[] = [
   relaxedRow(),
-  { name: "wasm 2 threads", open: () => openThreads({ threads: 2 }) },
   { name: "wasm simd", open: () => openBackend({ prefer: "wasm", variant: "simd" }) },
+  { name: "wasm 2 threads", open: () => openThreads({ threads: 2 }) },
   { name: "webgpu", ...await gpuSkip(), open: () => openGpu() },
 ];
 

@@ -36,7 +36,7 @@ const BAD_GGUF: readonly (readonly [what: string, bytes: Uint8Array, refusal: Re
 ];
 
 const BAD_MODELS: readonly (readonly [field: string, value: unknown, name: string, tensor?: string])[] = [
-  ["model_type", "gpt2", "FormatError"],
+  ["model_type", "gpt_neox", "FormatError"],
   ["hidden_size", 2 ** 31, "LimitError"],
   ["hidden_size", 0, "FormatError"],
   ["num_attention_heads", 0, "FormatError"],

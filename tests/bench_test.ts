@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import { drawCharts } from "../bench/charts.ts";
 import { encodeBlocks } from "../bench/gguf/blocks.ts";
 import { rewriteGguf } from "../bench/gguf/rewrite.ts";
+import { speedUp } from "../bench/figures.ts";
 import { planJobs, shuffle } from "../bench/plan.ts";
 import { MARKERS, replaceFigures, writeFigures } from "../bench/readme.ts";
 import { judge } from "../bench/targets.ts";
@@ -38,6 +39,19 @@ test("judge() compares kernels with their limits and peers by least times", () =
   const peer = verdict(RUN, "GEMM f32 512 x 512 x 512, of onnxruntime-web");
   assert.deepEqual(peer.measured, { least: 1.6, median: 2 });
   assert.equal(peer.met, false);
+});
+
+test("speedUp() compares times in terms of a limit that both took turns with", () => {
+  const [own] = RUN.figures;
+  const limit = own!.limits![0]!;
+  const busy = (factor: number): Figure => ({
+    ...own!,
+    times: summarize(own!.times.batches.map((ms) => ms * factor)),
+    limits: [{ ...limit, times: summarize(limit.times.batches.map((ms) => ms * 4)) }],
+  });
+  assert.deepEqual(speedUp(own, busy(4)), { least: 1, median: 1 });
+  assert.deepEqual(speedUp(own, busy(8)), { least: 2, median: 2 });
+  assert.deepEqual(speedUp(own, { ...busy(8), limits: [] }), { least: 8, median: 8 });
 });
 
 test("judge() compares models by medians and takes the file's own format", () => {

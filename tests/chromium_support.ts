@@ -3,10 +3,15 @@
  *
  * @module
  */
-import { existsSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
 import { createRequire } from "node:module";
-import { dirname } from "node:path";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { dirname, join, normalize } from "node:path";
 import process from "node:process";
+import { fileURLToPath } from "node:url";
 import { findBinary, findDeno } from "../scripts/engines.ts";
 
 /** What tests use of playwright's page; code given as text runs in the page. */
@@ -46,5 +51,66 @@ export async function withPage(url: string, body: (page: Page) => Promise<void>)
     if (errors[0]) throw errors[0];
   } finally {
     await browser.close();
+  }
+}
+
+/** What the tests of a page came to. */
+export interface Outcome {
+  readonly passed: number;
+  readonly skipped: readonly string[];
+  readonly failed: readonly string[];
+}
+
+const TESTS = fileURLToPath(new URL("./", import.meta.url));
+const FOLDER = join(TESTS, "browser");
+const HTML = '<!doctype html><meta charset="utf-8"><script type="module" src="/page.js"></script>';
+
+/** A program of tests/browser, and all that it imports, as one script. */
+function bundle(program: string): string {
+  const scratch = mkdtempSync(join(tmpdir(), "lora-page-"));
+  try {
+    const output = join(scratch, "page.js");
+    const options = ["--platform", "browser", "--import-map", join(FOLDER, "import_map.json"), "--output", output];
+    execFileSync(findDeno()!, ["bundle", "--quiet", ...options, join(FOLDER, program)], { stdio: "pipe" });
+    return readFileSync(output, "utf8");
+  } finally {
+    rmSync(scratch, { recursive: true });
+  }
+}
+
+/** The page, its script, or a file of the fixtures. */
+function answerTo(path: string, script: string): readonly [type: string, content?: string | Uint8Array] {
+  if (path === "/") return ["text/html", HTML];
+  if (path === "/page.js") return ["text/javascript", script];
+  const file = join(TESTS, normalize(decodeURIComponent(path))); // an absolute path: no ".." survives
+  const served = path.startsWith("/fixtures/") && existsSync(file);
+  return served ? ["application/octet-stream", readFileSync(file)] : [""];
+}
+
+/** Runs `body` with a page that has loaded a program of tests/browser; only an isolated page has shared memory. */
+export async function withProgram(
+  program: string,
+  { isolated }: { isolated: boolean },
+  body: (page: Page) => Promise<void>,
+): Promise<void> {
+  const script = bundle(program);
+  const server = createServer((request, response) => {
+    const [type, content] = answerTo(request.url ?? "/", script);
+    if (content === undefined) return void response.writeHead(404).end();
+    response.setHeader("content-type", type);
+    if (isolated) {
+      response.setHeader("cross-origin-opener-policy", "same-origin");
+      response.setHeader("cross-origin-embedder-policy", "require-corp");
+    }
+    response.end(content);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    await withPage(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`, async (page) => {
+      await page.waitForFunction("globalThis.runTests");
+      await body(page);
+    });
+  } finally {
+    server.close();
   }
 }

@@ -62,7 +62,7 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
     const cases: readonly (readonly [string[], RegExp])[] = [
       [["combine", "--out", out], /without --adapter/],
       [["combine", "--adapter", adapter], /without --out/],
-      [["combine", "--adapter", adapter, "--out", out, "--method", "exact"], /one of cat, svd/],
+      [["combine", "--adapter", adapter, "--out", out, "--method", "sum"], /one of exact, cat, svd/],
       [["resize", adapter, "--out", out], /either --rank or --energy/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "dare_ties_svd"], /without --density/],
       [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],
@@ -80,13 +80,21 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
 
 test("formatHeatMaps() draws every value, wraps panels and escapes titles", () => {
   const table = [[0, 0.5], [1, 0.25]];
-  const svg = formatHeatMaps(Array.from({ length: 6 }, () => ({ title: "a<b>&", table })));
-  assert.equal(svg.match(/<rect x=/g)!.length, 24);
+  const axes = { rows: "of <one>", columns: "of two" };
+  const svg = formatHeatMaps(Array.from({ length: 6 }, () => ({ title: "a<b>&", table })), axes);
+  assert.equal(svg.match(/<title>/g)!.length, 24);
+  assert.match(svg, /rows: of &lt;one&gt;; columns: of two/);
   assert.equal(svg.match(/a&lt;b&gt;&amp;/g)!.length, 6);
   assert.match(svg, /fill="rgb\(68,1,84\)"><title>i 1, j 1: 0\.000/);
   assert.match(svg, /fill="rgb\(253,231,37\)"><title>i 2, j 1: 1\.000/);
-  assert.match(svg, /translate\(24 24\)[^]*translate\(24 82\)/);
-  assert.doesNotMatch(formatHeatMaps([{ title: "empty", table: [] }]), /NaN|Infinity|rect x/);
+  assert.match(svg, /translate\(24 58\)[^]*translate\(24 160\)/);
+  assert.doesNotMatch(formatHeatMaps([{ title: "empty", table: [] }], axes), /NaN|Infinity|<title>/);
+  const wide = formatHeatMaps(
+    [{ title: "8 by 64", table: Array.from({ length: 8 }, () => Array(64).fill(0.5)) }],
+    axes,
+  );
+  assert.match(wide, /text-anchor="middle" fill="#666">63</);
+  assert.doesNotMatch(wide, /text-anchor="middle" fill="#666">2</);
 });
 
 test("formatError() is short for large and for tiny errors", () => {

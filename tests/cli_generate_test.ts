@@ -5,16 +5,22 @@ import process from "node:process";
 import { test } from "node:test";
 import { FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
+import { expectedTensors } from "./adapter_fixtures.ts";
 import { gpuSkip } from "./webgpu_support.ts";
 
 test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
   const adapter = join(FIXTURES, "llama-patterns", "adapter");
   const { modules, ...rest } = await loraJson("inspect", adapter) as { modules: Record<string, unknown>[] };
+  const base = modules.reduce((sum, module) => sum + 2 * (module.in as number) * (module.out as number), 0);
   assert.deepEqual(rest, {
     format: "peft",
     sha256: "837f8848303fa9b5f0c1ffde2d005d3282747e732501f619b08d15092a302ffa",
     bytes: statSync(join(adapter, "adapter_model.safetensors")).size,
     parameters: 3240,
+    costs: {
+      ...{ parameters: 3240, branchFlops: 6480, branchBackwardFlops: 12960, optimizerValues: 6480 },
+      ...{ baseFlops: base, baseBackwardFlops: base },
+    },
     replacements: [],
     tokenRows: [],
     trainingState: [],
@@ -24,7 +30,10 @@ test("lora inspect --json tells rank, alpha and scaling of every module", async 
   assert.equal(modules.length, 8);
   const name = "model.layers.1.mlp.down_proj";
   const kind = { kind: "linear", rank: 7, alpha: 8, scaling: 8 / 7, in: 72, out: 48, dtype: "F32", parts: [] };
-  assert.deepEqual(modules.find((module) => module.name === name), { name, ...kind });
+  const { norm, flops, ...found } = modules.find((module) => module.name === name)!;
+  assert.deepEqual([found, flops], [{ name, ...kind }, 2 * 7 * (72 + 48)]);
+  const delta = (await expectedTensors("llama-patterns", "delta.")).get(name)!.values;
+  assert.ok(Math.abs(norm as number / Math.hypot(...delta) - 1) < 1e-6, `${norm}`);
 });
 
 test("lora inspect names and places every tensor of every kind", async () => {
@@ -46,7 +55,8 @@ test("lora inspect groups the layers for people", async () => {
   const { status, stdout } = await lora("inspect", join(TINY, "news"));
   assert.equal(status, 0);
   assert.match(stdout, /^news {2}peft, 35 modules, 112,000 parameters/);
-  assert.match(stdout, /^model\.layers\.\*\.mlp\.down_proj +0-4 +8 +16 +2 +432 +160 +F32 +23,680$/m);
+  assert.match(stdout, /^model\.layers\.\*\.mlp\.down_proj +0-4 +8 +16 +2 +432 +160 +F32 +11\.2 +23,680 +47,360$/m);
+  assert.match(stdout, /^token {3}224,000 FLOPs more, 8\.3% of the adapted layers; none once merged$/m);
 });
 
 test("lora inspect reads a snapshot of the Hugging Face cache, whose files are links", async () => {
@@ -147,6 +157,19 @@ test("lora generate --device webgpu gives wasm's tokens, and tells which GPU", a
     if (before === undefined) delete process.env.NODE_PATH;
     else process.env.NODE_PATH = before;
   }
+});
+
+test("lora generate --threads tells how many compute, and refuses what is no number", async () => {
+  const options = ["generate", "--model", join(TINY, "base"), "--prompt", "<|end|>The", "--max-new-tokens", "2"];
+  const answers = [];
+  for (const threads of ["1", "2"]) {
+    answers.push(await loraJson(...options, "--device", "wasm", "--threads", threads) as Record<string, unknown>);
+  }
+  const counts = answers.map(({ backend }) => (backend as { threads: number }).threads);
+  assert.deepEqual([counts, answers[1]!.tokens], [[1, 2], answers[0]!.tokens]);
+  const refused = await lora(...options, "--threads", "many");
+  assert.equal(refused.status, 2);
+  assert.match(refused.stderr, /^Cannot use --threads "many": a whole number from 1 is wanted\n/);
 });
 
 test("lora generate --device webgpu is refused where there is none, and other devices by name", async () => {

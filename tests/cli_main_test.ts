@@ -8,7 +8,7 @@ import { formatTable } from "../src/cli/table.ts";
 import { formatBytes, formatDuration, printable } from "../src/cli/terminal.ts";
 import { lora } from "./cli_support.ts";
 
-const COMMANDS = ["inspect", "merge", "generate", "convert", "combine", "resize", "compare", "bench"];
+const COMMANDS = ["inspect", "merge", "generate", "convert", "combine", "extract", "resize", "compare", "bench"];
 
 test("lora --help names every command and exits 0; lora alone says it on stderr and exits 2", async () => {
   const help = await lora("--help");

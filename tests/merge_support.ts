@@ -14,10 +14,13 @@ import { MODEL, readTensors, relativeError, text } from "./adapter_fixtures.ts";
 
 const PREFIX = "base_model.model.";
 
-/** Values without a pattern, the same in every run. */
+/** Values in ±1 without a pattern. */
 export function noise(shape: readonly number[], seed: number): StoredTensor {
   const size = shape.reduce((product, length) => product * length, 1);
-  const values = Float32Array.from({ length: size }, (_, i) => Math.sin(12.9898 * (i + 1) + 78.233 * seed));
+  const values = Float32Array.from({ length: size }, (_, i) => {
+    const x = 43758.5453 * Math.sin(12.9898 * (i + 1) + 78.233 * seed);
+    return 2 * (x - Math.floor(x)) - 1;
+  });
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
 }
 

@@ -40,6 +40,7 @@ test("readLlamaConfig() takes transformers' defaults for absent fields", () => {
     mlpBias: false,
     qkNorm: false,
     windows: [null, null, null],
+    experts: null,
     eosIds: [],
   });
   assert.equal(read({ model_type: "qwen3" }).headDim, 128);

@@ -37,7 +37,7 @@ test("loadModel() reports its progress, and frees everything when a tensor canno
 test("loadModel() refuses folders and tensors that are not a model", async () => {
   await assert.rejects(loadModel(memoryFolder(new Map(), "empty")), /"empty" with 0 GGUF files and no "config.json"/);
   await assert.rejects(
-    loadModel(fixture("base/gpt2")),
+    loadModel(fixture("base/bert")),
     (error) => error instanceof FormatError && error.field === "model_type",
   );
   const tensors = await readCheckpoint(fixture("base/llama"));

@@ -126,6 +126,10 @@ for (const name of ["Deno", "Node 22", "Node 24", "Bun"]) {
     assert.equal(start(engine, "print_layer.mjs"), "[7,14,14]");
   });
 
+  test(`the tarball computes on two threads, and its program ends, in ${name}`, options, () => {
+    assert.equal(start(engine, "threads.mjs"), '[true,"asked for by name; 2 threads"]');
+  });
+
   test(`the tarball loads a model and generates through a PEFT adapter in ${name}`, options, () => {
     const tiny = here("../examples/models/tiny");
     const text = start(engine, "generate.mjs", join(tiny, "base"), join(tiny, "news"), "<|end|>The movie");

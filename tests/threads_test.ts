@@ -205,19 +205,31 @@ for (const [what, change] of Object.entries(DEATHS)) {
   });
 }
 
+/** Computes until that fails, at most 8 s, and fails unless it does within `most` ms, by a lost worker. */
+async function assertLost(backend: Backend, most: number): Promise<void> {
+  const start = performance.now();
+  await assert.rejects(async () => {
+    for (; performance.now() - start < 8000; await new Promise((resolve) => setTimeout(resolve, 20))) {
+      backend.scope(() => void largeProduct(backend));
+    }
+  }, { name: "BackendUnavailableError", code: "worker-lost" });
+  assert.ok(performance.now() - start < most, `${performance.now() - start} ms`);
+  backend.dispose();
+}
+
 test("a worker that is terminated between operations gives an error within 2 s", async () => {
   const { workers, make } = watched();
   const backend = await openThreads({ threads: 2, worker: make });
   await backend.read(largeProduct(backend));
   await workers[0]!.terminate();
-  const start = performance.now();
-  await assert.rejects(async () => {
-    for (; performance.now() - start < 4000; await new Promise((resolve) => setTimeout(resolve, 20))) {
-      backend.scope(() => void largeProduct(backend));
-    }
-  }, { name: "BackendUnavailableError", code: "worker-lost" });
-  assert.ok(performance.now() - start < 2000, `${performance.now() - start} ms`);
-  backend.dispose();
+  // Chromium leaves a terminated worker 2 s to come back to its event loop; until then it computes.
+  await assertLost(backend, "document" in globalThis ? 4500 : 2000);
+});
+
+test("a worker that falls silent between operations gives an error within 2 s", async () => {
+  // After the self-test it never sees another operation; the caller does not need it to finish one.
+  const { make } = watched((code) => code.replace("store(words, WORD.seen", "if (last > 2) wait(words, 15, 0);\n$&"));
+  await assertLost(await openThreads({ threads: 2, worker: make }), 2000);
 });
 
 test("a backend that rested answers at once and with all threads", async () => {
@@ -238,9 +250,9 @@ test("100 backends opened and disposed leave no worker and no memory", async () 
       : await openBackend({ prefer: "wasm", threads: 2, worker: make });
     if (i % 5 === 0) largeProduct(backend); // workers that are still starting have to end too
     const worker = workers.at(-1);
-    if (worker && i % 5 === 0) {
+    if (worker?.on && i % 5 === 0) { // a page is not told
       alive++;
-      worker.on?.("exit", () => alive--);
+      worker.on("exit", () => alive--);
     }
     backend.dispose();
     assert.equal(backend.bytes, 0);

@@ -6,7 +6,7 @@ import { DeviceLostError, DisposedError, OutOfMemoryError } from "../src/errors.
 import * as reference from "./reference.ts";
 import { branchOf, random, randomBranch, randomMatrix, tensorOf, weightOf } from "./values.ts";
 import { WebGpuBackend } from "../src/webgpu/backend.ts";
-import { findDevice, gpuSkip, openGpu, withGpu, wrapDevice } from "./webgpu_support.ts";
+import { failingDevice, findDevice, gpuSkip, openGpu, withGpu, wrapDevice } from "./webgpu_support.ts";
 
 const onGpu = await gpuSkip();
 
@@ -72,22 +72,6 @@ test("reads and merges that wait when the backend is disposed reject with Dispos
   for (const promise of waiting) await assert.rejects(promise, DisposedError);
 });
 
-/** A device whose buffer number `failing` does not fit in any memory; it counts the buffers that live. */
-function failingDevice(device: GPUDevice, failing: () => boolean, live: Set<object> = new Set()): GPUDevice {
-  return wrapDevice(device, {
-    createBuffer(descriptor: GPUBufferDescriptor) {
-      const buffer = device.createBuffer(failing() ? { ...descriptor, size: 2 ** 50 } : descriptor);
-      live.add(buffer);
-      const destroy = buffer.destroy.bind(buffer);
-      buffer.destroy = () => {
-        live.delete(buffer);
-        destroy();
-      };
-      return buffer;
-    },
-  });
-}
-
 test("an allocation that fails gives an OutOfMemoryError, and the backend lives on", onGpu, async () => {
   const device = (await findDevice())!;
   let failures = 0;
@@ -129,6 +113,29 @@ test("what was computed before a failed allocation stays, and what reads a faile
   assert.ok((await backend.read(backend.add(zeros, zeros))).every((value) => value === 0));
   backend.dispose();
 });
+
+test(
+  "what reads a failed tensor fails, also when the tensor's buffer is used anew in the same batch",
+  onGpu,
+  async () => {
+    const device = (await findDevice())!;
+    let fail = false;
+    const backend = new WebGpuBackend({ device: failingDevice(device, () => fail), owned: true }, "");
+    const good = backend.tensor([70_000]);
+    fail = true;
+    const bad = backend.tensor([70_000]);
+    fail = false;
+    const failed = backend.add(good, backend.add(bad, good));
+    await assert.rejects(backend.read(failed), OutOfMemoryError);
+    const worse = backend.add(failed, good);
+    failed.dispose();
+    const better = backend.add(good, good); // in the buffer that was `failed`
+    await assert.rejects(backend.read(worse), OutOfMemoryError);
+    await assert.rejects(backend.read(better), OutOfMemoryError); // of one submission with `worse`
+    assert.ok((await backend.read(backend.add(good, good))).every((value) => value === 0));
+    backend.dispose();
+  },
+);
 
 test("1,000 cycles of create and dispose leave no buffer, and no bytes", onGpu, async () => {
   const live = new Set<object>();

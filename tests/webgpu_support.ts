@@ -51,6 +51,22 @@ export function wrapDevice(device: GPUDevice, members: Partial<Record<keyof GPUD
   });
 }
 
+/** A device that has no memory for a buffer while `failing` is true; it holds the buffers that live. */
+export function failingDevice(device: GPUDevice, failing: () => boolean, live: Set<object> = new Set()): GPUDevice {
+  return wrapDevice(device, {
+    createBuffer(descriptor: GPUBufferDescriptor) {
+      const buffer = device.createBuffer(failing() ? { ...descriptor, size: 2 ** 50 } : descriptor);
+      live.add(buffer);
+      const destroy = buffer.destroy.bind(buffer);
+      buffer.destroy = () => {
+        live.delete(buffer);
+        destroy();
+      };
+      return buffer;
+    },
+  });
+}
+
 /** A backend on a device of its own, with the default limits or lower ones. */
 export async function openGpu(
   limits: Partial<QueueLimits> = {},
@@ -99,5 +115,26 @@ export function countTraffic(device: GPUDevice, traffic: DeviceTraffic): GPUDevi
       };
       return buffer;
     },
+  });
+}
+
+/** The device, with `at` called before each of its calls that reach the driver, and after each of its answers. */
+export function watchDevice(device: GPUDevice, at: () => void): GPUDevice {
+  const around = <A extends unknown[], R>(call: (...values: A) => R) => (...values: A): R => {
+    at();
+    const result = call(...values);
+    // A promise of the driver: the fault may come just when it answers.
+    return result instanceof Promise ? result.finally(at) as R : result;
+  };
+  const { queue } = device;
+  const watched = { submit: around(queue.submit.bind(queue)), writeBuffer: around(queue.writeBuffer.bind(queue)) };
+  return wrapDevice(device, {
+    queue: new Proxy(queue, { get: (_, key) => watched[key as keyof typeof watched] }),
+    popErrorScope: around(device.popErrorScope.bind(device)),
+    createBuffer: around((descriptor: GPUBufferDescriptor) => {
+      const buffer = device.createBuffer(descriptor);
+      buffer.mapAsync = around(buffer.mapAsync.bind(buffer));
+      return buffer;
+    }),
   });
 }

@@ -1,9 +1,10 @@
 /** node-llama-cpp: llama.cpp's native binary, the ceiling for whole models. */
+import { statSync } from "node:fs";
 import process from "node:process";
 import type { Body } from "../../src/cli/bench_timing.ts";
-import { attempt, engineName, importPeer, peerVersion, readJob, report, timePeer } from "../child.ts";
+import { attempt, engineName, importPeer, openStopwatch, peerVersion, readJob, report } from "../child.ts";
 import { adapterGguf, modelIn } from "../model_files.ts";
-import { DECODE_PROMPT, decodeTokens, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
+import { DECODE_PROMPT, decodeTokens, PREFILL_FLOP, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
 import { wants } from "../shapes.ts";
 import type { Topic } from "../types.ts";
 
@@ -31,7 +32,9 @@ const { threads, home, variant } = job;
 const { getLlama, LlamaLogLevel } = await importPeer<Library>(job, `${MODULE}/dist/index.js`);
 const llama = await getLlama({ gpu: false, build: "never", maxThreads: threads, logLevel: LlamaLogLevel.error });
 report({ kind: "engine", engine: `${engineName()}, native`, version: peerVersion(job, MODULE) });
-const model = await llama.loadModel({ modelPath: await modelIn(home, variant) });
+const path = await modelIn(home, variant);
+const model = await llama.loadModel({ modelPath: path });
+const stopwatch = await openStopwatch(job);
 
 async function open(lora?: string) {
   const options = { contextSize: 1024, batchSize: PREFILL_TOKENS, threads, ...(lora && { lora }) };
@@ -65,12 +68,14 @@ for (const topic of ["decode", "prefill"] as const satisfies Topic[]) {
   if (!wants(job, topic)) continue;
   await attempt(topic, variant, async () => {
     const run = topic === "decode" ? decode : prefill;
-    const bodies = [plain, ...(adapted ? [adapted] : [])].map(({ sequence }): Body => ({ run: () => run(sequence) }));
-    const [times, adaptedTimes] = await timePeer(bodies, job);
-    const work = { tokens: topic === "decode" ? decodeTokens(job) : PREFILL_TOKENS };
-    const common = { kind: "figure", topic, name: "SmolLM2-135M", work } as const;
-    report({ ...common, variant, times: times! });
-    if (adaptedTimes) report({ ...common, variant: `${variant} + LoRA`, times: adaptedTimes, base: times! });
+    const [body, base] = [plain, ...(adapted ? [adapted] : [])].map((one): Body => ({ run: () => run(one.sequence) }));
+    const tokens = topic === "decode" ? decodeTokens(job) : PREFILL_TOKENS;
+    const { times, limits, base: adaptedTimes } = topic === "decode"
+      ? await stopwatch.timeAgainst("read", tokens * statSync(path).size, body!, base)
+      : await stopwatch.timeAgainst("fma", PREFILL_FLOP, body!, base);
+    const common = { kind: "figure", topic, name: "SmolLM2-135M", work: { tokens } } as const;
+    report({ ...common, variant, times, ...(limits && { limits }) });
+    if (adaptedTimes) report({ ...common, variant: `${variant} + LoRA`, times: adaptedTimes, base: times });
   });
 }
 process.exit(0);

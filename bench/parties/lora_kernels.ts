@@ -1,6 +1,6 @@
 /** This package's kernels, each in turns with the limits of the silicon. */
 import type { Backend, WeightDtype } from "../../src/backend.ts";
-import { measureCase } from "../../src/cli/bench.ts";
+import { timeCase } from "../../src/cli/bench.ts";
 import { type BenchCase, linearCase, loraCase, manyAdaptersCase, mergeCase } from "../../src/cli/bench_cases.ts";
 import { openPeaks, type Peaks } from "../../src/cli/peak.ts";
 import { attempt, engineName, readJob, report, timesOf } from "../child.ts";
@@ -51,10 +51,15 @@ async function measure(
   job: Job,
   { topic, variant, flop, entry }: Entry,
 ): Promise<void> {
-  const { bounds: limits, ...timed } = await measureCase(backend, peaks, entry, timesOf(job));
-  const bytes = limits.find(({ kind }) => kind === "read")?.work;
-  const work = { flop, ...(bytes !== undefined && { bytes }) };
-  report({ kind: "figure", topic, name: entry.shape, variant, work, ...timed, limits });
+  const open = entry.open(backend);
+  try {
+    const { bounds: limits, ...timed } = await timeCase(open, peaks, timesOf(job));
+    const bytes = limits.find(({ kind }) => kind === "read")?.work;
+    const work = { flop, ...(bytes !== undefined && { bytes }) };
+    report({ kind: "figure", topic, name: entry.shape, variant, work, ...timed, limits });
+  } finally {
+    open.dispose();
+  }
 }
 
 const job = readJob();

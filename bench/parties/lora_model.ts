@@ -3,9 +3,9 @@ import type { WeightDtype } from "../../src/backend.ts";
 import type { Body } from "../../src/cli/bench_timing.ts";
 import { file, folder } from "../../src/fs/mod.ts";
 import { type LanguageModel, loadModel } from "../../src/models/mod.ts";
-import { attempt, engineName, readJob, report, timePeer } from "../child.ts";
+import { attempt, engineName, openStopwatch, readJob, report } from "../child.ts";
 import { ADAPTER, modelIn } from "../model_files.ts";
-import { DECODE_PROMPT, decodeTokens, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
+import { DECODE_PROMPT, decodeTokens, PREFILL_FLOP, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
 import { openReader } from "../read_bandwidth.ts";
 import { wants } from "../shapes.ts";
 import { openThreads } from "../threads.ts";
@@ -20,6 +20,7 @@ const model = await loadModel(file(path), { backend, dtype: job.variant as Weigh
 const weightBytes = backend.bytes;
 await model.loadAdapter("adapter", folder(ADAPTER));
 const reader = await openReader(job.threads);
+const stopwatch = await openStopwatch(job);
 
 /** Ms between the first token, which comes with the prompt, and the last; of all when only one is wanted. */
 async function generate(model: LanguageModel, adapter: string | null, prompt: readonly number[], tokens: number) {
@@ -38,7 +39,7 @@ if (wants(job, "decode")) {
   await attempt("decode", job.variant, async () => {
     const tokens = decodeTokens(job);
     const bodies = [reader.body, body(null, DECODE_PROMPT, tokens), body("adapter", DECODE_PROMPT, tokens)];
-    const [read, times, adapted] = await timePeer(bodies, job);
+    const [read, times, adapted] = await stopwatch.time(bodies);
     const limit = { kind: "read", work: tokens * weightBytes, per: reader.work, times: read! } as const;
     const common = { kind: "figure", topic: "decode", name: NAME, work: { tokens } } as const;
     report({ ...common, variant: job.variant, times: times!, limits: [limit] });
@@ -48,10 +49,11 @@ if (wants(job, "decode")) {
 if (wants(job, "prefill")) {
   await attempt("prefill", job.variant, async () => {
     const prompt = prefillPrompt();
-    const [times, adapted] = await timePeer([body(null, prompt, 0), body("adapter", prompt, 0)], job);
+    const bodies = [body("adapter", prompt, 0), body(null, prompt, 0)] as const;
+    const { times, base, limits } = await stopwatch.timeAgainst("fma", PREFILL_FLOP, ...bodies);
     const common = { kind: "figure", topic: "prefill", name: NAME, work: { tokens: PREFILL_TOKENS } } as const;
-    report({ ...common, variant: job.variant, times: times! });
-    report({ ...common, variant: `${job.variant} + LoRA`, times: adapted!, base: times! });
+    report({ ...common, variant: job.variant, times: base!, ...(limits && { limits }) });
+    report({ ...common, variant: `${job.variant} + LoRA`, times, base: base! });
   });
 }
 await reader.close();

@@ -1,7 +1,7 @@
 /** onnxruntime-web's WebAssembly kernels: Gemm, MatMulNBits, and Gemm with an adapter as three nodes. */
 import process from "node:process";
 import { sampleValues } from "../../src/cli/bench_cases.ts";
-import { attempt, engineName, readJob, report, timePeer } from "../child.ts";
+import { attempt, engineName, openStopwatch, readJob, report } from "../child.ts";
 import { gemmModel, int4Bytes, int4Model } from "../onnx/kernels.ts";
 import { openOrt } from "../onnx/runtime.ts";
 import { flopOf, gemmShapes, gemvShapes, loraCases, type Shape, shapeName, wants } from "../shapes.ts";
@@ -11,8 +11,8 @@ const LARGE = [1, 128].map((rows): Shape => ({ rows, inputs: 4096, outputs: 4096
 
 const job = readJob();
 const ort = await openOrt(job);
-const engine = engineName();
-report({ kind: "engine", engine, version: ort.env.versions.web ?? ort.env.versions.common });
+report({ kind: "engine", engine: engineName(), version: ort.env.versions.web ?? ort.env.versions.common });
+const stopwatch = await openStopwatch(job);
 
 async function open(model: Uint8Array, { rows, inputs }: Shape) {
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
@@ -25,14 +25,15 @@ async function open(model: Uint8Array, { rows, inputs }: Shape) {
 
 async function measure(topic: Topic, variant: string, shape: Shape, model: Uint8Array, work: Work): Promise<void> {
   const { body, dispose } = await open(model, shape);
-  const [times] = await timePeer([body], job);
+  const { flop, bytes } = work;
+  const timed = await stopwatch.timeAgainst(bytes === undefined ? "fma" : "read", bytes ?? flop!, body);
   await dispose();
-  report({ kind: "figure", topic, name: shapeName(shape), variant, work, times: times! });
+  report({ kind: "figure", topic, name: shapeName(shape), variant, work, ...timed });
 }
 
 async function measureLora(rank: number, shape: Shape): Promise<void> {
   const [adapted, plain] = [await open(gemmModel(shape, rank), shape), await open(gemmModel(shape), shape)];
-  const [times, base] = await timePeer([adapted.body, plain.body], job);
+  const [times, base] = await stopwatch.time([adapted.body, plain.body]);
   await adapted.dispose();
   await plain.dispose();
   const flop = flopOf(shape) + 2 * shape.rows * rank * (shape.inputs + shape.outputs);

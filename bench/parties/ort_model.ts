@@ -6,9 +6,9 @@ import { readJson } from "../../src/formats/json_file.ts";
 import { file } from "../../src/fs/mod.ts";
 import { readLlamaConfig } from "../../src/models/llama_config.ts";
 import { ggufFolder } from "../../src/models/mod.ts";
-import { attempt, engineName, readJob, report, timePeer } from "../child.ts";
+import { attempt, engineName, openStopwatch, readJob, report } from "../child.ts";
 import { modelIn } from "../model_files.ts";
-import { DECODE_PROMPT, decodeTokens, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
+import { DECODE_PROMPT, decodeTokens, PREFILL_FLOP, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
 import { LlamaGraph } from "../onnx/llama.ts";
 import type { OnnxFormat } from "../onnx/products.ts";
 import { openOrt, type OrtTensor } from "../onnx/runtime.ts";
@@ -25,6 +25,7 @@ for (const name of checkpoint.tensors.keys()) stored.set(name, await checkpoint.
 const tensors = { config, tensor: (name: string) => toFloat32(stored.get(name)!) };
 const model = new LlamaGraph(tensors, job.variant as OnnxFormat).build();
 stored.clear();
+const stopwatch = await openStopwatch(job);
 const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
 type Caches = Readonly<Record<string, OrtTensor>>;
@@ -68,23 +69,25 @@ if (process.env.BENCH_SHOW_IDS) process.stdout.write(`${(await decode(DECODE_PRO
 if (wants(job, "decode")) {
   await attempt("decode", job.variant, async () => {
     const tokens = decodeTokens(job);
-    const [times] = await timePeer([{ run: async () => (await decode(DECODE_PROMPT, tokens)).ms }], job);
+    const body = { run: async () => (await decode(DECODE_PROMPT, tokens)).ms };
+    const timed = await stopwatch.timeAgainst("read", tokens * model.length, body);
     report({
       kind: "figure",
       topic: "decode",
       name: "SmolLM2-135M",
       variant: job.variant,
       work: { tokens },
-      times: times!,
+      ...timed,
     });
   });
 }
 if (wants(job, "prefill")) {
   await attempt("prefill", job.variant, async () => {
     const prompt = prefillPrompt();
-    const [times] = await timePeer([{ run: async () => void await step(prompt, 0, noCaches()) }], job);
+    const body = { run: async () => void await step(prompt, 0, noCaches()) };
+    const timed = await stopwatch.timeAgainst("fma", PREFILL_FLOP, body);
     const work = { tokens: PREFILL_TOKENS };
-    report({ kind: "figure", topic: "prefill", name: "SmolLM2-135M", variant: job.variant, work, times: times! });
+    report({ kind: "figure", topic: "prefill", name: "SmolLM2-135M", variant: job.variant, work, ...timed });
   });
 }
 process.exit(0); // its threads would keep the process

@@ -1,4 +1,4 @@
-//! Half-width floats: widening bf16 and f16, rounding to bf16, and the panel rows of both weight types.
+//! Half-width floats: widening bf16 and f16, rounding to them, and the panel rows of both weight types.
 
 use crate::simd::*;
 use crate::{BF16, F16};
@@ -66,13 +66,20 @@ pub fn round_bf16(v: v128) -> v128 {
     v128_and(upper, u32x4_splat(0xffff_0000))
 }
 
-/// Rounds to the nearest f16, ties to even, in the low half of each lane; magnitudes from 65,520 on are infinite or worse.
+/// Rounds to the nearest f16, ties to even, its bits in the low half of each lane; what is too large becomes infinite.
 #[inline(always)]
 pub fn f16_bits(v: v128) -> v128 {
-    let magnitude = f32x4_mul(f32x4_abs(v), f32x4_splat(f32::from_bits(0x0780_0000))); // 2^-112, as in widen_f16
+    let magnitude = v128_and(v, u32x4_splat(0x7fff_ffff));
     let odd = v128_and(u32x4_shr(magnitude, 13), u32x4_splat(1));
-    let rounded = u32x4_shr(i32x4_add(magnitude, i32x4_add(odd, u32x4_splat(0xfff))), 13);
-    v128_or(rounded, v128_and(u32x4_shr(v, 16), u32x4_splat(0x8000)))
+    // the exponent bias goes from 127 to 15
+    let normal = u32x4_shr(i32x4_add(i32x4_add(magnitude, odd), u32x4_splat(0xc800_0fff)), 13);
+    // 0.5 and a subnormal f16 have the same last place, so that the sum rounds to it
+    let small = i32x4_sub(f32x4_add(magnitude, f32x4_splat(0.5)), u32x4_splat(0x3f00_0000));
+    let finite = v128_bitselect(normal, small, u32x4_ge(magnitude, u32x4_splat(0x3880_0000)));
+    let is_nan = u32x4_gt(magnitude, u32x4_splat(0x7f80_0000));
+    let special = v128_or(u32x4_splat(0x7c00), v128_and(is_nan, u32x4_splat(0x0200)));
+    let half = v128_bitselect(special, finite, u32x4_ge(magnitude, u32x4_splat(0x477f_f000)));
+    v128_or(half, v128_and(u32x4_shr(v, 16), u32x4_splat(0x8000)))
 }
 
 /// Columns 0 to 3 and 4 to 7 at one k of a panel, f32 or bf16 (`HALF`).

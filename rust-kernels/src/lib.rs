@@ -43,6 +43,7 @@ mod linear;
 mod linear_backward_input;
 mod linear_backward_weight;
 mod merge;
+mod merge_rows;
 mod norms;
 mod pack;
 mod pack_blocks;

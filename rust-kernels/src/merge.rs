@@ -18,11 +18,13 @@ use crate::{round_up, BF16, EXACT, F32, PANEL};
 #[repr(C)]
 pub struct Branch {
     /// A (r, k), f32 panels.
-    a: *const f32,
+    pub a: *const f32,
     /// B (n, r), f32 panels.
-    b: *const f32,
-    r: usize,
-    s: f32,
+    pub b: *const f32,
+    /// Its rank.
+    pub r: usize,
+    /// Its scale.
+    pub s: f32,
 }
 
 /// Bytes of scratch that `merge` wants for branches of `total_r` ranks in sum.

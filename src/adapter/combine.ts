@@ -5,6 +5,7 @@
  */
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
+import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -18,12 +19,14 @@ import {
   pruningOf,
   truncates,
 } from "./combine_module.ts";
-import { readFactors, requirePlain, storeFactors } from "./factors.ts";
+import { requireAdditive } from "./additive.ts";
+import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
 import type { FloatDtype } from "./factor_values.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
-import { isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
+import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
 import type { MajoritySign } from "./pruning.ts";
+import { CONFIG_FILE } from "./lora_config.ts";
 import { encodeWeights } from "./save.ts";
 import { type Factors, productNorm } from "./svd.ts";
 import type { WeightedAdapter } from "./weighted_adapter.ts";
@@ -31,7 +34,7 @@ import type { WeightedAdapter } from "./weighted_adapter.ts";
 /** Options of {@linkcode combineAdapters}. */
 export interface CombineOptions extends ReadOptions {
   /**
-   * `"cat"`, the default: the exact sum, of the summed rank. `"svd"`: the best approximation of a rank. The others are
+   * `"exact"`, the default, PEFT's `"cat"`: the sum, of the summed rank. `"svd"`: the best approximation of a rank. The others are
    * PEFT's, under its names: on the factors, with their cross terms, or with `_svd` on the updates, which are then
    * formed in full.
    */
@@ -54,11 +57,18 @@ export interface CombineOptions extends ReadOptions {
   readonly limits?: AdapterLimits;
 }
 
+const LOST_BIASES: ReportLine = {
+  module: CONFIG_FILE,
+  what: "PEFT 0.21.2 would lose the biases of B",
+  why: "it combines A and B only; here they are summed as their updates are",
+};
+
 /** Options of {@linkcode resizeAdapter}: a rank or an energy. */
 export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "name" | "limits" | "signal">;
 
 /**
- * Combines adapters: ΔW = Σ weight · s B A per module; an adapter without a module adds nothing there.
+ * Combines adapters of linear layers, embeddings and convolutions: ΔW = Σ weight · s B A per module, and so for biases of
+ * B; an adapter without a module adds nothing there.
  *
  * The result has s = 1 for every reader: alpha = rank, no rsLoRA, and the ranks of single modules by their paths. Its
  * `report` has a line for each module with the error ‖wanted − got‖ / ‖wanted‖ of the stored factors against that sum.
@@ -66,7 +76,7 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  * @param adapters The adapters with their weights; the first one's config is the result's.
  * @param options The method and what it takes.
  * @returns The combination.
- * @throws {MismatchError} If the adapters fit no common base, are more than plain LoRA, or their ranks differ where the
+ * @throws {MismatchError} If the adapters fit no common base, are more than such sums, or their ranks differ where the
  * method adds factors.
  * @throws {LimitError} If a rank passes the cap, or a `_svd` method would have to decompose too large an update.
  * @throws {NumericError} If a weight is not finite, or a value does not fit `dtype`.
@@ -88,10 +98,11 @@ export async function combineAdapters(
   adapters: readonly WeightedAdapter[],
   options: CombineOptions = {},
 ): Promise<Adapter> {
-  const { method = "cat", dtype = "F32", name = "combined" } = options;
+  const { method = "exact", dtype = "F32", name = "combined" } = options;
   checkAdapters(adapters);
   checkOptions(method, options);
   const plain = adapters.map(({ adapter }) => adapter) as [Adapter, ...Adapter[]];
+  const hasBias = plain.some(({ config }) => config.loraBias);
   const isOfPeft = adapters.length > 1 && options.energy === undefined;
   const modules = new Map<string, LoraModule>();
   const report: ReportLine[] = [...reportInputs(plain)];
@@ -100,11 +111,13 @@ export async function combineAdapters(
     const parts = readParts(adapters, module);
     const { factors, what, why } = combineModule(parts, { ...options, method, module });
     checkRank(module, factors.a.rows, options.limits?.rank ?? DEFAULT_LIMITS.rank);
-    const stored = storeFactors(module, factors, dtype);
-    modules.set(module, stored);
+    const stored = storeFactors(parts[0]!.module, factors, dtype);
+    const loraBias = hasBias ? combineBiases(parts, dtype) : undefined;
+    modules.set(module, { ...stored, ...(loraBias && { loraBias }) });
     report.push({ module, what, why, error: relativeError(concatenate(parts), readFactors(stored)) });
     if (isOfPeft && plain[0].config.useRslora) report.push(reportScale(stored));
   }
+  if (hasBias && isOfPeft) report.push(LOST_BIASES);
   const config = combinedConfig(plain, modules, options.limits);
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
@@ -117,7 +130,7 @@ export async function combineAdapters(
  * @param adapter The adapter.
  * @param options The rank of every module, or the share of Σ σ² that each keeps.
  * @returns The smaller adapter; modules whose rank is no larger keep theirs.
- * @throws {MismatchError} If the adapter is more than plain LoRA.
+ * @throws {MismatchError} If the adapter is more than sums of B A.
  * @throws {RangeError} If neither or both of rank and energy are given, or one is out of its range.
  *
  * @example
@@ -143,7 +156,7 @@ function checkAdapters(adapters: readonly WeightedAdapter[]): void {
     if (!(adapter instanceof Adapter)) {
       throw new TypeError(`Cannot combine ${typeof adapter}: expected adapters, as loadAdapter() gives them`);
     }
-    requirePlain(adapter, "combine");
+    requireAdditive(adapter, "combine");
     if (Number.isFinite(weight)) continue;
     const message = `Cannot combine ${quote(adapter.name)} with weight ${weight}: expected a finite number`;
     throw new NumericError(message, { file: adapter.name, field: "weight", found: weight });
@@ -181,20 +194,35 @@ function readParts(adapters: readonly WeightedAdapter[], module: string): readon
     const found = adapter.modules.get(module);
     if (!found) continue;
     const factors = readFactors(found);
-    const shape = (f: Factors) => [f.b.columns, f.a.columns].join(", ");
-    const expected = shape(parts[0]?.factors ?? factors);
-    if (shape(factors) !== expected) {
-      const message = `Cannot combine module ${quote(module)} of shape [${shape(factors)}] in ${quote(adapter.name)}`;
-      throw new MismatchError(`${message}: expected [${expected}], as in the adapters before it`, {
+    const [shape, expected] = [updateShape(found), updateShape(parts[0]?.module ?? found)];
+    if (shape !== expected) {
+      const message = `Cannot combine module ${quote(module)} of shape ${shape} in ${quote(adapter.name)}`;
+      throw new MismatchError(`${message}: expected ${expected}, as in the adapters before it`, {
         file: adapter.name,
         tensor: module,
-        found: shape(factors),
+        found: shape,
         expected,
       });
     }
-    parts.push({ index, weight, scaling: found.scaling, factors });
+    parts.push({ index, weight, scaling: found.scaling, factors, module: found });
   }
   return parts;
+}
+
+/** Shape of the update, with its kind where that is not linear. */
+function updateShape({ kind, outFeatures, loraA }: LoraModule): string {
+  return `[${[outFeatures, ...loraA.shape.slice(1)].join(", ")}]${kind === "linear" ? "" : ` (${kind})`}`;
+}
+
+/** Σ weight · s · b_B; an adapter without a bias adds nothing. Embeddings have none. */
+function combineBiases(parts: readonly ModulePart[], dtype: FloatDtype): StoredTensor | undefined {
+  const { name, kind, outFeatures } = parts[0]!.module;
+  if (kind === "embedding") return undefined;
+  const values = new Float64Array(outFeatures);
+  for (const { module, weight, scaling } of parts) {
+    if (module.loraBias) addScaled(values, Float64Array.from(toFloat32(module.loraBias)), weight * scaling);
+  }
+  return storeMatrix({ values }, [outFeatures], { dtype, module: name });
 }
 
 function checkRank(module: string, value: number, limit: number): void {

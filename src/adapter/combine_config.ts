@@ -31,7 +31,7 @@ export function combinedConfig(
   const raw = new Map<string, JsonValue>(first.config.raw);
   raw.set("r", r).set("lora_alpha", r).set("use_rslora", false).set("init_lora_weights", true);
   raw.set("rank_pattern", exactPattern(modules, r)).set("alpha_pattern", exactPattern(modules, r));
-  raw.set("eva_config", null);
+  raw.set("eva_config", null).set("lora_bias", [...modules.values()].some(({ loraBias }) => loraBias));
   if (others.some((adapter) => !hasSameModules(adapter, first))) {
     raw.set("target_modules", [...modules.keys()]).set("exclude_modules", null);
     raw.set("layers_to_transform", null).set("layers_pattern", null);

@@ -1,12 +1,13 @@
 import { LimitError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
+import type { LoraModule } from "./adapter.ts";
 import { addScaled, firstRows, type Matrix, multiply, scale, stackRows, transpose, zeros } from "./linear_algebra.ts";
 import { type MajoritySign, mergeTensors, type PruningMethod } from "./pruning.ts";
 import { RandomStream } from "./random.ts";
 import { type Factors, productVectors, type SingularVectors, singularVectors } from "./svd.ts";
 
-/** Ways to combine adapters, by the names of PEFT's `combination_type`. */
-export type CombineMethod = "cat" | "svd" | "linear" | PruningMethod | `${PruningMethod}_svd`;
+/** Ways to combine adapters, by the names of PEFT's `combination_type`; `"exact"` is its `"cat"`. */
+export type CombineMethod = "exact" | "cat" | "svd" | "linear" | PruningMethod | `${PruningMethod}_svd`;
 
 /** What one adapter contributes to a module: weight · scaling · B A. */
 export interface ModulePart {
@@ -18,6 +19,8 @@ export interface ModulePart {
   readonly scaling: number;
   /** B and A. */
   readonly factors: Factors;
+  /** The module itself. */
+  readonly module: LoraModule;
 }
 
 /** How a module is combined. */
@@ -64,7 +67,7 @@ export function truncates(method: CombineMethod): boolean {
 
 /** Whether a text is the name of a method. */
 export function isCombineMethod(method: string): method is CombineMethod {
-  return ["cat", "svd", "linear", ...PRUNING, ...PRUNING.map((name) => `${name}_svd`)].includes(method);
+  return ["exact", "cat", "svd", "linear", ...PRUNING, ...PRUNING.map((name) => `${name}_svd`)].includes(method);
 }
 
 /**
@@ -92,7 +95,7 @@ export function concatenate(parts: readonly ModulePart[]): Factors {
  */
 export function combineModule(parts: readonly ModulePart[], options: ModuleOptions): CombinedModule {
   const { method } = options;
-  if (method === "cat") {
+  if (method === "cat" || method === "exact") {
     const factors = concatenate(parts);
     return { factors, what: `rank ${factors.a.rows}, the sum of all`, why: "the sum is exact, rounded once" };
   }

@@ -8,7 +8,8 @@ import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import type { Adapter, LoraModule } from "./adapter.ts";
-import { readFactors, requirePlain } from "./factors.ts";
+import { requireAdditive } from "./additive.ts";
+import { readFactors } from "./factors.ts";
 import {
   addScaled,
   firstRows,
@@ -101,8 +102,8 @@ export async function compareAdapters(
   b: Adapter,
   options: CompareOptions = {},
 ): Promise<AdapterComparison> {
-  requirePlain(a, "compare");
-  requirePlain(b, "compare");
+  requireAdditive(a, "compare");
+  requireAdditive(b, "compare");
   const common = [...a.modules.values()].filter(({ name }) => b.modules.has(name));
   if (common.length === 0) {
     const message = `Cannot compare ${quote(a.name)} with ${quote(b.name)} without a common module`;

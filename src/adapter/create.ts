@@ -3,12 +3,16 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { Adapter, type LoraModule } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
+import { createModule } from "./create_module.ts";
+import { type EvaDirections, evaDirections, type EvaLayer } from "./eva.ts";
+import { exactKeys } from "./exact_keys.ts";
 import { identify } from "./identity.ts";
+import type { InitName } from "./inits.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
-import { RandomStream } from "./random.ts";
 import { encodeWeights } from "./save.ts";
 import { listTargets } from "./target_modules.ts";
+import { readWeight } from "./weight_matrix.ts";
 
 /** A linear layer of a base model. */
 export interface BaseModule {
@@ -50,9 +54,25 @@ export interface CreateAdapterOptions {
   readonly taskType?: string;
   /** Name of the base model, as a hint for readers. */
   readonly baseModel?: string;
-  /** A uniform in ±1/√in, or `"gaussian"`: normal with variance 1/r². B is zero. */
-  readonly init?: true | "gaussian";
-  /** A whole number that decides A; 0 if absent. */
+  /** How the factors begin; true, A uniform in ±1/√in and B zero, if absent. See {@linkcode InitName}. */
+  readonly init?: true | InitName | "eva";
+  /** Whether every module has a magnitude (DoRA), which begins as ‖W + ΔW‖; false if absent. Needs `weightOf`. */
+  readonly useDora?: boolean;
+  /** Whether B has a bias, which begins as zero; false if absent. */
+  readonly loraBias?: boolean;
+  /** The weight of a module as the base stores it, for DoRA and the initialisations that begin from it. */
+  readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
+  /** Inputs (n, in) of a module, for `"eva"`. */
+  readonly inputsOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
+  /** ρ of EVA: the most that a module's rank may grow by; 2 if absent. */
+  readonly evaRho?: number;
+  /** Bits of LoftQ's base; 4 if absent. */
+  readonly loftqBits?: 4 | 8;
+  /** Iterations of LoftQ; 1 if absent. */
+  readonly loftqIterations?: number;
+  /** Is given the weight (out, in), in F32, over which a module begins, where the initialisation changes the base. */
+  readonly onBase?: (module: string, weight: StoredTensor) => void;
+  /** A whole number that decides what is random; 0 if absent. */
   readonly seed?: number;
   /** Name of the adapter; "adapter" if absent. */
   readonly name?: string;
@@ -73,17 +93,20 @@ const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
   ["taskType", "task_type"],
   ["baseModel", "base_model_name_or_path"],
   ["init", "init_lora_weights"],
+  ["useDora", "use_dora"],
+  ["loraBias", "lora_bias"],
 ];
 
 /**
- * Creates an adapter that changes nothing yet: A random, B zero, in 32-bit floats.
+ * Creates an adapter whose training has not begun, in 32-bit floats. It changes nothing yet: its ΔW is zero, or it begins
+ * over a base from which its ΔW has been taken (`pissa`, `pissa_niter_N`, `olora`, `loftq`): see {@linkcode toPlainLora}.
  *
- * The same options give the same bits in every runtime; a module's A depends on seed and path only. (`"gaussian"` uses
- * `Math.log` and `Math.cos`, whose last bit may differ between engines.)
+ * The same options give the same bits in every runtime; a module's factors depend on seed, path and weight only. (What
+ * is normally distributed uses `Math.log` and `Math.cos`, whose last bit may differ between engines.)
  *
  * @param options The base's layers, the fields of the config, and a seed.
  * @returns The adapter.
- * @throws {MismatchError} If the base has none of the targets.
+ * @throws {MismatchError} If the base has none of the targets, or the initialisation lacks weights or inputs.
  * @throws {FormatError} If a field has the wrong type, or a pattern uses a construct outside the subset.
  * @throws {LimitError} If a rank is above 256.
  *
@@ -100,25 +123,27 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   if (!Number.isSafeInteger(seed)) {
     throw new RangeError(`Cannot create an adapter with seed ${seed}: expected an integer`);
   }
+  const { loftqBits = 4, loftqIterations = 1, evaRho = 2 } = options;
+  const isLoftq = (loftqBits === 4 || loftqBits === 8) && Number.isSafeInteger(loftqIterations) && loftqIterations >= 1;
+  if (!isLoftq || !(evaRho >= 1)) {
+    const message =
+      "Cannot create an adapter with these options: expected loftqBits 4 or 8, loftqIterations and evaRho";
+    throw new RangeError(`${message} from 1`);
+  }
   const base = new Map([...options.modules].map((module) => [module.name, module]));
-  const config = configOf(options, base);
+  const asked = configOf(options, base);
+  const eva = init === "eva" ? await evaPlan(asked, base, options) : null;
+  const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
   const modules = new Map<string, LoraModule>();
   for (const target of listTargets(config, base.keys()).modules) {
     const { inFeatures, outFeatures } = base.get(target)!;
     const { ranks: [rank = config.r], alpha } = scaleOf(target);
-    modules.set(target, {
-      name: target,
-      kind: "linear",
-      rank,
-      alpha,
-      scaling: scalingOf(config, alpha, rank),
-      inFeatures,
-      outFeatures,
-      dtype: "F32",
-      loraA: randomFactor(rank, inFeatures, init, new RandomStream(seed, target)),
-      loraB: { dtype: "F32", shape: [outFeatures, rank], bytes: new Uint8Array(4 * outFeatures * rank) },
-    });
+    const sizes = { name: target, rank, alpha, scaling: scalingOf(config, alpha, rank), inFeatures, outFeatures };
+    modules.set(
+      target,
+      await createModule(sizes, config, { ...options, seed, direction: eva?.directions.get(target) }),
+    );
   }
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
@@ -126,11 +151,53 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report: [] });
 }
 
+/** The directions of EVA, and the ranks and alphas that come of them: alpha grows as the rank does. */
+async function evaPlan(
+  asked: LoraConfig,
+  base: ReadonlyMap<string, BaseModule>,
+  { inputsOf, evaRho = 2 }: CreateAdapterOptions,
+): Promise<{ readonly config: LoraConfig; readonly directions: EvaDirections }> {
+  if (!inputsOf) {
+    const message =
+      "Cannot create an adapter with the initialisation eva without inputs of its modules: expected inputsOf";
+    throw new MismatchError(message, { field: "inputsOf", expected: "a function" });
+  }
+  const scaleOf = scaleReader(asked);
+  const layers: EvaLayer[] = [];
+  for (const name of listTargets(asked, base.keys()).modules) {
+    const { inFeatures, outFeatures } = base.get(name)!;
+    const inputs = await inputsOf(name);
+    const sizes = { name, inFeatures, outFeatures: inputs.shape[0] ?? outFeatures };
+    layers.push({ name, rank: scaleOf(name).ranks[0]!, inputs: readWeight(inputs, sizes, false).matrix });
+  }
+  const directions = evaDirections(layers, evaRho);
+  const keyOf = exactKeys(directions.keys());
+  const raw = new Map(asked.raw).set("target_modules", [...directions.keys()]).set("eva_config", evaConfig(evaRho));
+  const [ranks, alphas] = [new Map<string, JsonValue>(), new Map<string, JsonValue>()];
+  for (const { name, rank } of layers) {
+    const rows = directions.get(name)?.rows;
+    if (rows === undefined) continue;
+    const alpha = scaleOf(name).alpha * rows / rank;
+    if (rows !== asked.r) ranks.set(keyOf(name), rows);
+    if (alpha !== asked.loraAlpha) alphas.set(keyOf(name), alpha);
+  }
+  return { config: readLoraConfig(raw.set("rank_pattern", ranks).set("alpha_pattern", alphas)), directions };
+}
+
+function evaConfig(rho: number): JsonValue {
+  const fields = { rho, tau: 0.99, use_label_mask: true, label_mask_value: -100, whiten: false };
+  return new Map(Object.entries({ ...fields, adjust_scaling_factors: true }));
+}
+
 /** Makes the config as PEFT would save it: all keys, and `"all-linear"` as the names that it means. */
 function configOf(options: CreateAdapterOptions, base: ReadonlyMap<string, BaseModule>): LoraConfig {
   const raw = new Map(CONFIG_DEFAULTS);
   for (const [option, field] of FIELDS) {
     if (options[option] !== undefined) raw.set(field, asJson(options[option]));
+  }
+  if (options.init === "loftq") {
+    const { loftqBits = 4, loftqIterations = 1 } = options;
+    raw.set("loftq_config", asJson({ loftq_bits: loftqBits, loftq_iter: loftqIterations }));
   }
   const config = readLoraConfig(raw);
   const targets = listTargets(config, base.keys()).modules;
@@ -153,14 +220,4 @@ function asJson(value: unknown): JsonValue {
     return new Map(Object.entries(value).map(([key, item]) => [key, asJson(item)]));
   }
   return value as JsonValue;
-}
-
-function randomFactor(rank: number, inFeatures: number, init: true | "gaussian", random: RandomStream): StoredTensor {
-  const values = new Float32Array(rank * inFeatures);
-  // Kaiming-uniform with slope √5 is uniform in ±1/√in.
-  const bound = 1 / Math.sqrt(inFeatures);
-  for (let i = 0; i < values.length; i++) {
-    values[i] = init === "gaussian" ? random.normal() / rank : bound * (2 * random.uniform() - 1);
-  }
-  return { dtype: "F32", shape: [rank, inFeatures], bytes: new Uint8Array(values.buffer) };
 }

@@ -1,8 +1,9 @@
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { sha256, toHex } from "../formats/sha256.ts";
-import type { Folder, ReadOptions } from "../formats/source.ts";
+import type { Folder } from "../formats/source.ts";
 import type { MergeIdentity } from "./journal.ts";
+import type { MergeOptions } from "./merge_options.ts";
 
 /** To be raised where a change of this package changes the bytes that a merge writes. */
 const MERGE_VERSION = 1;
@@ -15,25 +16,23 @@ export interface MergeInputs {
   readonly files: readonly string[];
   /** The adapters. */
   readonly adapters: readonly WeightedAdapter[];
-  /** Type of the output. */
-  readonly dtype: string | undefined;
-  /** Whether convolutions lose their groups. */
-  readonly expandGroups: boolean;
+  /** What was asked for. */
+  readonly options: MergeOptions & { readonly outType?: string };
   /** Where deltas are computed. */
   readonly backend: Backend;
 }
 
 /** Tells what the output depends on, so that a later run can see whether it is the same merge. */
-export async function identify(inputs: MergeInputs, options: ReadOptions): Promise<MergeIdentity> {
-  const { base, files, adapters, dtype, expandGroups, backend } = inputs;
+export async function identify(inputs: MergeInputs): Promise<MergeIdentity> {
+  const { base, files, adapters, options, backend } = inputs;
   const identity = new Map<string, string | null>([["this package", String(MERGE_VERSION)]]);
   for (const file of files) {
     if (!await base.has(file, options)) continue;
     identity.set(`base ${file}`, await base.open(file).version?.(options) ?? null);
   }
   adapters.forEach(({ adapter, weight = 1 }, i) => identity.set(`adapter ${i + 1}`, `${weight} ${adapter.id}`));
-  identity.set("dtype", dtype ?? "as stored");
-  identity.set("groups", expandGroups ? "expanded" : "as stored");
+  identity.set("dtype", options.dtype ?? options.outType ?? "as stored");
+  identity.set("groups", options.expandGroups ? "expanded" : "as stored");
   identity.set("engine", await probeArithmetic(backend));
   return identity;
 }

@@ -1,10 +1,7 @@
-import { type FloatDtype, isFiniteTensor } from "../adapter/factor_values.ts";
-import type { Backend, Weight } from "../backend.ts";
+import type { Backend, LoraBranch, MatrixValues, MergeRowsOptions, Weight } from "../backend.ts";
 import { NumericError } from "../errors.ts";
-import { encodeBf16 } from "../formats/bfloat16.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { encodeF16 } from "../formats/float16.ts";
-import { quote } from "../formats/quote.ts";
+import { addFinite, encodeFinite, type MergedRows, notFinite } from "./encode_rows.ts";
 import { type DeltaFactors, layOutFactors, type Magnitudes, magnitudesOf } from "./merge_factors.ts";
 import type { MergeBranch, MergeTarget } from "./merge_plan.ts";
 
@@ -55,20 +52,50 @@ export class RowMerger implements Disposable {
    *
    * @param start Index of the first row.
    * @param rows The stored rows.
-   * @param dtype What the merged rows are rounded to, once.
-   * @param tensor Name of the tensor, for the error.
+   * @param to What they become.
    * @returns The merged rows as stored.
    * @throws {NumericError} If a merged value is not finite, or not in that dtype.
    */
-  async merge(start: number, rows: StoredTensor, dtype: FloatDtype, tensor: string): Promise<Uint8Array> {
+  async merge(start: number, rows: StoredTensor, to: MergedRows): Promise<Uint8Array> {
     const { groups, rows: replaced } = this.#target;
     const plain = groups === 1 && replaced.length === 0 && this.#steps.every((step) => !isRescaling(step));
     if (plain) {
-      const sum = await this.#sum(start, rows.shape[0]! * this.#target.columns);
-      return addFinite(rows, sum, dtype, tensor);
+      const count = rows.shape[0]!;
+      const factors = this.#backend.mergeRows ? this.#factorsOf(start, start + count) : null;
+      if (factors) return await this.#mergeAtOnce(rows, factors, to);
+      return addFinite(rows, await this.#sum(start, count * this.#target.columns), to);
     }
     const values = await this.#compute(this.#widen(start, rows), start);
-    return encodeFinite(Float32Array.from(values), dtype, tensor);
+    return encodeFinite(Float32Array.from(values), to);
+  }
+
+  /** The factors of rows where there is nothing else to add; null where there is. */
+  #factorsOf(start: number, end: number): readonly RowFactors[] | null {
+    const factors: RowFactors[] = [];
+    for (const step of this.#steps) {
+      const part = step.kind === "branch" ? step.parts.find((part) => part.start <= start && part.end >= end) : null;
+      if (!part || step.kind !== "branch") return null;
+      const left = takeRows(part.left, start - part.start, end - start);
+      factors.push({ left, right: part.weight, scaling: step.scaling });
+    }
+    return factors;
+  }
+
+  /** The backend's own sum: 2.6 ns for an element instead of 10 (Node 24, bf16, rank 16). */
+  async #mergeAtOnce(rows: StoredTensor, factors: readonly RowFactors[], to: MergedRows): Promise<Uint8Array> {
+    const [count, columns] = [rows.shape[0]!, this.#target.columns];
+    const values = { dtype: kernelDtype(rows.dtype), shape: [count, columns] as const, bytes: rows.bytes };
+    const branches: LoraBranch[] = [];
+    try {
+      for (const { left, right, scaling } of factors) {
+        branches.push({ a: right, b: this.#backend.weight(left), scaling });
+      }
+      return await this.#backend.mergeRows!(values, branches, { dtype: kernelDtype(to.dtype), into: to.into });
+    } catch (error) {
+      throw error instanceof NumericError ? notFinite(to, error) : error;
+    } finally {
+      for (const { b } of branches) b.dispose();
+    }
   }
 
   async #sum(start: number, size: number): Promise<Float32Array> {
@@ -160,6 +187,16 @@ export class RowMerger implements Disposable {
   }
 }
 
+interface RowFactors {
+  readonly left: MatrixValues;
+  readonly right: Weight;
+  readonly scaling: number;
+}
+
+function kernelDtype(dtype: string): MergeRowsOptions["dtype"] {
+  return dtype.toLowerCase() as MergeRowsOptions["dtype"];
+}
+
 interface PackedPart extends DeltaFactors {
   readonly weight: Weight;
 }
@@ -212,51 +249,4 @@ function takeRows(
 ): DeltaFactors["left"] {
   const row = columns * (dtype === "f32" ? 4 : 2);
   return { dtype, shape: [count, columns], bytes: bytes.subarray(start * row, (start + count) * row) };
-}
-
-/** Elements that are added at a time: what is in between stays in the first cache. */
-const CHUNK = 4096;
-
-/**
- * Adds values to stored ones in 32 bits and rounds the sums to a stored dtype.
- *
- * @param stored The stored values.
- * @param values What is added.
- * @param dtype The dtype.
- * @param tensor Name of the tensor, for the error.
- * @returns The stored bytes.
- * @throws {NumericError} If a sum is not finite, or not in that dtype.
- */
-function addFinite({ dtype: from, bytes }: StoredTensor, values: Float32Array, dtype: FloatDtype, tensor: string) {
-  const [width, outWidth] = [bytes.length / values.length, dtype === "F32" ? 4 : 2];
-  const out = new Uint8Array(values.length * outWidth);
-  const sums = new Float32Array(CHUNK);
-  for (let at = 0; at < values.length; at += CHUNK) {
-    const count = Math.min(CHUNK, values.length - at);
-    const chunk = toFloat32({ dtype: from, shape: [count], bytes: bytes.subarray(at * width, (at + count) * width) });
-    for (let i = 0; i < count; i++) sums[i] = chunk[i]! + values[at + i]!;
-    const encoded = encodeFloats(sums.subarray(0, count), dtype);
-    if (!isFiniteTensor({ dtype, shape: [count], bytes: encoded })) throw notFinite(tensor, dtype, sums);
-    out.set(encoded, at * outWidth);
-  }
-  return out;
-}
-
-/** Rounds values to a stored dtype, once, to nearest even; none of them may be NaN or infinite then. */
-function encodeFinite(values: Float32Array, dtype: FloatDtype, tensor: string): Uint8Array {
-  const bytes = encodeFloats(values, dtype);
-  if (isFiniteTensor({ dtype, shape: [values.length], bytes })) return bytes;
-  throw notFinite(tensor, dtype, values);
-}
-
-function notFinite(tensor: string, dtype: FloatDtype, values: Float32Array): NumericError {
-  const message = `Cannot write tensor ${quote(tensor)} as ${dtype}: it would hold NaN or infinity`;
-  return new NumericError(message, { tensor, found: values.find((value) => !Number.isFinite(value)) });
-}
-
-/** Rounds values to a stored dtype, whatever they are. */
-export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
-  if (dtype === "F16") return encodeF16(values);
-  if (dtype === "BF16") return encodeBf16(values);
-  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }

@@ -3,9 +3,10 @@ import type { Backend } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
-import { readExactly, type ReadOptions, type Source } from "../formats/source.ts";
+import type { HeldSource, ReadOptions } from "../formats/source.ts";
+import { encodeFloats } from "./encode_rows.ts";
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
-import { encodeFloats, RowMerger } from "./merge_rows.ts";
+import { RowMerger } from "./merge_rows.ts";
 import { ahead, forEachOf } from "./overlap.ts";
 import type { MergeTarget } from "./merge_plan.ts";
 import type { FileBody, MergeOutput } from "./transaction.ts";
@@ -68,9 +69,10 @@ export class MergeWriter {
     let merger: RowMerger | null = null;
     let current: TensorPlan | null = null;
     let writing = write(file.header);
+    const results = new Buffers(2); // one is filled while the other is written
     try {
       for await (
-        const { tensor, row, bytes } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
+        const { tensor, row, bytes, isLast } of ahead(readPieces(source, file.tensors, this.#parts.targets, options))
       ) {
         if (tensor !== current) {
           merger?.[Symbol.dispose]();
@@ -78,9 +80,9 @@ export class MergeWriter {
           current = tensor;
           if (merger?.needsMeasuring) await this.#measure(source, tensor, merger, options);
         }
-        const done = await transform(tensor, row, bytes, { merger, columns: this.#columns(tensor) });
+        const done = await transform(tensor, row, bytes, { merger, columns: this.#columns(tensor), results });
         await writing;
-        writing = write(done);
+        writing = write(tensor.padding && isLast ? padded(done, tensor.padding) : done);
         this.#advance(bytes.length, tensor.name);
       }
       await writing;
@@ -103,7 +105,7 @@ export class MergeWriter {
   }
 
   /** Reads a tensor once more, for norms that run over all its rows. */
-  async #measure(source: Source, tensor: TensorPlan, merger: RowMerger, options: ReadOptions): Promise<void> {
+  async #measure(source: HeldSource, tensor: TensorPlan, merger: RowMerger, options: ReadOptions): Promise<void> {
     const columns = this.#columns(tensor);
     for await (const { row, bytes } of readPieces(source, [tensor], this.#parts.targets, options)) {
       await merger.measure(row, elementsOf(tensor, bytes, columns));
@@ -130,7 +132,31 @@ function dataBytes({ tensors }: FilePlan): number {
   return tensors.reduce((sum, { length }) => sum + length, 0);
 }
 
+function padded(bytes: Uint8Array, zeros: number): Uint8Array {
+  const longer = new Uint8Array(bytes.length + zeros);
+  longer.set(bytes);
+  return longer;
+}
+
+/** Memory that is used in turn: engines are slow to see that large arrays are garbage. */
+class Buffers {
+  readonly #buffers: Uint8Array[];
+  #turn = 0;
+
+  constructor(count: number) {
+    this.#buffers = Array.from({ length: count }, () => new Uint8Array());
+  }
+
+  next(length: number): Uint8Array {
+    this.#turn = (this.#turn + 1) % this.#buffers.length;
+    if (this.#buffers[this.#turn]!.length < length) this.#buffers[this.#turn] = new Uint8Array(length);
+    return this.#buffers[this.#turn]!.subarray(0, length);
+  }
+}
+
 interface Piece {
+  /** Whether the tensor ends with it. */
+  readonly isLast: boolean;
   readonly tensor: TensorPlan;
   readonly row: number;
   readonly bytes: Uint8Array;
@@ -138,11 +164,13 @@ interface Piece {
 
 /** Reads tensors in pieces: of whole rows where the elements change, else of bytes whatever the shape. */
 async function* readPieces(
-  source: Source,
+  source: HeldSource,
   tensors: readonly TensorPlan[],
   targets: ReadonlyMap<string, MergeTarget>,
   options: ReadOptions,
 ): AsyncGenerator<Piece> {
+  // One is read while another is merged and, where nothing changes, a third is written.
+  const buffers = new Buffers(3);
   for (const tensor of tensors) {
     const { name, shape, offset, length, decode, encode, values } = tensor;
     const target = targets.get(name);
@@ -154,8 +182,10 @@ async function* readPieces(
     const step = Math.max(1, Math.floor(PIECE / columns));
     for (let row = 0; row * width < length; row += step) {
       const [start, count] = [offset + row * width, Math.min(step, length / width - row) * width];
-      const bytes = values?.subarray(start, start + count) ?? await readExactly(source, start, count, options);
-      yield { tensor, row, bytes };
+      options.signal?.throwIfAborted();
+      const bytes = values?.subarray(start, start + count) ?? buffers.next(count);
+      if (!values) await source.readInto(start, bytes, options);
+      yield { tensor, row, bytes, isLast: start + count === offset + length };
     }
   }
 }
@@ -168,15 +198,25 @@ function elementsOf({ from, decode }: TensorPlan, bytes: Uint8Array, columns?: n
   return { dtype: from, shape: [count / width, width], bytes: elements };
 }
 
+/** What a piece is merged with. */
+interface Tools {
+  readonly merger: RowMerger | null;
+  readonly columns: number | undefined;
+  readonly results: Buffers;
+}
+
 async function transform(
   tensor: TensorPlan,
   row: number,
   bytes: Uint8Array,
-  { merger, columns }: { readonly merger: RowMerger | null; readonly columns: number | undefined },
-) {
+  { merger, columns, results }: Tools,
+): Promise<Uint8Array> {
   const { name, to, encode } = tensor;
   const piece = elementsOf(tensor, bytes, columns);
-  const done = merger ? await merger.merge(row, piece, to as FloatDtype, name) : convert(piece, to, name);
+  const into = () => results.next(piece.bytes.length * bitsPerElement(to) / bitsPerElement(tensor.from));
+  const done = merger
+    ? await merger.merge(row, piece, { dtype: to as FloatDtype, tensor: name, into: into() })
+    : convert(piece, to, name);
   return encode ? encode(done) : done;
 }
 

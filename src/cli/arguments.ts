@@ -1,10 +1,10 @@
 import { realpath, stat } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import type { Adapter } from "../adapter/adapter.ts";
-import { loadAdapter } from "../adapter/load.ts";
+import { loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { Folder, ReadOptions, Source } from "../formats/source.ts";
+import type { Folder, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
 import { UsageError } from "./command.ts";
 
@@ -55,6 +55,17 @@ export function numberOption(value: string | undefined, flag: string, bounds: Nu
   const start = min > above ? `from ${min}` : `above ${above}`;
   const end = max === Number.MAX_SAFE_INTEGER ? "" : ` up to ${max}`;
   throw new UsageError(`Cannot use --${flag} "${value}": a ${whole ? "whole " : ""}number ${start}${end} is wanted`);
+}
+
+/**
+ * Reads `--threads`; absent, one per core: a command has the machine to itself.
+ *
+ * @throws {UsageError} If it is neither "auto" nor a whole number from 1.
+ */
+export function threadsOption(value: string | undefined): number | "auto" {
+  return value === undefined || value === "auto"
+    ? "auto"
+    : numberOption(value, "threads", { min: 1, whole: true }) ?? "auto";
 }
 
 /**
@@ -129,7 +140,7 @@ export async function checkAdapterPath({ path, source }: AdapterArgument): Promi
 }
 
 /** Loads the adapter that an argument names. */
-export async function loadArgument(argument: AdapterArgument, options: ReadOptions): Promise<Adapter> {
+export async function loadArgument(argument: AdapterArgument, options: LoadAdapterOptions): Promise<Adapter> {
   await checkAdapterPath(argument);
   return await loadAdapter(argument.source, options);
 }

@@ -3,7 +3,7 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
 import { openBackend } from "../open.ts";
-import { BENCH_CASES, type BenchCase, type Bound } from "./bench_cases.ts";
+import { BENCH_CASES, type BenchCase, type Bound, type OpenCase } from "./bench_cases.ts";
 import { type Body, median, timeInTurns, type Times } from "./bench_timing.ts";
 import type { Command } from "./command.ts";
 import { openPeaks, type Peak, type Peaks } from "./peak.ts";
@@ -16,7 +16,8 @@ memory, measured in turns with each kernel. \`deno task bench\` in the repositor
 
 Usage: lora bench [--json]
 
-  --json    { cpu, runtime, peak: { fmaGflops, readGBs }, results: [{ name, shape, gflops?, gbs?, ofPeak, msMedian, overBase? }] }
+  --json    { cpu, runtime, peak: { fmaGflops, readGBs },
+              results: [{ name, shape, gflops?, gbs?, ofPeak, msMedian, overBase? }] }
             rates and parts are of the least times; overBase: time with the adapter over time without it, less 1
 `;
 
@@ -40,6 +41,8 @@ export interface BenchTimes {
   readonly single: number;
   /** Of a figure that compares two times: their difference needs more rounds. */
   readonly compared: number;
+  /** Rounds of a figure that takes longer; 3 if absent. */
+  readonly fewest?: number;
 }
 
 /** A limit as it was measured in turns with a figure. */
@@ -79,32 +82,26 @@ function matchLength(peak: Peak, peakMs: number, ms: number): Peak {
   return { work: count * peak.work, run };
 }
 
-/** Times a case in turns with its limits, and with what it is compared with. */
-export async function measureCase(
-  backend: Backend,
+/** Times a case in turns with its limits, and with what it is compared with; its matrices stay. */
+export async function timeCase(
+  { body, base, bounds }: Omit<OpenCase, "dispose">,
   peaks: Peaks,
-  entry: BenchCase,
   times: BenchTimes,
   signal?: AbortSignal,
 ): Promise<TimedCase> {
-  const { body, base, bounds, dispose } = entry.open(backend);
-  const turns = async (bodies: readonly Body[], ms: number) =>
-    await timeInTurns(bodies, { ms, most: 4 * ms, ...(signal && { signal }) });
-  try {
-    const own = bounds.map(({ kind }) => peaks[kind]);
-    const [first, ...limits] = await turns([body, ...own], times.warmUp);
-    const matched = own.map((peak, index) => matchLength(peak, limits[index]!.least, first!.least));
-    const others = base ? [body, base] : [body];
-    const timed = await turns([...matched, ...others], base ? times.compared : times.single);
-    const timedBounds = bounds.map((bound, index) => ({ ...bound, per: matched[index]!.work, times: timed[index]! }));
-    return {
-      times: timed[bounds.length]!,
-      bounds: timedBounds as [TimedBound, ...TimedBound[]],
-      ...(base && { base: timed[bounds.length + 1]! }),
-    };
-  } finally {
-    dispose();
-  }
+  const turns = async (bodies: readonly Body[], ms: number, fewest: number) =>
+    await timeInTurns(bodies, { ms, most: 4 * ms, fewest, ...(signal && { signal }) });
+  const own = bounds.map(({ kind }) => peaks[kind]);
+  const [first, ...limits] = await turns([body, ...own], times.warmUp, 1);
+  const matched = own.map((peak, index) => matchLength(peak, limits[index]!.least, first!.least));
+  const others = base ? [body, base] : [body];
+  const timed = await turns([...matched, ...others], base ? times.compared : times.single, times.fewest ?? 3);
+  const timedBounds = bounds.map((bound, index) => ({ ...bound, per: matched[index]!.work, times: timed[index]! }));
+  return {
+    times: timed[bounds.length]!,
+    bounds: timedBounds as [TimedBound, ...TimedBound[]],
+    ...(base && { base: timed[bounds.length + 1]! }),
+  };
 }
 
 /** The least time that the limits allow over the time taken: 1 is the limit. By least times. */
@@ -163,9 +160,14 @@ export async function measureCases(
   const results: Result[] = [];
   for (const entry of cases) {
     if (isTerminal("stderr")) print(`\r${entry.name}, ${entry.shape}\x1b[K`, "stderr");
-    const timed = await measureCase(backend, peaks, entry, times, signal);
-    for (const { kind, per, times: { least } } of timed.bounds) best[kind] = Math.max(best[kind], per / least / 1e6);
-    results.push(resultOf(entry, timed));
+    const open = entry.open(backend);
+    try {
+      const timed = await timeCase(open, peaks, times, signal);
+      for (const { kind, per, times: { least } } of timed.bounds) best[kind] = Math.max(best[kind], per / least / 1e6);
+      results.push(resultOf(entry, timed));
+    } finally {
+      open.dispose();
+    }
   }
   if (isTerminal("stderr")) print("\r\x1b[K", "stderr");
   return { peak: { fmaGflops: best.fma, readGBs: best.read }, results };

@@ -21,7 +21,7 @@ Usage: lora combine --adapter ADAPTER[=WEIGHT]… --out OUT [OPTION]…
 
   --adapter ADAPTER     PEFT folder or URL, with its weight (1 if none is given; negative ones subtract)
   --out OUT             folder to write, which PEFT and lora load; s = 1 in every reader
-  --method METHOD       cat (default): exact, of the summed rank
+  --method METHOD       exact (default; PEFT's cat): of the summed rank
                         svd: the best approximation of a rank
                         linear, ties, dare_linear, dare_ties, magnitude_prune: PEFT's, on A and B apart
                         ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd: PEFT's, on the updates
@@ -35,6 +35,7 @@ Usage: lora combine --adapter ADAPTER[=WEIGHT]… --out OUT [OPTION]…
 `;
 
 const METHODS = [
+  "exact",
   "cat",
   "svd",
   "linear",

@@ -62,14 +62,15 @@ function formatComparison(comparison: AdapterComparison, names: readonly string[
   return lines.join("\n") + "\n";
 }
 
-async function writeHeatMaps(path: string, { modules }: AdapterComparison): Promise<void> {
+async function writeHeatMaps(path: string, { modules }: AdapterComparison, names: readonly string[]): Promise<void> {
   const panels = modules.flatMap(({ module, input, output }) => [
     { title: `${printable(module)}, in`, table: input },
     { title: `${printable(module)}, out`, table: output },
   ]);
+  const [rows, columns] = names.map((name) => `first directions of ${printable(name)}`) as [string, string];
   const file = await folder(dirname(resolve(path))).create(basename(path));
   try {
-    await file.write(new TextEncoder().encode(formatHeatMaps(panels)));
+    await file.write(new TextEncoder().encode(formatHeatMaps(panels, { rows, columns })));
     await file.commit();
   } catch (error) {
     await file.abort();
@@ -90,8 +91,9 @@ export const compare: Command = {
     const a = await loadArgument(first, { signal });
     const b = await loadArgument(second, { signal });
     const comparison = await compareAdapters(a, b, { signal, ...(of && { of }) });
-    if (values.svg !== undefined) await writeHeatMaps(values.svg, comparison);
+    const names = [first.name, second.name];
+    if (values.svg !== undefined) await writeHeatMaps(values.svg, comparison, names);
     if (values.json) printJson(comparison);
-    else print(formatComparison(comparison, [first.name, second.name]));
+    else print(formatComparison(comparison, names));
   },
 };

@@ -18,7 +18,7 @@ const HELP =
   `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
-                    [--allow-loss] [--json]
+                    [--rank R] [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
                     tells which one it is
@@ -28,6 +28,7 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
                     and heads, and kohya's names are looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
+  --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
   --allow-loss      leaves out what the dialect has no place for, and says so: DoRA, biases, embeddings, full tensors
   --json            { from, to, out, files, bytes, modules, parameters, report: [{ module, what, why, error }] }
 `;
@@ -38,6 +39,7 @@ const OPTIONS = {
   base: { type: "string" },
   alpha: { type: "string" },
   component: { type: "string" },
+  rank: { type: "string" },
   "allow-loss": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
@@ -115,6 +117,7 @@ export const convert: Command = {
     const to = choiceOption(requiredOption(values.to, "to"), "to", DIALECTS)!;
     const out = requiredOption(values.out, "out");
     const alpha = numberOption(values.alpha, "alpha", {});
+    const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
     await checkOutput(out, to);
     await refuseOverwrite(out, [path]);
     const facts = await readFacts(values.base, { signal });
@@ -124,6 +127,7 @@ export const convert: Command = {
     const { dialect, adapter } = await readAdapter(await openAdapter(path), {
       ...options,
       ...(component !== undefined && { component }),
+      ...(rank !== undefined && { rank }),
     });
     const output = openOutput(out, to);
     const changes = await writeAdapter(adapter, to, output.sink, {

@@ -17,8 +17,8 @@ export type DeviceChoice = typeof DEVICES[number];
  *
  * @throws {BackendUnavailableError} If there is none of that name.
  */
-export async function openDevice(choice: DeviceChoice): Promise<Backend | undefined> {
-  if (choice === "wasm") return await openBackend({ prefer: "wasm" });
+export async function openDevice(choice: DeviceChoice, threads: number | "auto"): Promise<Backend | undefined> {
+  if (choice === "wasm") return await openBackend({ prefer: "wasm", threads });
   // Where it is not set, Mesa's drivers complain on stderr.
   if (process.platform === "linux") process.env.XDG_RUNTIME_DIR ??= tmpdir();
   await installWebGpu();

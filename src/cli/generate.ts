@@ -11,6 +11,7 @@ import {
   modelArgument,
   numberOption,
   requiredOption,
+  threadsOption,
 } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
@@ -36,6 +37,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
+  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
   --json                { text, tokens, promptTokens, tokensPerSecond, loadMs, backend }: tokens are the new ids, their
                         rate is that after the first one, backend is what computed them and why
 `;
@@ -53,6 +55,7 @@ const OPTIONS = {
   seed: { type: "string" },
   dtype: { type: "string" },
   device: { type: "string" },
+  threads: { type: "string" },
   json: { type: "boolean", default: false },
 } as const;
 
@@ -63,6 +66,7 @@ interface Request {
   readonly json: boolean;
   readonly dtype: ModelDtype;
   readonly device: DeviceChoice;
+  readonly threads: number | "auto";
   readonly sampling: {
     readonly chat: boolean;
     readonly maxNewTokens: number;
@@ -87,6 +91,7 @@ function parseRequest(args: string[]): Request {
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",
     device: choiceOption(values.device, "device", DEVICES) ?? "auto",
+    threads: threadsOption(values.threads),
     sampling: {
       chat: values.chat,
       maxNewTokens: numberOption(values["max-new-tokens"], "max-new-tokens", { min: 1, whole: true }) ?? 128,
@@ -132,7 +137,7 @@ function decodeRate(times: readonly number[]): number {
 async function load(request: Request, backend: Backend | undefined, signal: AbortSignal): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
-  const options = { dtype: request.dtype, signal, onProgress, ...(backend && { backend }) };
+  const options = { dtype: request.dtype, threads: request.threads, signal, onProgress, ...(backend && { backend }) };
   const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
     for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
@@ -150,7 +155,7 @@ export const generate: Command = {
     const request = parseRequest(args);
     for (const adapter of request.adapters) await checkAdapterPath(adapter);
     const start = performance.now();
-    const backend = await openDevice(request.device);
+    const backend = await openDevice(request.device, request.threads);
     let model: LanguageModel | undefined;
     try {
       model = await load(request, backend, signal);

@@ -1,5 +1,7 @@
 import { parseArgs } from "node:util";
 import { type Adapter, countParameters, type LoraModule } from "../adapter/adapter.ts";
+import { deltaNorm } from "../adapter/compare.ts";
+import { adapterCosts, moduleCosts } from "../adapter/costs.ts";
 import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatReport } from "./report.ts";
@@ -11,9 +13,13 @@ const HELP = `What is in a PEFT adapter: the layers that it changes, with rank a
 Usage: lora inspect ADAPTER [--json]
 
   ADAPTER   folder or URL with adapter_config.json and adapter_model.safetensors
-  --json    { format, sha256, bytes, parameters, modules: [{ name, kind, rank, alpha, scaling, in, out, dtype, parts }],
-              replacements: [{ name, shape, dtype }], tokenRows: [{ name, indices }], trainingState: [name],
-              invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
+  --json    { format, sha256, bytes, parameters, modules: [{ name, kind, rank, alpha, scaling, in, out, dtype, parts,
+              norm, flops }], costs: { parameters, baseFlops, branchFlops, baseBackwardFlops, branchBackwardFlops,
+              optimizerValues }, replacements: [{ name, shape, dtype }], tokenRows: [{ name, indices }],
+              trainingState: [name], invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
+
+‖ΔW‖ is the size of the update, its Frobenius norm before a magnitude of DoRA acts; of modules in one row the mean.
+FLOPs are multiplications and additions per token, or per place of a convolution.
 `;
 
 /** Modules that differ in the number of their layer only. */
@@ -21,7 +27,9 @@ interface Group {
   readonly pattern: string;
   readonly layers: number[];
   readonly first: LoraModule;
+  readonly norms: number[];
   parameters: number;
+  flops: number;
 }
 
 function groupModules(modules: Iterable<LoraModule>): Group[] {
@@ -31,12 +39,41 @@ function groupModules(modules: Iterable<LoraModule>): Group[] {
     const pattern = module.name.replace(/\.\d+\./, ".*.");
     const { rank, alpha, scaling, inFeatures, outFeatures, dtype } = module;
     const key = JSON.stringify([pattern, kindOf(module), rank, alpha, scaling, inFeatures, outFeatures, dtype]);
-    const group = groups.get(key) ?? { pattern, layers: [], first: module, parameters: 0 };
+    const group = groups.get(key) ?? { pattern, layers: [], first: module, norms: [], parameters: 0, flops: 0 };
     if (layer) group.layers.push(Number(layer[1]));
+    const norm = normOf(module);
+    if (norm !== null) group.norms.push(norm);
     group.parameters += countParameters(module);
+    group.flops += moduleCosts(module).branchFlops;
     groups.set(key, group);
   }
   return [...groups.values()].sort((a, b) => a.pattern.localeCompare(b.pattern));
+}
+
+/** ‖ΔW‖ where the factors are two matrices; experts and groups are several products. */
+function normOf(module: LoraModule): number | null {
+  const isOne = module.kind !== "experts" && (module.kind !== "conv" || module.loraB.shape[1] === module.rank);
+  return isOne && !module.diagonal ? deltaNorm(module) : null;
+}
+
+function formatNorm(norms: readonly number[]): string {
+  if (norms.length === 0) return "-";
+  return String(Number((norms.reduce((sum, norm) => sum + norm, 0) / norms.length).toPrecision(3)));
+}
+
+/** The counts of the paper: what the branches cost beside the layers that they are on. */
+function describeCosts(adapter: Adapter): string[] {
+  const { baseFlops, branchFlops, branchBackwardFlops, optimizerValues, parameters } = adapterCosts(adapter);
+  const share = baseFlops > 0
+    ? `, ${Number((100 * branchFlops / baseFlops).toPrecision(2))}% of the adapted layers`
+    : "";
+  return [
+    `size    ${formatBytes(4 * parameters)} in 32 bits, ${formatBytes(2 * parameters)} in 16`,
+    `token   ${formatCount(branchFlops)} FLOPs more${share}; none once merged`,
+    `train   ${formatCount(branchBackwardFlops)} FLOPs back through the branches, ${
+      formatCount(optimizerValues)
+    } moments`,
+  ];
 }
 
 /** What a module has beside its factors. */
@@ -74,7 +111,7 @@ function formatRanges(numbers: readonly number[]): string {
   return ranges.map(([first, last]) => first === last ? `${first}` : `${first}-${last}`).join(", ");
 }
 
-function formatAdapter(adapter: Adapter, name: string): string {
+function formatModules(adapter: Adapter): string {
   const hasKinds = [...adapter.modules.values()].some((module) => kindOf(module) !== "linear");
   const columns = [
     { title: "module" },
@@ -86,9 +123,11 @@ function formatAdapter(adapter: Adapter, name: string): string {
     { title: "in", align: "right" },
     { title: "out", align: "right" },
     { title: "dtype" },
+    { title: "‖ΔW‖", align: "right" },
     { title: "parameters", align: "right" },
+    { title: "FLOPs", align: "right" },
   ] as const;
-  const rows = groupModules(adapter.modules.values()).map(({ pattern, layers, first, parameters }) => [
+  const rows = groupModules(adapter.modules.values()).map(({ pattern, layers, first, norms, parameters, flops }) => [
     printable(pattern),
     ...hasKinds ? [kindOf(first)] : [],
     formatRanges(layers),
@@ -98,19 +137,25 @@ function formatAdapter(adapter: Adapter, name: string): string {
     String(first.inFeatures),
     String(first.outFeatures),
     first.dtype,
+    formatNorm(norms),
     formatCount(parameters),
+    formatCount(flops),
   ]);
+  return formatTable(columns, rows, dimTitles, tableWidth());
+}
+
+function formatAdapter(adapter: Adapter, name: string): string {
   const base = adapter.config.baseModel;
   const head = [
     `${paint("bold", printable(name))}  ${adapter.format}, ${formatCount(adapter.modules.size)} modules, ` +
     `${formatCount(adapter.parameters)} parameters, ${formatBytes(adapter.bytes)}`,
     ...(base ? [`base    ${printable(base)}`] : []),
+    ...describeCosts(adapter),
     `sha256  ${adapter.sha256}`,
   ];
-  const table = formatTable(columns, rows, dimTitles, tableWidth());
   const others = describeOthers(adapter).map((line) => `${line}\n`).join("");
   const report = formatReport(adapter.report, "stdout");
-  return `${head.join("\n")}\n\n${table}${others && "\n"}${others}${report && "\n"}${report}`;
+  return `${head.join("\n")}\n\n${formatModules(adapter)}${others && "\n"}${others}${report && "\n"}${report}`;
 }
 
 function describeAdapter(adapter: Adapter): unknown {
@@ -123,8 +168,21 @@ function describeAdapter(adapter: Adapter): unknown {
     modules: Array.from(adapter.modules.values(), (module) => {
       const { name, kind, rank, alpha, scaling, inFeatures, outFeatures, dtype } = module;
       const parts = partsOf(module);
-      return { name, kind, rank, alpha, scaling, in: inFeatures, out: outFeatures, dtype, parts };
+      return {
+        name,
+        kind,
+        rank,
+        alpha,
+        scaling,
+        in: inFeatures,
+        out: outFeatures,
+        dtype,
+        parts,
+        norm: normOf(module),
+        flops: moduleCosts(module).branchFlops,
+      };
     }),
+    costs: adapterCosts(adapter),
     replacements: Array.from(adapter.replacements, ([name, { shape, dtype }]) => ({ name, shape, dtype })),
     tokenRows: Array.from(adapter.tokenRows, ([name, { indices }]) => ({ name, indices })),
     trainingState: [...trainingState.keys()],

@@ -44,6 +44,10 @@ const COMMANDS: ReadonlyMap<string, Entry> = new Map<string, Entry>([
     summary: "Make one adapter of several, exactly or to a rank",
     load: async () => (await import("./combine.ts")).combine,
   }],
+  ["extract", {
+    summary: "Make an adapter of what differs between two checkpoints",
+    load: async () => (await import("./extract.ts")).extract,
+  }],
   ["resize", {
     summary: "Lower the rank of an adapter",
     load: async () => (await import("./resize.ts")).resize,

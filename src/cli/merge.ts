@@ -1,8 +1,13 @@
+import { basename, dirname } from "node:path";
 import { parseArgs } from "node:util";
-import { mergeCheckpoint, type MergeReport } from "../checkpoint/merge.ts";
+import type { GgufOutType } from "../checkpoint/gguf_output.ts";
+import { mergeCheckpoint, type MergeOptions, type MergeReport } from "../checkpoint/merge.ts";
+import type { MergeDtype } from "../checkpoint/merge_dtype.ts";
+import { mergeGguf } from "../checkpoint/merge_gguf.ts";
+import type { LoadAdapterOptions } from "../adapter/load.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
-import type { ReadOptions } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
+import { openBackend } from "../open.ts";
 import {
   type AdapterArgument,
   adapterArguments,
@@ -11,6 +16,7 @@ import {
   numberOption,
   refuseOverwrite,
   requiredOption,
+  threadsOption,
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { asFolder, openBase } from "./merge_base.ts";
@@ -21,16 +27,21 @@ import { dimTitles, formatBytes, formatDuration, print, printable, printJson, ta
 
 const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. Memory is that of a few pieces of a tensor.
 
-Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--jobs N] [--dry-run]
-                  [--json]
+Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--out-type q8_0|f16|f32]
+                  [--jobs N] [--threads auto|N] [--residual-base] [--expand-groups] [--dry-run] [--json]
 
-  --base BASE           Hugging Face folder (safetensors, single or sharded), or a .safetensors or .gguf file, or its URL
+  --base BASE           Hugging Face folder (safetensors, single or sharded), .safetensors or .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are summed, each with its weight (1 if none is given)
   --out OUT             folder to write, which transformers and lora generate load: the same shards and index, or
                         model.safetensors, with config, tokenizer and SHA256SUMS; a file there is replaced whole or not
-                        at all. Stopped or killed, the same command goes on at the next shard
+                        at all. Stopped or killed, the same command goes on at the next shard. From a .gguf also a file
+                        ending in .gguf, with the base's metadata and tokenizer
   --dtype f32|bf16|f16  type of the floats written (that of the base; f32 from a .gguf)
+  --out-type TYPE       type of the matrices of a .gguf: q8_0, f16 or f32 (as stored; what changes and is coarser: q8_0)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
+  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
+  --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
+  --expand-groups       write convolutions with groups, into which no update can be merged, without groups
   --dry-run             check everything and tell what would be written
   --json                { out, files, sizes, digests, tensors, merged, bytes, ms, report: [{ module, what, why }] }
 `;
@@ -40,12 +51,19 @@ const OPTIONS = {
   adapter: { type: "string", multiple: true, default: [] as string[] },
   out: { type: "string" },
   dtype: { type: "string" },
+  "out-type": { type: "string" },
   jobs: { type: "string" },
+  threads: { type: "string" },
+  "residual-base": { type: "boolean", default: false },
+  "expand-groups": { type: "boolean", default: false },
   "dry-run": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
 
-async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadOptions): Promise<WeightedAdapter[]> {
+async function loadAdapters(
+  adapters: readonly AdapterArgument[],
+  options: LoadAdapterOptions,
+): Promise<WeightedAdapter[]> {
   const loaded: WeightedAdapter[] = [];
   for (const argument of adapters) {
     loaded.push({ adapter: await loadArgument(argument, options), weight: argument.weight });
@@ -53,28 +71,59 @@ async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadO
   return loaded;
 }
 
+interface Job {
+  readonly base: string;
+  readonly out: string;
+  readonly adapters: readonly WeightedAdapter[];
+  readonly dtype: MergeDtype | undefined;
+  readonly outType: GgufOutType | undefined;
+}
+
+/** Merges into a folder, or into a GGUF file. */
+async function mergeInto({ base, out, adapters, dtype, outType }: Job, options: MergeOptions): Promise<MergeReport> {
+  const opened = await openBase(base);
+  if (!out.endsWith(".gguf")) {
+    if (outType) throw new UsageError(`Cannot use --out-type for "${out}": a name ending in .gguf is wanted`);
+    const { folder: from, report } = await asFolder(opened, options);
+    const merged = await mergeCheckpoint(from, adapters, folder(out), { ...options, ...(dtype && { dtype }) });
+    return { ...merged, report: [...report, ...merged.report] };
+  }
+  if ("open" in opened || !opened.name.endsWith(".gguf")) {
+    const remedy = "merge into a folder and convert that with llama.cpp's convert_hf_to_gguf.py";
+    throw new UsageError(`Cannot write ${base} as GGUF: a .gguf base is wanted; ${remedy}`);
+  }
+  if (dtype) throw new UsageError("Cannot use --dtype for a .gguf: --out-type is wanted");
+  const place = { file: basename(out), ...(outType && { outType }) };
+  return await mergeGguf(opened, adapters, folder(dirname(out)), { ...options, ...place });
+}
+
 /** `lora merge` */
 export const merge: Command = {
   help: HELP,
   async run(args, signal) {
     const { values } = parseArgs({ args, options: OPTIONS });
-    const basePath = requiredOption(values.base, "base");
+    const base = requiredOption(values.base, "base");
     const out = requiredOption(values.out, "out");
     const dtype = choiceOption(values.dtype, "dtype", ["f32", "bf16", "f16"]);
+    const outType = choiceOption(values["out-type"], "out-type", ["q8_0", "f16", "f32"]);
     const jobs = numberOption(values.jobs, "jobs", { min: 1, max: 64, whole: true }) ?? 1;
+    const threads = threadsOption(values.threads);
     const dryRun = values["dry-run"];
     if (values.adapter.length === 0) throw new UsageError("Cannot merge without --adapter: at least one is wanted");
     const named = adapterArguments(values.adapter);
-    await refuseOverwrite(out, [basePath, ...named.map(({ path }) => path)]);
+    await refuseOverwrite(out, [base, ...named.map(({ path }) => path)]);
     const start = performance.now();
     const progress = new Progress("Merging");
     const onProgress = progress.update.bind(progress);
-    const base = await asFolder(await openBase(basePath), { signal });
-    const adapters = await loadAdapters(named, { signal });
-    const options = { signal, onProgress, jobs, dryRun, ...(dtype && { dtype }) };
-    const merged = await mergeCheckpoint(base.folder, adapters, folder(out), options).finally(() => progress.end());
+    const adapters = await loadAdapters(named, { signal, residualBase: values["residual-base"] });
+    const backend = await openBackend({ prefer: "wasm", threads });
+    const options = { signal, onProgress, backend, jobs, dryRun, expandGroups: values["expand-groups"] };
+    const merged = await mergeInto({ base, out, adapters, dtype, outType }, options).finally(() => {
+      progress.end();
+      backend.dispose();
+    });
     const ms = performance.now() - start;
-    const report = [...adapters.flatMap(({ adapter }) => adapter.report), ...base.report, ...merged.report];
+    const report = [...adapters.flatMap(({ adapter }) => adapter.report), ...merged.report];
     if (values.json) return printJson({ out, ...merged, ms, report });
     print(formatReport(report), "stderr");
     print(formatFiles(merged));

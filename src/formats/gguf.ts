@@ -34,6 +34,10 @@ export interface Gguf {
   readonly version: number;
   /** The metadata in file order. */
   readonly metadata: ReadonlyMap<string, GgufValue>;
+  /** First and last + 1 byte in the file of each metadata entry, with its key and type. */
+  readonly entries: ReadonlyMap<string, readonly [number, number]>;
+  /** What the data of tensors is aligned to, in bytes. */
+  readonly alignment: number;
   /** The tensors by name, in file order. */
   readonly tensors: ReadonlyMap<string, GgufTensorInfo>;
 }
@@ -136,10 +140,13 @@ function readHeader(cursor: GgufCursor, size: number): Gguf {
   const tensorCount = cursor.count("tensor count", MIN_TENSOR_BYTES, MAX_TENSORS);
   const metadataCount = cursor.count("metadata count", MIN_METADATA_BYTES, MAX_METADATA);
   const metadata = new Map<string, GgufValue>();
+  const entries = new Map<string, readonly [number, number]>();
   for (let i = 0; i < metadataCount; i++) {
+    const start = cursor.position;
     const key = cursor.string("metadata key");
     if (metadata.has(key)) throw cursor.refuse(key, "a second time", "every key once");
     metadata.set(key, cursor.value(cursor.u32(key), key));
+    entries.set(key, [start, cursor.position]);
   }
   const relative = new Map<string, GgufTensorInfo>();
   for (let i = 0; i < tensorCount; i++) {
@@ -148,7 +155,7 @@ function readHeader(cursor: GgufCursor, size: number): Gguf {
     relative.set(info.name, info);
   }
   const alignment = readAlignment(cursor, metadata.get("general.alignment"));
-  return { version, metadata, tensors: placeTensors(cursor, relative, alignment, size) };
+  return { version, metadata, entries, alignment, tensors: placeTensors(cursor, relative, alignment, size) };
 }
 
 function readTensorInfo(cursor: GgufCursor): GgufTensorInfo {

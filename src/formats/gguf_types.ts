@@ -93,3 +93,14 @@ const TYPES: ReadonlyMap<number, GgufTypeInfo> = new Map(
 export function ggufType(id: number): GgufTypeInfo | undefined {
   return TYPES.get(id);
 }
+
+/**
+ * Looks up a tensor type by its name.
+ *
+ * @param type The name.
+ * @returns Its number in the file, and its layout.
+ */
+export function ggufTypeNamed(type: GgufType): GgufTypeInfo & { readonly id: number } {
+  for (const [id, info] of TYPES) if (info.type === type) return { id, ...info };
+  throw new TypeError(`Cannot find the type "${type}" of ggml: expected one of the table`);
+}

@@ -34,6 +34,8 @@ export interface Source {
 
 /** A source that stays open. */
 export interface HeldSource extends Source {
+  /** Reads as many bytes from `offset` as `into` has. */
+  readInto(offset: number, into: Uint8Array, options?: ReadOptions): Promise<void>;
   /** Closes it. A second call does nothing. */
   close(): Promise<void>;
 }
@@ -64,7 +66,7 @@ export interface Sink {
 
 /** A file being written. */
 export interface SinkFile {
-  /** Appends bytes. */
+  /** Appends bytes, whose memory the caller uses again once this resolves. */
   write(bytes: Uint8Array): Promise<void>;
   /** Makes the file durable under its final name. */
   commit(): Promise<void>;
@@ -125,6 +127,7 @@ export async function hold(source: Source): Promise<HeldSource> {
     name: source.name,
     size: (options) => source.size(options),
     read: (offset, length, options) => source.read(offset, length, options),
+    readInto: async (offset, into, options) => into.set(await readExactly(source, offset, into.length, options)),
     close: () => Promise.resolve(),
   };
 }

@@ -81,6 +81,11 @@ export class FileSource implements Source {
       size: () => Promise.resolve(size),
       read: (offset, length, options = {}) =>
         this.#attempt(() => this.#read(handle, size, [offset, length], options), options),
+      readInto: (offset, into, options = {}) =>
+        this.#attempt(async () => {
+          this.#checkRange(offset, into.length, size);
+          await this.#fill(handle, offset, into, options);
+        }, options),
       close: async () => {
         if (isOpen) await this.#attempt(check, {});
         isOpen = false;
@@ -94,14 +99,18 @@ export class FileSource implements Source {
     [offset, length]: readonly [number, number],
     options: ReadOptions,
   ): Promise<Uint8Array> {
-    if (offset + length > size) this.#refuse(`${length} bytes from ${offset}`, `${size} bytes in all`);
+    this.#checkRange(offset, length, size);
     return await this.#fill(handle, offset, new Uint8Array(length), options);
+  }
+
+  #checkRange(offset: number, length: number, size: number): void {
+    if (offset + length > size) this.#refuse(`${length} bytes from ${offset}`, `${size} bytes in all`);
   }
 
   async #fill(
     handle: FileHandle,
     offset: number,
-    bytes: Uint8Array<ArrayBuffer>,
+    bytes: Uint8Array,
     options: ReadOptions,
   ): Promise<Uint8Array> {
     for (let done = 0; done < bytes.length;) {

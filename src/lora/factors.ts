@@ -26,6 +26,8 @@ export interface LoraFactors {
   readonly magnitude?: StoredTensor;
   /** KaSA's d (rank): ΔW = s B diag(d) A. */
   readonly diagonal?: StoredTensor;
+  /** It acts in full whatever the adapter's weight in a mix, as full tensors do: for rows that a tied head follows. */
+  readonly isUnweighted?: boolean;
 }
 
 const MATRIX_DTYPES: Readonly<Record<string, MatrixValues["dtype"]>> = {
@@ -58,6 +60,17 @@ export function matrixValues(name: string, factor: string, values: MatrixSource)
 /** A row-major matrix of f32. */
 export function floatMatrix(shape: readonly [number, number], values: Float32Array): MatrixValues {
   return { shape, dtype: "f32", bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
+}
+
+/** The transpose of a matrix, in f32. */
+export function transposed(values: MatrixValues): MatrixValues {
+  const [rows, columns] = values.shape;
+  const from = floatsOf(values);
+  const to = new Float32Array(from.length);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) to[j * rows + i] = from[i * columns + j]!;
+  }
+  return floatMatrix([columns, rows], to);
 }
 
 /** The elements of a matrix in f32. */

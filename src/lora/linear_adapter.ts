@@ -43,6 +43,7 @@ export class LinearAdapter {
   bias: Tensor | null = null;
   readonly #backend: Backend;
   readonly #gains: Map<number, DoraGain> = new Map();
+  #isUnweighted = false;
 
   /** Holds nothing yet. */
   constructor(backend: Backend) {
@@ -52,12 +53,16 @@ export class LinearAdapter {
   /**
    * Packs factors for a base (out, in); those it had are freed once all is packed.
    *
+   * @param name Name of the adapter, for messages.
+   * @param factors The factors.
+   * @param shape `[out, in]`.
+   * @param width Length of the bias and the magnitude: out, or in where the norms are those of columns.
    * @throws {ShapeError} If a shape does not fit; nothing changes.
    */
-  setFactors(name: string, factors: LoraFactors, shape: readonly [number, number]): void {
+  setFactors(name: string, factors: LoraFactors, shape: readonly [number, number], width: number = shape[0]): void {
     const { loraA, loraB } = checkFactors(name, factors, shape);
     const vector = (field: string, values: StoredTensor | undefined) => {
-      return values ? vectorValues(name, field, values, shape[0]) : null;
+      return values ? vectorValues(name, field, values, width) : null;
     };
     const [loraBias, magnitude] = [vector("b_B", factors.loraBias), vector("m", factors.magnitude)];
     const backend = this.#backend;
@@ -66,6 +71,7 @@ export class LinearAdapter {
       const branch = { a, b: backend.weight(loraB), scaling: factors.scaling };
       this.#freeFactors();
       this.branch = branch;
+      this.#isUnweighted = factors.isUnweighted ?? false;
       this.loraBias = loraBias && keptVector(backend, loraBias);
       this.magnitude = magnitude && keptVector(backend, magnitude);
     } catch (error) {
@@ -105,7 +111,8 @@ export class LinearAdapter {
 
   /** The branch at a weight of the adapter; none where it has no factors. */
   branches(weight: number): LoraBranch[] {
-    return this.branch ? [{ ...this.branch, scaling: this.branch.scaling * weight }] : [];
+    const factor = this.#isUnweighted ? 1 : weight;
+    return this.branch ? [{ ...this.branch, scaling: this.branch.scaling * factor }] : [];
   }
 
   /**

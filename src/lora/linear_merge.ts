@@ -19,6 +19,8 @@ export interface MergeOptions {
   readonly target: Weight;
   /** The gains are those of W's columns, as an embedding's. */
   readonly columns?: boolean;
+  /** Edits W's elements before the branches are added. */
+  readonly edit?: ((values: Float32Array) => void) | undefined;
 }
 
 /**
@@ -27,14 +29,15 @@ export interface MergeOptions {
  * @throws {NumericError} If a result would not be finite; the weight is as it was.
  */
 export async function mergeTerms(backend: Backend, terms: readonly Term[], options: MergeOptions): Promise<MergeLoss> {
-  const { base, target, columns = false } = options;
-  const plain = terms.every(({ adapter }) => !adapter.magnitude && !adapter.weight);
+  const { base, target, columns = false, edit } = options;
+  const plain = !edit && terms.every(({ adapter }) => !adapter.magnitude && !adapter.weight);
   if (plain) {
     const branches = terms.flatMap(({ adapter, weight }) => adapter.branches(weight));
     return branches.length > 0 ? await backend.merge(target, branches) : { error: 0 };
   }
   const own = terms.findLast(({ adapter }) => adapter.weight)?.adapter.weight ?? base;
   const values = await backend.readWeight(own);
+  edit?.(values);
   for (const { adapter, weight } of terms) {
     for (const branch of adapter.branches(weight)) await addDelta(backend, values, branch);
     if (!adapter.magnitude) continue;
@@ -65,6 +68,11 @@ async function addDelta(backend: Backend, values: Float32Array, branch: LoraBran
 /** Multiplies each row, or each column, of a matrix by its gain. */
 function scale(values: Float32Array, gain: Float32Array, width: number, columns: boolean): void {
   for (let i = 0; i < values.length; i++) values[i]! *= gain[columns ? i % width : Math.floor(i / width)]!;
+}
+
+/** A copy of a weight in its own dtype. */
+export async function copyWeight(backend: Backend, weight: Weight): Promise<Weight> {
+  return backend.weight(floatMatrix(weight.shape, await backend.readWeight(weight)), { dtype: weight.dtype });
 }
 
 /** The bias with Σ s b_B, each behind the gains of its stage and of those after it; null where it is the base's. */

@@ -6,12 +6,12 @@
 
 import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
-import { floatMatrix, type LoraFactors } from "./factors.ts";
+import type { LoraFactors } from "./factors.ts";
 import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
 import { LinearAdapter, type Replacements } from "./linear_adapter.ts";
 import { backwardLinear, type LoraGradients } from "./linear_backward.ts";
 import { forwardLinear, type Term, type TermRange } from "./linear_forward.ts";
-import { mergedBias, mergeTerms } from "./linear_merge.ts";
+import { copyWeight, mergedBias, mergeTerms } from "./linear_merge.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
@@ -240,7 +240,7 @@ export class LoraLinear implements LoraLayer {
     if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
     if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
     const backend = this.#backend;
-    const copy = this.#shared ? await this.#copy() : null;
+    const copy = this.#shared ? await copyWeight(backend, this.weight) : null;
     let bias: Tensor | null = null;
     try {
       bias = mergedBias(backend, this, terms);
@@ -252,11 +252,6 @@ export class LoraLinear implements LoraLayer {
       bias?.dispose();
       throw error;
     }
-  }
-
-  async #copy(): Promise<Weight> {
-    const values = await this.#backend.readWeight(this.weight);
-    return this.#backend.weight(floatMatrix(this.weight.shape, values), { dtype: this.weight.dtype });
   }
 
   /** Puts weight and bias back, bit for bit. */

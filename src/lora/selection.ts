@@ -98,6 +98,18 @@ export function resolveSelection(selection: AdapterSelection | undefined, option
   return ranges;
 }
 
+/** The mixes of the rows with these numbers, in their order; neighbours with the same mix become one range. */
+export function takeMixes(mixes: readonly RowMix[], rows: ArrayLike<number>): RowMix[] {
+  const taken: RowMix[] = [];
+  for (let i = 0; i < rows.length; i++) {
+    const mix = mixes.find(({ start, end }) => start <= rows[i]! && rows[i]! < end)?.mix ?? [];
+    const last = taken.at(-1);
+    if (last?.end === i && isSameMix(last.mix, mix)) taken[taken.length - 1] = { ...last, end: i + 1 };
+    else taken.push({ start: i, end: i + 1, mix });
+  }
+  return taken;
+}
+
 /** A Map or another class has no entries of its own: it would choose the base without a word. */
 function isPlainObject(value: unknown): boolean {
   if (typeof value !== "object" || value === null) return false;

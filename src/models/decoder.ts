@@ -5,8 +5,8 @@
  */
 
 import type { Backend } from "../backend.ts";
+import type { CausalNetwork, NetworkPass } from "./causal_network.ts";
 import { KvCache, type KvCacheOptions } from "./kv_cache.ts";
-import type { Llama, LlamaPass } from "./llama.ts";
 import type { Sampler } from "./sampler.ts";
 
 /** What a {@linkcode Decoder} works with. */
@@ -14,9 +14,9 @@ export interface DecoderOptions {
   /** Where it computes. */
   readonly backend: Backend;
   /** The network. */
-  readonly llama: Llama;
+  readonly network: CausalNetwork;
   /** Adapters and pauses of every step. */
-  readonly pass: Omit<LlamaPass, "cache">;
+  readonly pass: Omit<NetworkPass, "cache">;
   /** Size of the cache, which is made at the first step. */
   readonly cache: KvCacheOptions;
   /** Holds every decoder that has a cache, so that a model's end frees them. */
@@ -35,10 +35,10 @@ export class Decoder {
 
   /** The token that `sampler` chooses after the last of `ids`, which follow those of earlier steps. */
   async step(ids: readonly number[], sampler: Sampler): Promise<number> {
-    const { backend, llama, pass, live } = this.#options;
+    const { backend, network, pass, live } = this.#options;
     this.#cache ??= new KvCache(backend, this.#options.cache);
     live.add(this);
-    const logits = await llama.nextLogits(Uint32Array.from(ids), { ...pass, cache: this.#cache });
+    const logits = await network.nextLogits(Uint32Array.from(ids), { ...pass, cache: this.#cache });
     try {
       return await sampler.next(backend, logits);
     } finally {

@@ -16,6 +16,7 @@ import { readJson } from "../formats/json_file.ts";
 import { ggufConfig } from "./gguf_config.ts";
 import { huggingFaceName } from "./gguf_names.ts";
 import { readLlamaConfig } from "./llama_config.ts";
+import type { StoredBlocks } from "./stored_blocks.ts";
 
 /** A GGUF file seen as a folder. */
 export interface GgufFolder extends Folder {
@@ -23,14 +24,6 @@ export interface GgufFolder extends Folder {
   readonly gguf: Gguf;
   /** The matrices whose blocks a weight can keep, by Hugging Face's name. */
   readonly blocks: ReadonlyMap<string, StoredBlocks>;
-}
-
-/** A matrix in the blocks of a file. */
-export interface StoredBlocks {
-  /** Their type. */
-  readonly dtype: BlockDtype;
-  /** Reads them, with the rows in Hugging Face's order. */
-  read(options?: ReadOptions): Promise<MatrixValues>;
 }
 
 /** Divisors of the rotary frequencies: a constant of the config, not a parameter. */

@@ -1,6 +1,6 @@
 /**
- * What a `config.json` says about a model of the Llama architecture: Llama, Mistral, Qwen2 and Qwen3 differ in these
- * fields only. Whatever would change the mathematics and is not supported is refused by name.
+ * What a `config.json` says about a model of the Llama architecture: Llama, Mistral, Mixtral, Qwen2 and Qwen3 differ in
+ * these fields only. Whatever would change the mathematics and is not supported is refused by name.
  *
  * @module
  */
@@ -8,9 +8,10 @@
 import type { JsonValue } from "../formats/json.ts";
 import { FormatError } from "../errors.ts";
 import { ConfigFields } from "./config_fields.ts";
+import type { ExpertSizes } from "./mixture.ts";
 
 /** Values of `model_type` that this architecture covers. */
-export type LlamaModelType = "llama" | "mistral" | "qwen2" | "qwen3";
+export type LlamaModelType = "llama" | "mistral" | "qwen2" | "qwen3" | "mixtral";
 
 /** How rotary frequencies are stretched beyond the context of pretraining. */
 export type RopeScaling =
@@ -62,11 +63,13 @@ export interface LlamaConfig {
   readonly qkNorm: boolean;
   /** Per layer: how many positions a query sees, itself included; null is all before it. */
   readonly windows: readonly (number | null)[];
+  /** Experts that share the feed-forward branch (Mixtral); null for one branch. */
+  readonly experts: ExpertSizes | null;
   /** Ids that end a text; empty where the config names none. */
   readonly eosIds: readonly number[];
 }
 
-const MODEL_TYPES: readonly LlamaModelType[] = ["llama", "mistral", "qwen2", "qwen3"];
+const MODEL_TYPES: readonly LlamaModelType[] = ["llama", "mistral", "qwen2", "qwen3", "mixtral"];
 
 /** Fields that change the mathematics, with the only value supported. */
 const NEUTRAL: readonly (readonly [field: string, value: JsonValue])[] = [
@@ -99,7 +102,7 @@ export function readLlamaConfig(json: JsonValue, file: string): LlamaConfig {
   for (const [field, value] of NEUTRAL) {
     if ((fields.value(field) ?? value) !== value) fields.refuse(field, JSON.stringify(value));
   }
-  const attentionBias = modelType !== "mistral" && fields.flag("attention_bias", false);
+  const attentionBias = modelType !== "mistral" && modelType !== "mixtral" && fields.flag("attention_bias", false);
   const layers = fields.integer("num_hidden_layers", { max: 1024 });
   return {
     modelType,
@@ -115,8 +118,16 @@ export function readLlamaConfig(json: JsonValue, file: string): LlamaConfig {
     mlpBias: modelType === "llama" && fields.flag("mlp_bias", false),
     qkNorm: modelType === "qwen3",
     windows: readWindows(fields, modelType, layers),
+    experts: modelType === "mixtral" ? readExperts(fields) : null,
     eosIds: fields.tokenIds("eos_token_id"),
   };
+}
+
+function readExperts(fields: ConfigFields): ExpertSizes {
+  const count = fields.integer("num_local_experts", { max: 2 ** 12, absent: 8 });
+  const used = fields.integer("num_experts_per_tok", { max: 2 ** 12, absent: 2 });
+  if (used > count) fields.refuse("num_experts_per_tok", `at most num_local_experts = ${count}`);
+  return { count, used };
 }
 
 function readWidths(
@@ -166,10 +177,11 @@ function readRopeObject(
   return { ropeTheta, ropeScaling: { type, factor, lowFreqFactor, highFreqFactor, originalMaxPositions } };
 }
 
-/** Mistral's window is in every layer; Qwen's only where it is switched on, from a layer upwards or by name. */
+/** Mistral's and Mixtral's window is in every layer; Qwen's only where it is switched on, from a layer upwards or by name. */
 function readWindows(fields: ConfigFields, modelType: LlamaModelType, layers: number): (number | null)[] {
   const qwen = modelType === "qwen2" || modelType === "qwen3";
-  const applies = modelType === "mistral" || (qwen && fields.flag("use_sliding_window", false));
+  const applies = modelType === "mistral" || modelType === "mixtral" ||
+    (qwen && fields.flag("use_sliding_window", false));
   const none = new Array<number | null>(layers).fill(null);
   if (!applies || fields.value("sliding_window") === null) return none;
   const window = fields.integer("sliding_window", { max: 2 ** 31 - 1 });

@@ -7,7 +7,7 @@
 import type { LlamaConfig } from "./llama_config.ts";
 
 /**
- * Every parameter's shape: matrices (out, in), vectors (out).
+ * Every parameter's shape: matrices (out, in), those of experts behind each other, vectors (out).
  *
  * @param config The model's config.
  */
@@ -25,9 +25,16 @@ export function llamaParameters(config: LlamaConfig): Map<string, readonly numbe
     linear(`${layer}.self_attn.k_proj`, keys, hiddenSize, config.qkvBias);
     linear(`${layer}.self_attn.v_proj`, keys, hiddenSize, config.qkvBias);
     linear(`${layer}.self_attn.o_proj`, hiddenSize, queries, config.outputBias);
-    linear(`${layer}.mlp.gate_proj`, intermediateSize, hiddenSize, config.mlpBias);
-    linear(`${layer}.mlp.up_proj`, intermediateSize, hiddenSize, config.mlpBias);
-    linear(`${layer}.mlp.down_proj`, hiddenSize, intermediateSize, config.mlpBias);
+    if (config.experts) {
+      const { count } = config.experts;
+      linear(`${layer}.mlp.gate`, count, hiddenSize, false);
+      shapes.set(`${layer}.mlp.experts.gate_up_proj`, [count, 2 * intermediateSize, hiddenSize]);
+      shapes.set(`${layer}.mlp.experts.down_proj`, [count, hiddenSize, intermediateSize]);
+    } else {
+      linear(`${layer}.mlp.gate_proj`, intermediateSize, hiddenSize, config.mlpBias);
+      linear(`${layer}.mlp.up_proj`, intermediateSize, hiddenSize, config.mlpBias);
+      linear(`${layer}.mlp.down_proj`, hiddenSize, intermediateSize, config.mlpBias);
+    }
     shapes.set(`${layer}.input_layernorm.weight`, [hiddenSize]);
     shapes.set(`${layer}.post_attention_layernorm.weight`, [hiddenSize]);
     if (config.qkNorm) shapes.set(`${layer}.self_attn.q_norm.weight`, [headDim]);

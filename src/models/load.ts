@@ -1,5 +1,5 @@
 /**
- * Opening a language model from files.
+ * Opening a model from files.
  *
  * @module
  */
@@ -7,24 +7,29 @@
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
+import type { JsonValue } from "../formats/json.ts";
 import { readJson } from "../formats/json_file.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Source } from "../formats/source.ts";
 import { openBackend } from "../open.ts";
 import { sizeOf } from "../shape.ts";
 import type { Tokenizer } from "../text/mod.ts";
+import type { AdaptedModelParts } from "./adapted_model.ts";
+import { matchNames, type ModelTensors, planCausal, planEncoder } from "./architectures.ts";
 import { ConfigFields } from "./config_fields.ts";
+import { Encoder } from "./encoder.ts";
 import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
-import { readLlamaConfig } from "./llama_config.ts";
-import { isSpareTensor, llamaParameters } from "./llama_parameters.ts";
-import { checkParameters, loadParameters, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
-import type { LoadProgress, ModelParameters } from "./weights.ts";
+import { ModelLayers } from "./model_layers.ts";
+import { type PlacedNetwork, Placement, type ReloadOptions } from "./placement.ts";
+import { checkParameters, loadParameters, type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
   /** Where to compute; it stays the caller's. Absent, the model opens the best for its size and disposes it in the end. */
   readonly backend?: Backend;
+  /** Threads of the backend that the model opens, as for `openBackend()`; the default is 1. */
+  readonly threads?: number | "auto";
   /** Storage of the matrices; the default is `"auto"`: quantized GGUF files stay as they are, all else is bf16. */
   readonly dtype?: ModelDtype;
   /** Activations stay f32 against matrices of integers: slower, and what their dequantized values would give. */
@@ -36,7 +41,7 @@ export interface LoadModelOptions extends ReadOptions {
 const MAX_CONFIG_BYTES = 1_000_000;
 
 /**
- * Loads a language model of the Llama architecture: Llama, SmolLM2, Mistral, Qwen2, Qwen3.
+ * Loads a causal language model: Llama, SmolLM2, Mistral, Mixtral, Qwen2, Qwen3, GPT-2.
  *
  * @param source A Hugging Face folder, a GGUF file, or a folder that holds one.
  * @param options Backend, dtype, progress and abort.
@@ -58,30 +63,79 @@ const MAX_CONFIG_BYTES = 1_000_000;
  * ```
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
-  const { dtype = "auto" } = options;
-  if (!MODEL_DTYPES.includes(dtype)) {
-    throw new TypeError(`Cannot load a model as "${dtype}": expected ${MODEL_DTYPES.join(", ")}`);
-  }
+  checkDtype(options);
   const folder = await openFolder(source, options);
-  const file = folder.open("config.json");
-  const config = readLlamaConfig(await readJson(file, { ...options, maxBytes: MAX_CONFIG_BYTES }), file.name);
-  const checkpoint = await openCheckpoint(folder, options);
-  const shapes = llamaParameters(config);
-  checkParameters(checkpoint, { shapes, isSpare: (name) => isSpareTensor(name, config) });
+  const { json, file } = await readConfig(folder, options);
+  const plan = planCausal(json, file);
+  const { config } = plan;
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
-  const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype) });
-  const ownsBackend = options.backend === undefined;
-  let parameters: ModelParameters | undefined;
+  const parts = await loadParts(folder, plan, options);
+  const eosIds = [...new Set([...ownEosIds, ...parts.tokenizer?.eosIds ?? []])];
+  return new LanguageModel({ ...parts, config, eosIds });
+}
+
+/**
+ * Loads a BERT encoder, or a BERT that classifies sequences.
+ *
+ * @param source A Hugging Face folder.
+ * @param options Backend, dtype, progress and abort.
+ * @throws {FormatError} If a file is malformed, or asks for what is not supported; the field is named.
+ * @throws {MismatchError} If the tensors are not those of the config.
+ */
+export async function loadEncoder(source: Folder, options: LoadModelOptions = {}): Promise<Encoder> {
+  checkDtype(options);
+  const folder = await openFolder(source, options);
+  const { json, file } = await readConfig(folder, options);
+  const plan = planEncoder(json, file);
+  return new Encoder({ ...await loadParts(folder, plan, options), config: plan.config });
+}
+
+function checkDtype({ dtype = "auto" }: LoadModelOptions): void {
+  if (MODEL_DTYPES.includes(dtype)) return;
+  throw new TypeError(`Cannot load a model as "${dtype}": expected ${MODEL_DTYPES.join(", ")}`);
+}
+
+async function readConfig(folder: Folder, options: ReadOptions): Promise<{ json: JsonValue; file: string }> {
+  const file = folder.open("config.json");
+  return { json: await readJson(file, { ...options, maxBytes: MAX_CONFIG_BYTES }), file: file.name };
+}
+
+/** Puts the network on a backend, and opens the tokenizer. */
+async function loadParts<Network extends PlacedNetwork>(
+  folder: Folder | GgufFolder,
+  { tensors, build }: { readonly tensors: ModelTensors; readonly build: (layers: ModelLayers) => Network },
+  loading: LoadModelOptions,
+): Promise<AdaptedModelParts<Network>> {
+  const { dtype = "auto", threads = 1 } = loading;
+  const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
+  const checkpoint = await openCheckpoint(folder, loading);
+  const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
+  const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
+  checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
+  const { isTransposed = () => false } = tensors;
+  const place = async (options: ReloadOptions): Promise<Placement<Network>> => {
+    const backend = options.backend ?? await openBackend({
+      weightBytes: bytesOf(shapes, dtype),
+      weightDtype: dtype === "auto" ? "bf16" : dtype,
+      threads,
+    });
+    const ownsBackend = options.backend === undefined;
+    try {
+      const reading = { ...options, ...blocks, dtype, exact: loading.exact ?? false, nameOf, isTransposed };
+      const parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
+      const network = build(new ModelLayers(backend, parameters, isTransposed));
+      return new Placement({ backend, ownsBackend, network, parameters });
+    } catch (error) {
+      if (ownsBackend) backend.dispose();
+      throw error;
+    }
+  };
+  const placement = await place(loading);
   try {
-    const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
-    parameters = await loadParameters(backend, checkpoint, shapes.keys(), { ...options, ...blocks, dtype });
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    const tokenizer = await openTokenizer(folder, options);
-    const eosIds = [...new Set([...ownEosIds, ...tokenizer?.eosIds ?? []])];
-    return new LanguageModel({ backend, ownsBackend, config, parameters, tokenizer, eosIds });
+    return { placement, place, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
-    parameters?.dispose();
-    if (ownsBackend) backend.dispose();
+    placement.dispose();
     throw error;
   }
 }

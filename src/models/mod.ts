@@ -1,6 +1,6 @@
 /**
- * Language models of the Llama architecture whose PEFT adapters are swapped without touching the base: Llama, SmolLM2,
- * Mistral, Qwen2 and Qwen3, from Hugging Face folders or GGUF files.
+ * Language models whose PEFT adapters are swapped without touching the base: Llama, SmolLM2, Mistral, Mixtral, Qwen2,
+ * Qwen3 and GPT-2, from Hugging Face folders or GGUF files, and BERT encoders.
  *
  * @example
  * ```ts
@@ -18,10 +18,18 @@
  */
 
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
+export { AdaptedModel } from "./adapted_model.ts";
+export type { BertConfig } from "./bert_config.ts";
+export { Encoder, type Encoding } from "./encoder.ts";
 export { Generation } from "./generation.ts";
-export { type GgufFolder, ggufFolder, type StoredBlocks } from "./gguf_folder.ts";
-export { type GenerateOptions, LanguageModel, type Logits, type ModelForwardOptions } from "./language_model.ts";
+export { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
+export type { Gpt2Config } from "./gpt2_config.ts";
+export { LanguageModel, type LanguageModelConfig } from "./language_model.ts";
+export type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
 export type { LlamaConfig, LlamaModelType, RopeScaling } from "./llama_config.ts";
-export { loadModel, type LoadModelOptions } from "./load.ts";
+export { loadEncoder, loadModel, type LoadModelOptions } from "./load.ts";
+export type { ExpertSizes } from "./mixture.ts";
+export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
+export type { StoredBlocks } from "./stored_blocks.ts";
 export { type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";

@@ -5,28 +5,27 @@
  */
 
 import type { Adapter } from "../adapter/adapter.ts";
-import { requirePlain } from "../adapter/factors.ts";
-import { checkAgainst } from "../adapter/match.ts";
 import type { MergeLoss } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
-import type { LoraLinear } from "../lora/lora_linear.ts";
+import type { LoraLayer } from "../lora/layer.ts";
 import { type AdapterChoice, type AdapterSelection, resolveChoice, resolveSelection } from "../lora/selection.ts";
 import type { Mix, RowMix } from "../lora/selection.ts";
+import { placeAdapter } from "./adapter_placement.ts";
+import type { ModelLayers } from "./model_layers.ts";
 
-/** Loads, chooses and merges adapters over the linear layers of a model. */
+/** Loads, chooses and merges adapters over the layers of a model. */
 export class ModelAdapters {
-  readonly #modules: ReadonlyMap<string, LoraLinear>;
-  readonly #shapes: ReadonlyMap<string, readonly [number, number]>;
+  readonly #layers: ModelLayers;
   readonly #loaded: Map<string, Adapter> = new Map();
+  readonly #loading: Set<string> = new Set();
   #merged: AdapterChoice = null;
   #merging = false;
   /** Grows with every merge and unmerge: what was begun before must not go on. */
   #epoch = 0;
 
-  /** Works on these layers, by their path in the base model. */
-  constructor(modules: ReadonlyMap<string, LoraLinear>) {
-    this.#modules = modules;
-    this.#shapes = new Map([...modules].map(([path, { weight }]) => [path, weight.shape]));
+  /** Works on these layers. */
+  constructor(layers: ModelLayers) {
+    this.#layers = layers;
   }
 
   /** The loaded adapters by name. */
@@ -46,23 +45,28 @@ export class ModelAdapters {
    */
   requireFree(name: string): void {
     if (typeof name !== "string") throw new TypeError(`Cannot load an adapter as ${typeof name}: its name is a string`);
-    if (this.#loaded.has(name)) {
+    if (this.#loaded.has(name) || this.#loading.has(name)) {
       throw new RangeError(`Cannot load adapter "${name}" twice: unload it first, or give another name`);
     }
   }
 
-  /** Packs the factors of every module. */
-  add(name: string, adapter: Adapter): void {
+  /**
+   * Gives every layer what the adapter has for it.
+   *
+   * @throws {MismatchError} If a part has no place; nothing changes.
+   */
+  async add(name: string, adapter: Adapter): Promise<void> {
     this.requireFree(name);
-    requirePlain(adapter, "run");
-    checkAgainst(adapter, this.#shapes);
+    this.#loading.add(name);
     try {
-      for (const [path, module] of adapter.modules) this.#modules.get(path)!.addAdapter(name, module);
+      await placeAdapter(this.#layers, name, adapter);
+      this.#loaded.set(name, adapter);
     } catch (error) {
       this.#free(name);
       throw error;
+    } finally {
+      this.#loading.delete(name);
     }
-    this.#loaded.set(name, adapter);
   }
 
   /**
@@ -80,7 +84,16 @@ export class ModelAdapters {
   }
 
   #free(name: string): void {
-    for (const module of this.#modules.values()) module.removeAdapter(name);
+    for (const module of this.#layers.byPath.values()) module.removeAdapter(name);
+  }
+
+  /**
+   * Refuses to do what a merge must not see.
+   *
+   * @throws {RangeError} If one is under way.
+   */
+  requireSettled(action: string): void {
+    if (this.#merging) throw new RangeError(`Cannot ${action} while adapters are being merged: await merge() first`);
   }
 
   /**
@@ -91,7 +104,7 @@ export class ModelAdapters {
    */
   resolve(selection: AdapterSelection | undefined, rows: number): RowMix[] {
     const mixes = resolveSelection(selection, { rows, known: this.#loaded });
-    if (this.#merging) throw new RangeError("Cannot compute while adapters are being merged: await merge() first");
+    this.requireSettled("compute");
     if (this.#merged !== null && selection !== undefined) {
       throw new RangeError("Cannot choose an adapter or the base while adapters are merged: unmerge them first");
     }
@@ -116,19 +129,25 @@ export class ModelAdapters {
    *
    * @throws {NumericError} If a weight would not be finite; every layer is as it was.
    * @throws {RangeError} If adapters are merged already, or none is chosen.
+   * @throws {MismatchError} If one answers only after its invocation tokens.
    */
   async merge(choice: AdapterChoice): Promise<MergeLoss> {
     const mix = resolveChoice(choice, this.#loaded);
     if (this.#merging || this.#merged !== null) throw new RangeError("Cannot merge twice: unmerge the adapters first");
     if (mix.length === 0) throw new RangeError("Cannot merge nothing: choose an adapter or a mix of them");
+    const waiting = mix.find(([name]) => this.#loaded.get(name)!.invocationTokens);
+    if (waiting) {
+      const message = `Cannot merge adapter "${waiting[0]}": it answers only after its invocation tokens`;
+      throw new MismatchError(message, { field: "alora_invocation_tokens", found: waiting[0] });
+    }
     this.#epoch++;
     this.#merging = true;
     // A copy: what a caller does to its mix later is no merge.
     this.#merged = typeof choice === "string" ? choice : Object.fromEntries(mix);
-    const done: LoraLinear[] = [];
+    const done: LoraLayer[] = [];
     let error = 0;
     try {
-      for (const module of this.#modules.values()) {
+      for (const module of this.#layers.byPath.values()) {
         const report = await mergeInto(module, mix);
         if (report) done.push(module);
         error = Math.max(error, report?.error ?? 0);
@@ -151,19 +170,19 @@ export class ModelAdapters {
   unmerge(): void {
     if (this.#merging || this.#merged === null) throw new RangeError("Cannot unmerge: no adapter is merged");
     this.#epoch++;
-    for (const module of this.#modules.values()) if (module.merged) module.unmerge();
+    for (const module of this.#layers.byPath.values()) if (module.merged) module.unmerge();
     this.#merged = null;
   }
 
   /** Frees all factors. */
   dispose(): void {
-    for (const module of this.#modules.values()) module.dispose();
+    for (const module of this.#layers.byPath.values()) module.dispose();
     this.#loaded.clear();
   }
 }
 
 /** Merges those adapters of a mix that the layer has; null when it has none of them. */
-async function mergeInto(module: LoraLinear, mix: Mix): Promise<MergeLoss | null> {
+async function mergeInto(module: LoraLayer, mix: Mix): Promise<MergeLoss | null> {
   const names = new Set(module.adapters);
   const own = mix.filter(([name]) => names.has(name));
   if (own.length === 0) return null;

@@ -4,14 +4,14 @@
  * @module
  */
 
-import type { Backend, BlockDtype, MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import type { Backend, BlockDtype, MatrixValues, Tensor, Weight, WeightDtype, WeightOptions } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { formatShape } from "../shape.ts";
-import type { StoredBlocks } from "./gguf_folder.ts";
+import type { StoredBlocks } from "./stored_blocks.ts";
 
 /** How far a load is. */
 export interface LoadProgress {
@@ -36,7 +36,8 @@ export type ModelDtype = WeightDtype | "auto";
 export const MODEL_DTYPES: readonly ModelDtype[] = ["auto", "f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
 
 const BLOCK_FORMS: Readonly<Record<BlockDtype, WeightDtype>> = { q8_0: "int8", q4_0: "int4", q4_1: "int4" };
-const TABLES: ReadonlySet<string> = new Set(["model.embed_tokens.weight", "lm_head.weight"]);
+/** Embeddings of tokens, and heads. */
+const TABLE = /(?:^|\.)(?:embed_tokens|wte|word_embeddings|lm_head)\.weight$/;
 const TABLE_DTYPES: Partial<Record<ModelDtype, WeightDtype>> = { int4: "int8", nf4: "bf16", auto: "bf16" };
 
 /** Options of {@linkcode loadParameters}. */
@@ -49,11 +50,15 @@ export interface ParameterOptions extends ReadOptions {
   readonly blocks?: ReadonlyMap<string, StoredBlocks>;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
+  /** Whether a matrix is stored (in, out). */
+  readonly isTransposed?: (name: string) => boolean;
+  /** The name of a parameter by the name of its tensor; absent, they are the same. */
+  readonly nameOf?: (tensor: string) => string;
 }
 
 /** The parameters of a model, held by a backend. */
 export class ModelParameters {
-  /** Matrices by name. */
+  /** Matrices (out, in) by name; of tensors that hold those of experts, matrix e by `name.e`. */
   readonly weights: Map<string, Weight> = new Map();
   /** Vectors by name. */
   readonly vectors: Map<string, Tensor> = new Map();
@@ -167,19 +172,35 @@ interface Load {
   readonly options: ParameterOptions;
 }
 
-async function loadParameter({ backend, checkpoint, parameters, options }: Load, name: string): Promise<void> {
-  const { dtype, blocks } = options;
-  const exact = options.exact ?? false;
-  const wanted = (TABLES.has(name) ? TABLE_DTYPES[dtype] : undefined) ?? (dtype === "auto" ? "bf16" : dtype);
-  const kept = blocks?.get(name);
+async function loadParameter({ backend, checkpoint, parameters, options }: Load, tensor: string): Promise<void> {
+  const { dtype, blocks, isTransposed, nameOf } = options;
+  const name = nameOf?.(tensor) ?? tensor;
+  const wanted = (TABLE.test(name) ? TABLE_DTYPES[dtype] : undefined) ?? (dtype === "auto" ? "bf16" : dtype);
+  const storage = { dtype: wanted, transposed: isTransposed?.(name) ?? false, exact: options.exact ?? false };
+  const kept = storage.transposed ? undefined : blocks?.get(tensor);
   const form = kept && BLOCK_FORMS[kept.dtype];
   if (form && (dtype === "auto" ? backend.info.weightDtypes.includes(form) : wanted === form)) {
-    parameters.weights.set(name, backend.weight(await kept.read(options), { dtype: form, exact }));
-    return;
+    const weight = backend.weight(await kept.read(options), { ...storage, dtype: form });
+    parameters.weights.set(name, weight);
+  } else addParameter(backend, parameters, { ...await checkpoint.read(tensor, options), name }, storage);
+}
+
+function addParameter(
+  backend: Backend,
+  { weights, vectors }: ModelParameters,
+  { name, ...stored }: StoredTensor & { readonly name: string },
+  storage: WeightOptions,
+): void {
+  const [count = 0, ...shape] = stored.shape;
+  if (shape.length === 0) vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
+  else if (shape.length === 1) weights.set(name, backend.weight(matrixValues(stored), storage));
+  else {
+    const length = stored.bytes.length / count;
+    for (let e = 0; e < count; e++) {
+      const expert = { ...stored, shape, bytes: stored.bytes.subarray(e * length, (e + 1) * length) };
+      weights.set(`${name}.${e}`, backend.weight(matrixValues(expert), storage));
+    }
   }
-  const stored = await checkpoint.read(name, options);
-  if (stored.shape.length === 1) parameters.vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
-  else parameters.weights.set(name, backend.weight(matrixValues(stored), { dtype: wanted, exact }));
 }
 
 function matrixValues({ dtype, shape, bytes }: StoredTensor): MatrixValues {

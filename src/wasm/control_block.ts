@@ -10,16 +10,19 @@ import { CONTROL_BYTES, MOST_ARGUMENTS, SPINS, TASK_AT, VALUES_AT, WORD } from "
 /** The kernels that threads can share. */
 export type SharedKernel = Exclude<keyof Kernels, "memory" | "__heap_base" | "__stack_pointer">;
 
+/** An argument's index, and what is added to it. */
+export type Step = readonly [index: number, step: number];
+
 /** A kernel call in parts; see `worker_code.ts` for what each part's arguments are. */
 export interface Task {
   /** The kernel. */
   readonly kernel: SharedKernel;
   /** Arguments of the first part in the caller's slot. */
   readonly values: readonly number[];
-  /** What each part adds to an argument, by its index. */
-  readonly steps: Readonly<Record<number, number>>;
-  /** What each slot adds to an argument: where its scratch is. */
-  readonly slotSteps: Readonly<Record<number, number>>;
+  /** What each part adds to arguments, by their index. */
+  readonly steps: readonly Step[];
+  /** What each slot adds to an argument: its scratch. */
+  readonly slotStep: Step | undefined;
   /** The argument that counts what is split. */
   readonly counted: number;
   /** What is split: rows, columns, panels, heads. */
@@ -59,13 +62,13 @@ export class ControlBlock {
   }
 
   /** Offers the parts of a task. */
-  offer({ kernel, values, steps, slotSteps, counted, chunk, total }: Task, names: readonly SharedKernel[]): void {
+  offer({ kernel, values, steps, slotStep, counted, chunk, total }: Task, names: readonly SharedKernel[]): void {
     const task = this.#task;
     task.fill(0);
-    task.set([names.indexOf(kernel), values.length, counted, chunk, total]);
-    task.set(values, VALUES_AT);
-    for (const index in steps) task[VALUES_AT + MOST_ARGUMENTS + Number(index)] = steps[index]!;
-    for (const index in slotSteps) task[VALUES_AT + 2 * MOST_ARGUMENTS + Number(index)] = slotSteps[index]!;
+    [task[0], task[1], task[2], task[3], task[4]] = [names.indexOf(kernel), values.length, counted, chunk, total];
+    values.forEach((value, j) => task[VALUES_AT + j] = value);
+    for (const [j, step] of steps) task[VALUES_AT + MOST_ARGUMENTS + j] = step;
+    if (slotStep) task[VALUES_AT + 2 * MOST_ARGUMENTS + slotStep[0]] = slotStep[1];
     this.store(WORD.done, 0);
     this.store(WORD.result, 0);
     this.store(WORD.left, Math.ceil(total / chunk));

@@ -4,11 +4,22 @@
  * @module
  */
 
-import type { LinearBackwardOptions, LinearOptions, LoraBranch, MergeLoss, Tensor, Weight } from "../backend.ts";
+import type {
+  LinearBackwardOptions,
+  LinearOptions,
+  LoraBranch,
+  MatrixValues,
+  MergeLoss,
+  MergeRowsOptions,
+  Tensor,
+  Weight,
+} from "../backend.ts";
 import * as check from "../check.ts";
+import { checkStoredRows } from "../check_weight.ts";
 import { addGradients, runLinear } from "./linear.ts";
 import { WasmMemoryOperations } from "./memory_operations.ts";
 import { mergePanels } from "./merge.ts";
+import { mergeStoredRows } from "./merge_rows.ts";
 
 /** Products of tensors with weights and adapters. */
 export abstract class WasmLinearOperations extends WasmMemoryOperations {
@@ -60,6 +71,18 @@ export abstract class WasmLinearOperations extends WasmMemoryOperations {
   async merge(weight: Weight, branches: readonly LoraBranch[]): Promise<MergeLoss> {
     check.checkMerge(weight, branches);
     return mergePanels(this.kernels, this.memory, this.memory.ownWeight(weight), this.#branches(branches));
+  }
+
+  /** See `Backend.mergeRows`. */
+  // deno-lint-ignore require-await -- as in read()
+  async mergeRows(
+    rows: MatrixValues,
+    branches: readonly LoraBranch[],
+    options: MergeRowsOptions,
+  ): Promise<Uint8Array> {
+    checkStoredRows(rows, options);
+    check.checkMergeRows(rows, branches);
+    return mergeStoredRows(this.kernels, this.memory, rows, this.#branches(branches), options);
   }
 
   /** See `Backend.unmerge`. */

@@ -13,7 +13,7 @@ import type { BranchAddresses } from "./linear.ts";
 import type { LinearMemory } from "./memory.ts";
 
 /** `{ a: u32, b: u32, r: u32, s: f32 }` in `rust-kernels/src/merge.rs`. */
-const RECORD_BYTES = 16;
+export const RECORD_BYTES = 16;
 
 /** Two f64: the squares of what was lost, and of what was added. */
 const SQUARES_BYTES = 16;
@@ -71,7 +71,8 @@ function writePanels(kernels: Kernels, memory: LinearMemory, { weight, target, b
   });
 }
 
-function writeRecord(view: DataView, offset: number, { a, b, rank, scaling }: BranchAddresses): void {
+/** Writes a branch as the kernels read it. */
+export function writeRecord(view: DataView, offset: number, { a, b, rank, scaling }: BranchAddresses): void {
   view.setUint32(offset, a, true);
   view.setUint32(offset + 4, b, true);
   view.setUint32(offset + 8, rank, true);

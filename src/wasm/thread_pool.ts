@@ -189,7 +189,8 @@ export class ThreadPool {
   }
 
   #runPart({ kernel, values, steps, counted, chunk, total }: Task, part: number): number {
-    const own = values.map((value, j) => value + part * (steps[j] ?? 0));
+    const own = values.slice();
+    for (const [j, step] of steps) own[j]! += part * step;
     own[counted] = Math.min(chunk, total - part * chunk);
     return Number(this.#options.kernels[kernel](...own) ?? 0);
   }

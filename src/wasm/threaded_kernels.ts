@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { SharedKernel, Task } from "./control_block.ts";
+import type { SharedKernel, Step, Task } from "./control_block.ts";
 import { DTYPE_CODES } from "./dtypes.ts";
 import type { Kernels } from "./kernels.ts";
 import type { ThreadPool } from "./thread_pool.ts";
@@ -16,22 +16,30 @@ const GRAIN = 1 << 20;
 const FLOP_PER_BYTE = 16;
 /** Parts per thread: who is done first takes more. */
 const PARTS = 4;
+/** Grains of a part where there are several per thread: handing one out takes as long as a tenth of it. */
+const PART_GRAINS = 4;
 /** FLOP of a part at most: nobody waits long enough for it to doubt the worker. */
 const LONGEST = 1 << 28;
-
 /** Rows of whole tiles in both builds: a part then has the tiles that the whole has there, and so its bits. */
 const TILE_ROWS = 30;
 /** Rows that are not computed in blocks of their depth. */
 const FEW_ROWS = 6;
 
-/** How a call is split. */
-interface Split extends Pick<Task, "counted" | "total" | "steps"> {
+/** What of a call is split. */
+interface Axis extends Pick<Task, "counted" | "total" | "steps"> {
   /** Parts are multiples of this. */
   readonly unit: number;
+}
+
+/** Weights that are multiplied as integers. */
+const INTEGERS: readonly number[] = [DTYPE_CODES.int8, DTYPE_CODES.q8_0, DTYPE_CODES.int4, DTYPE_CODES.q4_1];
+
+/** How a call is split. */
+interface Split extends Axis {
   /** FLOP of the whole call, or what takes as long. */
   readonly work: number;
   /** The argument that is the scratch, and the bytes of it that a thread needs. */
-  readonly scratch?: readonly [index: number, bytes: number];
+  readonly scratch?: Step;
   /** Most parts per thread, where each costs something beside its share; the default is `PARTS`. */
   readonly parts?: number;
 }
@@ -45,12 +53,12 @@ export interface SplitOptions {
 /** Kernels that split their large calls. `steps` of a split are here per one of what is counted. */
 export function threadedKernels(kernels: Kernels, pool: ThreadPool, { grain = GRAIN }: SplitOptions = {}): Kernels {
   const share = (kernel: SharedKernel, values: number[], split: Split): number => {
+    const { counted, total, scratch } = split;
     const chunk = chunkOf(split, pool.threads, grain);
-    if (chunk >= split.total || !pool.ready()) return Number(kernels[kernel](...values) ?? 0);
-    const steps = Object.fromEntries(Object.entries(split.steps).map(([index, step]) => [index, step * chunk]));
-    const [at, bytes] = split.scratch ?? [];
-    const slotSteps = at === undefined ? {} : { [at]: roundUp(bytes!, 64) };
-    return pool.run({ kernel, values, chunk, steps, slotSteps, counted: split.counted, total: split.total });
+    if (chunk >= total || !pool.ready()) return Number(kernels[kernel](...values) ?? 0);
+    const steps = split.steps.map(([index, step]) => [index, step * chunk] as const);
+    const slotStep = scratch && [scratch[0], roundUp(scratch[1], 64)] as const;
+    return pool.run({ kernel, values, chunk, steps, slotStep, counted, total });
   };
   const forAll = (bytes: number): number => bytes === 0 ? 0 : roundUp(bytes, 64) * pool.threads;
   return {
@@ -58,7 +66,8 @@ export function threadedKernels(kernels: Kernels, pool: ThreadPool, { grain = GR
     ...linearKernels(kernels, share, forAll),
     ...backwardKernels(kernels, share, forAll),
     ...mergeKernels(kernels, share, forAll),
-    ...transformerKernels(kernels, share, forAll),
+    ...attentionKernels(kernels, share, forAll),
+    ...rowKernels(share),
   };
 }
 
@@ -66,10 +75,9 @@ type Share = (kernel: SharedKernel, values: number[], split: Split) => number;
 type ForAll = (bytes: number) => number;
 
 function chunkOf({ total, unit, work, parts = PARTS }: Split, threads: number, grain: number): number {
-  const worth = Math.floor(work / grain);
-  if (worth < 2) return total;
-  const most = Math.min(parts * threads, worth);
-  const wanted = Math.max(most > threads ? most - most % threads : most, Math.ceil(work / LONGEST));
+  if (work < 2 * grain) return total;
+  const each = Math.min(parts, Math.floor(work / grain / PART_GRAINS / threads));
+  const wanted = Math.max(Math.min(threads, Math.floor(work / grain)), each * threads, Math.ceil(work / LONGEST));
   return roundUp(Math.ceil(total / wanted), unit);
 }
 
@@ -92,13 +100,16 @@ function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): Pick<Ker
     linear_scratch: (...sizes) => forAll(linearScratch(kernels, sizes)),
     linear(...values) {
       const [, , , dtype = 0, , h = 0, , m = 0, n = 0, k = 0, r = 0, , columns = 0] = values;
-      const work = productWork(m, columns, k + r);
+      const bytes = columns * (kernels.panel_size(k, dtype) / 8 + 4 * r);
+      const integers = INTEGERS.includes(dtype);
+      const work = Math.max(m * columns * (k + r) * (integers ? 0.5 : 2), FLOP_PER_BYTE * bytes);
       const scratch = [14, linearScratch(kernels, [m, n, k, dtype])] as const;
       // few columns and many rows, as of the first factor of an adapter: by rows
-      const split = columns < 64 && m > columns
-        ? { counted: 7, total: m, unit: TILE_ROWS, steps: { 0: 4 * n, 1: 4 * k, 5: h && 4 * r } }
-        : { counted: 12, total: columns, unit: 8, steps: { 11: 1 } };
-      share("linear", values, { ...split, work, scratch });
+      const axis: Axis = columns < 64 && m > columns
+        ? { counted: 7, total: m, unit: TILE_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
+        : { counted: 12, total: columns, unit: 8, steps: [[11, 1]] };
+      // each part rounds the activations anew for a product of integers, which is four times as fast
+      share("linear", values, { ...axis, work, scratch, parts: integers ? 1 : PARTS });
     },
   };
 }
@@ -118,18 +129,18 @@ function backwardKernels(kernels: Kernels, share: Share, forAll: ForAll): Backwa
     linear_backward_input(...values) {
       const [, , , dtype = 0, m = 0, n = 0, k = 0, , columns = 0] = values;
       const scratch = [9, kernels.linear_backward_input_scratch(m, n, k, dtype)] as const;
-      const split = columns < 128 && m > columns
-        ? { counted: 4, total: m, unit: TILE_ROWS, steps: { 0: 4 * k, 1: 4 * n } }
-        : { counted: 8, total: columns, unit: 64, steps: { 7: 1 } };
-      share("linear_backward_input", values, { ...split, work: productWork(m, n, columns), scratch, parts: 2 });
+      const axis: Axis = columns < 128 && m > columns
+        ? { counted: 4, total: m, unit: TILE_ROWS, steps: [[0, 4 * k], [1, 4 * n]] }
+        : { counted: 8, total: columns, unit: 64, steps: [[7, 1]] };
+      share("linear_backward_input", values, { ...axis, work: productWork(m, n, columns), scratch, parts: 2 });
     },
     linear_backward_weight(...values) {
       const [, , , m = 0, n = 0, k = 0, , kStride = 0] = values;
       const scratch = [8, kernels.linear_backward_weight_scratch(m, n, k)] as const;
-      const split = n >= k
-        ? { counted: 4, total: n, unit: TILE_ROWS, steps: { 0: 4 * kStride, 1: 4 } }
-        : { counted: 5, total: k, unit: 64, steps: { 0: 4, 2: 4 } };
-      share("linear_backward_weight", values, { ...split, work: productWork(m, n, k), scratch, parts: 1 });
+      const axis: Axis = n >= k
+        ? { counted: 4, total: n, unit: TILE_ROWS, steps: [[0, 4 * kStride], [1, 4]] }
+        : { counted: 5, total: k, unit: 64, steps: [[0, 4], [2, 4]] };
+      share("linear_backward_weight", values, { ...axis, work: productWork(m, n, k), scratch, parts: 1 });
     },
   };
 }
@@ -146,52 +157,75 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
       // quantized panels add to one pair of sums, which threads would have to share
       const isFloat = dtype === DTYPE_CODES.f32 || dtype === DTYPE_CODES.bf16;
       const work = isFloat ? productWork(ranks, 8 * panels, k) : 0;
-      return share("merge", values, { counted: 8, total: panels, unit: 1, steps: { 7: 1 }, work, scratch, parts: 1 });
+      return share("merge", values, { counted: 8, total: panels, unit: 1, steps: [[7, 1]], work, scratch, parts: 1 });
     },
     delta_weight(...values) {
       const [, , , , n = 0, k = 0, r = 0] = values;
       const scratch = [7, kernels.delta_weight_scratch(n, k, r)] as const;
-      const [steps, work] = [{ 0: 4 * k, 2: 4 * r }, productWork(r, n, k)];
+      const [steps, work] = [[[0, 4 * k], [2, 4 * r]] as const, productWork(r, n, k)];
       share("delta_weight", values, { counted: 4, total: n, unit: 4 * TILE_ROWS, steps, work, scratch, parts: 1 });
     },
   };
 }
 
-type TransformerKernels = Pick<
-  Kernels,
-  "attention" | "attention_scratch" | "rms_norm" | "rope" | "silu_mul" | "add" | "cross_entropy"
->;
-
-function transformerKernels(kernels: Kernels, share: Share, forAll: ForAll): TransformerKernels {
-  /** Functions of single elements: three arrays, by cache lines. */
-  const elements = (kernel: SharedKernel, values: number[], work: number): void => {
-    const total = values[3] ?? 0;
-    share(kernel, values, { counted: 3, total, unit: 16, steps: { 0: 4, 1: 4, 2: 4 }, work: total * work });
-  };
+function attentionKernels(
+  kernels: Kernels,
+  share: Share,
+  forAll: ForAll,
+): Pick<Kernels, "attention" | "attention_scratch"> {
   return {
     attention_scratch: (...sizes) => forAll(kernels.attention_scratch(...sizes)),
     attention(...values) {
       const [, , , , length = 0, , heads = 0, kvHeads = 0, dim = 0, past = 0, , , total = 0] = values;
       const scratch = [13, kernels.attention_scratch(length, past, heads, kvHeads, dim)] as const;
       const work = total * dim * (past + length) * Math.max(4 * length, 2 * FLOP_PER_BYTE);
-      share("attention", values, { counted: 12, total, unit: 1, steps: { 11: 1 }, work, scratch });
+      share("attention", values, { counted: 12, total, unit: 1, steps: [[11, 1]], work, scratch });
     },
-    rms_norm(...values) {
-      const [, , , total = 0, dim = 0] = values;
-      const work = 8 * FLOP_PER_BYTE * total * dim;
-      share("rms_norm", values, { counted: 3, total, unit: 1, steps: { 0: 4 * dim, 1: 4 * dim }, work });
-    },
+  };
+}
+
+/** Work of an element that is read and written, and of one that goes through an exponential besides. */
+const COPIED = 8 * FLOP_PER_BYTE;
+const BENT = 2 * COPIED;
+
+type RowKernels = Pick<
+  Kernels,
+  "rms_norm" | "layer_norm" | "rope" | "cross_entropy" | "add" | "silu_mul" | "gelu" | "gelu_tanh" | "tanh"
+>;
+
+/** Kernels whose rows, or elements, have nothing to do with each other. */
+function rowKernels(share: Share): RowKernels {
+  /** Splits elements by cache lines: the count is behind the arrays. */
+  const elements = (kernel: SharedKernel, values: number[], work: number): void => {
+    const counted = values.length - 1;
+    const total = values[counted] ?? 0;
+    const steps = values.slice(0, counted).map((_, index) => [index, 4] as const);
+    share(kernel, values, { counted, total, unit: 16, steps, work: total * work });
+  };
+  /** Splits rows of the first two arrays. */
+  const norm = (kernel: SharedKernel, values: number[], counted: number): void => {
+    const [total = 0, dim = 0] = values.slice(counted);
+    const steps = [[0, 4 * dim], [1, 4 * dim]] as const;
+    share(kernel, values, { counted, total, unit: 1, steps, work: total * dim * COPIED });
+  };
+  return {
+    rms_norm: (...values) => norm("rms_norm", values, 3),
+    layer_norm: (...values) => norm("layer_norm", values, 4),
     rope(...values) {
       const [, , , , total = 0, heads = 0, half = 0] = values;
-      const steps = { 0: 8 * heads * half, 1: 8 * heads * half, 2: 4 * half, 3: 4 * half };
-      share("rope", values, { counted: 4, total, unit: 1, steps, work: 16 * FLOP_PER_BYTE * total * heads * half });
+      const [row, table] = [8 * heads * half, 4 * half];
+      const steps = [[0, row], [1, row], [2, table], [3, table]] as const;
+      share("rope", values, { counted: 4, total, unit: 1, steps, work: 2 * total * heads * half * COPIED });
     },
-    silu_mul: (...values) => elements("silu_mul", values, 12 * FLOP_PER_BYTE),
-    add: (...values) => elements("add", values, 12 * FLOP_PER_BYTE),
     cross_entropy(...values) {
       const [, , , total = 0, classes = 0] = values;
-      const work = 8 * FLOP_PER_BYTE * total * classes;
-      share("cross_entropy", values, { counted: 3, total, unit: 1, steps: { 0: 4, 1: 4 * classes, 2: 4 }, work });
+      const steps = [[0, 4], [1, 4 * classes], [2, 4]] as const;
+      share("cross_entropy", values, { counted: 3, total, unit: 1, steps, work: total * classes * BENT });
     },
+    add: (...values) => elements("add", values, COPIED),
+    silu_mul: (...values) => elements("silu_mul", values, BENT),
+    gelu: (...values) => elements("gelu", values, BENT),
+    gelu_tanh: (...values) => elements("gelu_tanh", values, BENT),
+    tanh: (...values) => elements("tanh", values, BENT),
   };
 }

@@ -16,6 +16,8 @@ export class Batch {
   /** Started by the submission. */
   readonly onSubmit: (() => void)[] = [];
   readonly #fresh = new Set<DeviceBuffer>();
+  /** Used with what earlier batches left in them, though their contents may begin anew later in this one. */
+  readonly #inherited = new Set<DeviceBuffer>();
   readonly #used = new Set<DeviceBuffer>();
   readonly #written = new Set<DeviceBuffer>();
   readonly #made: Promise<void>[] = [];
@@ -35,6 +37,7 @@ export class Batch {
   /** Notes that a command uses a buffer, and writes it or not. */
   use(buffer: DeviceBuffer, writes: boolean): void {
     buffer.batch = this.id;
+    if (!this.#fresh.has(buffer)) this.#inherited.add(buffer);
     this.#used.add(buffer);
     if (writes) this.#written.add(buffer);
   }
@@ -48,10 +51,11 @@ export class Batch {
   async settle(): Promise<void> {
     await Promise.all(this.#made);
     const failures = await Promise.all(this.#failures);
-    const used = [...this.#used];
-    const inherited = used.filter((buffer) => !this.#fresh.has(buffer)).map(({ failure }) => failure);
+    const inherited = [...this.#inherited].map(({ failure }) => failure);
     // Memory first: a buffer that does not exist makes the submission invalid, which says less.
-    const failure = [...used.map(({ dead }) => dead), ...failures, ...inherited].find((error) => error !== null);
+    const failure = [...[...this.#used].map(({ dead }) => dead), ...failures, ...inherited].find((error) =>
+      error !== null
+    );
     for (const buffer of this.#fresh) buffer.failure = null;
     for (const buffer of this.#written) buffer.failure = failure ?? null;
   }

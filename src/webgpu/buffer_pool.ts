@@ -48,12 +48,17 @@ export class BufferPool {
   readonly #maxBytes: number;
   readonly #idle = new Map<number, DeviceBuffer[]>();
   readonly #all = new Set<DeviceBuffer>();
-  readonly #onDestroy: () => void;
+  readonly #onDestroy: (buffer: DeviceBuffer) => void;
   #idleBytes = 0;
   #made = 0;
 
-  /** Takes the device, the usage of all buffers, their largest size, and what to do when one is destroyed. */
-  constructor(device: GPUDevice, usage: number, maxBytes: number, onDestroy: () => void = () => {}) {
+  /** Takes the device, the usage of all buffers, their largest size, and what to do before one is destroyed. */
+  constructor(
+    device: GPUDevice,
+    usage: number,
+    maxBytes: number,
+    onDestroy: (buffer: DeviceBuffer) => void = () => {},
+  ) {
     this.#device = device;
     this.#usage = usage;
     this.#maxBytes = Math.floor(maxBytes / 16) * 16; // Whole vec4s.
@@ -149,8 +154,8 @@ export class BufferPool {
 
   #destroy(buffer: DeviceBuffer): void {
     this.#all.delete(buffer);
+    this.#onDestroy(buffer);
     buffer.handle.destroy();
-    this.#onDestroy();
   }
 
   /** Destroys all. */
@@ -161,6 +166,7 @@ export class BufferPool {
   }
 }
 
-function noMemory(bytes: number, message: string, cause?: unknown): OutOfMemoryError {
+/** The error of a buffer that does not exist. */
+export function noMemory(bytes: number, message: string, cause?: unknown): OutOfMemoryError {
   return new OutOfMemoryError(`Cannot allocate ${bytes} bytes on the GPU: ${message}`, { found: bytes, cause });
 }

@@ -7,7 +7,7 @@
 
 import { DeviceLostError, DisposedError } from "../errors.ts";
 import { Batch } from "./batch.ts";
-import { BufferPool, type DeviceBuffer, USAGE } from "./buffer_pool.ts";
+import { BufferPool, type DeviceBuffer, noMemory, USAGE } from "./buffer_pool.ts";
 import { inErrorScopes } from "./error_scopes.ts";
 import { type Constants, type Kernel, PARAMETER_BYTES, Pipelines } from "./pipelines.ts";
 import type { ShaderName } from "./shaders.ts";
@@ -80,7 +80,9 @@ export class CommandQueue {
       device,
       USAGE.storage | USAGE.copySource | USAGE.copyTarget,
       limits.maxBinding,
-      () => {
+      (buffer) => {
+        // What is recorded with it would fail, and all that is recorded from now on with that.
+        if (buffer.batch === this.#batch.id) this.flush();
         this.#bindGroups.clear();
       },
     );
@@ -91,7 +93,7 @@ export class CommandQueue {
       return device.createBuffer({ size, usage: USAGE.uniform | USAGE.copyTarget });
     });
     this.#uniform = value;
-    expect(caught.then((error) => error && new Error(`Cannot create the parameter buffer: ${error.message}`)));
+    expect(caught.then((error) => error && this.#finish(noMemory(size, error.message))));
     this.#pipelines = new Pipelines(device, expect);
     device.lost.then(({ reason, message }) => this.#finish(lost(reason, message)));
   }
@@ -281,11 +283,12 @@ export class CommandQueue {
     this.#uniform.destroy();
   }
 
-  #finish(reason: Error): void {
+  #finish(reason: Error): Error {
     this.#end ??= reason;
     this.#encoder = this.#pass = null;
     for (const reject of this.#waiting) reject(this.#end);
     this.#waiting.clear();
+    return this.#end;
   }
 }
 

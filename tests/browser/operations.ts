@@ -1,4 +1,4 @@
-/** Every operation's tests as one page: `runTests()` runs them there. */
+/** Every operation's tests and PEFT's models as one page: `runTests()` runs them there. */
 import "../activation_test.ts";
 import "../add_test.ts";
 import "../append_test.ts";
@@ -14,6 +14,7 @@ import "../linear_backward_test.ts";
 import "../linear_test.ts";
 import "../memory_test.ts";
 import "../merge_test.ts";
+import "../models_fixtures_test.ts";
 import "../rms_norm_test.ts";
 import "../rope_test.ts";
 import "../row_operations_test.ts";

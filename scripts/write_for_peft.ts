@@ -1,0 +1,85 @@
+/**
+ * Writes adapters of every kind as this package writes them, for scripts/check_with_peft.py: deno run -A
+ * scripts/write_for_peft.ts FOLDER. Each case is a folder with `case.json` (the base), `adapter` (what PEFT is to load)
+ * and `merged` (the base with the adapter merged by this package, which PEFT's own result is compared with).
+ */
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import type { Adapter } from "../src/adapter/adapter.ts";
+import { combineAdapters, resizeAdapter } from "../src/adapter/combine.ts";
+import { createAdapter } from "../src/adapter/create.ts";
+import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
+import { DIALECTS, readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { saveAdapter } from "../src/adapter/save.ts";
+import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
+import { memoryFolder, memorySink } from "../src/formats/memory.ts";
+import { folder } from "../src/fs/mod.ts";
+
+interface Case {
+  readonly name: string;
+  readonly base: string;
+  readonly adapter: Adapter;
+}
+
+const FIXTURES = fileURLToPath(new URL("../tests/fixtures/", import.meta.url));
+const LLAMA = "base/llama";
+
+const [out] = process.argv.slice(2);
+if (out === undefined) throw new Error("Cannot write adapters without a folder: expected its path");
+for (const one of [...await fixtureCases(), ...await madeCases(), ...await convertedCases()]) await write(out, one);
+
+async function load(path: string): Promise<Adapter> {
+  return await loadAdapter(folder(join(FIXTURES, path)), { allowPickle: true });
+}
+
+/** What PEFT has saved, saved by us. */
+async function fixtureCases(): Promise<Case[]> {
+  const index: { case: string; base: string }[] = JSON.parse(readFileSync(join(FIXTURES, "index.json"), "utf8"));
+  return await Promise.all(
+    index.map(async ({ case: name, base }) => ({ name, base, adapter: await load(`${name}/adapter`) })),
+  );
+}
+
+/** What we make of adapters. */
+async function madeCases(): Promise<Case[]> {
+  const [plain, rslora] = [await load("llama-plain/adapter"), await load("llama-rslora/adapter")];
+  const several = [{ adapter: plain, weight: 0.7 }, { adapter: rslora, weight: -0.4 }];
+  const made: Record<string, Adapter> = {
+    "combined-cat": await combineAdapters(several),
+    "combined-svd-bf16": await combineAdapters(several, { method: "svd", rank: 5, dtype: "BF16" }),
+    "combined-energy": await combineAdapters(several, { method: "svd", energy: 0.9 }),
+    "resized": await resizeAdapter(plain, { rank: 3 }),
+    "created": await createAdapter({
+      ...{ targetModules: ["q_proj", "v_proj"], r: 4, loraAlpha: 6, useRslora: true, taskType: "CAUSAL_LM" },
+      ...{ rankPattern: { v_proj: 2 }, alphaPattern: { "layers\\.1\\..*": 3 }, modules: rslora.modules.values() },
+    }),
+  };
+  return Object.entries(made).map(([name, adapter]) => ({ name, base: LLAMA, adapter }));
+}
+
+/** What comes back from other dialects. */
+async function convertedCases(): Promise<Case[]> {
+  const cases: Case[] = [];
+  const facts = await readBaseFacts(folder(join(FIXTURES, LLAMA)));
+  for (const name of ["llama-patterns", "llama-dora-rslora", "llama-bf16"]) {
+    const adapter = await load(`${name}/adapter`);
+    for (const to of DIALECTS.filter((dialect) => dialect !== "peft")) {
+      const sink = memorySink();
+      await writeAdapter(adapter, to, sink, { ...facts, allowLoss: true });
+      const read = await readAdapter(memoryFolder(sink.files), { alpha: adapter.config.loraAlpha });
+      cases.push({ name: `${name}-from-${to}`, base: LLAMA, adapter: read.adapter });
+    }
+  }
+  return cases;
+}
+
+async function write(root: string, { name, base, adapter }: Case): Promise<void> {
+  const path = join(root, name);
+  mkdirSync(path, { recursive: true });
+  await saveAdapter(adapter, folder(join(path, "adapter")));
+  await mergeCheckpoint(folder(join(FIXTURES, base)), [{ adapter }], folder(join(path, "merged")));
+  writeFileSync(join(path, "case.json"), JSON.stringify({ base: join(FIXTURES, base) }));
+}

@@ -1,0 +1,56 @@
+import { MismatchError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
+import type { Adapter, LoraModule } from "./adapter.ts";
+
+/** What an adapter may be more than sums of B A, and B's biases, over the base as it was published. */
+type Trait = readonly [field: string, found: unknown, isThere: boolean];
+
+/**
+ * Refuses an adapter whose effect is no sum: ΔW = s B A of linear layers, embeddings and convolutions without groups, and
+ * s b of `lora_bias`, can be added up, scaled and approximated; all else cannot.
+ *
+ * @param adapter The adapter.
+ * @param action What is to be done with it, for the message: `"combine"`.
+ * @throws {MismatchError} If it is more; the error names the field or the module.
+ */
+export function requireAdditive(adapter: Adapter, action: string): void {
+  const { config, replacements, tokenRows, invocationTokens, baseChange } = adapter;
+  const traits: readonly Trait[] = [
+    ["init_lora_weights", baseChange, baseChange !== null],
+    ["use_dora", true, config.useDora],
+    ["alora_invocation_tokens", invocationTokens, invocationTokens !== null],
+    ["layer_replication", config.layerReplication, config.layerReplication !== null],
+    ["ensure_weight_tying", true, config.ensureWeightTying],
+    ["trainable_token_indices", [...tokenRows.keys()], tokenRows.size > 0],
+    [config.bias === "none" ? "modules_to_save" : "bias", [...replacements.keys()], replacements.size > 0],
+  ];
+  for (const [field, found, isThere] of traits) if (isThere) throw refuse(adapter, action, { field, found });
+  for (const module of adapter.modules.values()) {
+    const what = nonAdditivePart(module);
+    if (what !== undefined) {
+      throw refuse(adapter, action, { field: `${what} of module ${quote(module.name)}`, found: what });
+    }
+  }
+}
+
+function nonAdditivePart({ kind, rank, loraB, magnitude, diagonal }: LoraModule): string | undefined {
+  if (kind === "experts") return "fused experts";
+  if (kind === "conv" && loraB.shape[1] !== rank) return "groups";
+  if (magnitude) return "magnitude";
+  return diagonal && "diagonal";
+}
+
+function refuse(
+  { name }: Adapter,
+  action: string,
+  { field, found }: { readonly field: string; readonly found: unknown },
+): MismatchError {
+  const message = `Cannot ${action} ${quote(name)} with ${field}: expected updates that are sums, s B A and s b`;
+  return new MismatchError(`${message}; merge the adapter into a checkpoint, or convert it to plain LoRA`, {
+    code: "unsupported",
+    file: name,
+    field,
+    found,
+    expected: "plain LoRA",
+  });
+}

@@ -1,0 +1,143 @@
+/**
+ * Adapters whose training began with a changed base, as plain LoRA over the original one.
+ *
+ * @module
+ */
+
+import { MismatchError } from "../errors.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
+import type { JsonValue } from "../formats/json.ts";
+import { quote } from "../formats/quote.ts";
+import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
+import { isRepeatable, takenFactors } from "./base_change.ts";
+import { alphaOf } from "./dialects/scale_config.ts";
+import { exactKeys } from "./exact_keys.ts";
+import { readFactors, storeFactors } from "./factors.ts";
+import { identify } from "./identity.ts";
+import { scale, stackRows } from "./linear_algebra.ts";
+import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
+import { encodeWeights } from "./save.ts";
+import type { Factors } from "./svd.ts";
+import { readWeight } from "./weight_matrix.ts";
+
+/** What the change of the base is known from. */
+export interface ToPlainOptions {
+  /** The adapter as it was before training, for any initialisation: PEFT's `path_initial_model_for_weight_conversion`. */
+  readonly initial?: Adapter;
+  /** The weights of the original base by module path, for `pissa`, `olora` and `kasa`. */
+  readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
+}
+
+const CAN_BE_READ = { rank: Infinity, modules: Infinity };
+
+/**
+ * Converts an adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA, KaSA) to plain LoRA over the
+ * original base: A' = [A; A₀], B' = [B, −B₀], with twice the rank and the same s.
+ *
+ * @param adapter The adapter.
+ * @param options The initial adapter, or the original base.
+ * @returns The plain adapter; the same one if its base did not change.
+ * @throws {MismatchError} If neither tells how the base changed, or they do not fit the adapter.
+ *
+ * @example
+ * ```ts
+ * import { createAdapter } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const values = Float32Array.of(3, 0, 0, 1);
+ * const weight = { dtype: "F32", shape: [2, 2], bytes: new Uint8Array(values.buffer) } as const;
+ * const modules = [{ name: "q", inFeatures: 2, outFeatures: 2 }];
+ * const weightOf = () => weight;
+ * const pissa = await createAdapter({ modules, targetModules: ["q"], r: 1, init: "pissa", weightOf });
+ * const plain = await toPlainLora(pissa, { weightOf });
+ * assert.deepEqual([plain.baseChange, plain.modules.get("q")!.rank], [null, 2]);
+ * ```
+ */
+export async function toPlainLora(adapter: Adapter, options: ToPlainOptions): Promise<Adapter> {
+  const { baseChange } = adapter;
+  if (baseChange === null) return adapter;
+  const modules = new Map<string, LoraModule>();
+  for (const [name, module] of adapter.modules) {
+    modules.set(name, join(module, await takenFrom(adapter, module, options)));
+  }
+  const config = plainConfig(adapter.config, modules);
+  const weights = encodeWeights(modules.values(), adapter);
+  const what = `it is plain LoRA of twice the rank now, over the base before ${baseChange}`;
+  const why = options.initial ? "its initial factors are subtracted" : "what the initialisation took is computed again";
+  const line: ReportLine = { module: CONFIG_FILE, what, why };
+  const { sha256, id } = await identify(weights, config);
+  const parts = { ...adapter, config, modules, baseChange: null, sha256, id, bytes: weights.length };
+  return new Adapter({ ...parts, report: [...adapter.report.filter(({ what }) => !isBaseLine(what)), line] });
+}
+
+/** The line that {@linkcode reportAdapter} has for such an adapter. */
+function isBaseLine(what: string): boolean {
+  return what.endsWith("changed the base before training");
+}
+
+async function takenFrom(
+  adapter: Adapter,
+  module: LoraModule,
+  { initial, weightOf }: ToPlainOptions,
+): Promise<Factors> {
+  const { baseChange, config } = adapter;
+  if (initial) return initialFactors(adapter, module, initial);
+  if (!weightOf || !isRepeatable(baseChange)) {
+    const expected = isRepeatable(baseChange) ? "the initial adapter or the base's weights" : "the initial adapter";
+    const message = `Cannot convert ${quote(adapter.name)} of the initialisation ${baseChange} to plain LoRA`;
+    throw new MismatchError(`${message}: expected ${expected}`, {
+      field: "init_lora_weights",
+      found: baseChange,
+      expected,
+    });
+  }
+  if (module.kind !== "linear") throw refuseKind(adapter, module);
+  const { matrix, isTransposed } = readWeight(await weightOf(module.name), module, config.fanInFanOut);
+  if (isTransposed && baseChange !== "pissa") {
+    const message =
+      `Cannot convert ${quote(module.name)} of ${quote(adapter.name)}: PEFT's ${baseChange} is not defined ` +
+      "for a weight that is stored (in, out); expected the initial adapter";
+    throw new MismatchError(message, { tensor: module.name, field: "fan_in_fan_out", found: true });
+  }
+  return takenFactors(baseChange, matrix, module);
+}
+
+function initialFactors(adapter: Adapter, module: LoraModule, initial: Adapter): Factors {
+  const other = initial.modules.get(module.name);
+  const fits = other?.kind === "linear" && module.kind === "linear" && other.rank === module.rank &&
+    other.inFeatures === module.inFeatures && other.outFeatures === module.outFeatures;
+  if (fits && other.scaling === module.scaling) return readFactors(other);
+  const message = `Cannot convert ${quote(module.name)} of ${quote(adapter.name)} with ${quote(initial.name)}`;
+  throw new MismatchError(`${message}: expected the same linear layer with its rank and scale`, {
+    tensor: module.name,
+  });
+}
+
+/** [A; A₀] and [B, −B₀], rounded once to F32; alpha = s r, so that s is the same without rsLoRA. */
+function join(module: LoraModule, taken: Factors): LoraModule {
+  const own = readFactors(module);
+  const { inFeatures, outFeatures, scaling, diagonal: _, ...rest } = module;
+  const a = stackRows([own.a, taken.a], inFeatures);
+  const b = stackRows([own.b, scale(taken.b, -1)], outFeatures);
+  const { loraA, loraB, rank, dtype } = storeFactors(module, { a, b }, "F32");
+  return { ...rest, inFeatures, outFeatures, scaling, rank, alpha: alphaOf(scaling, rank), dtype, loraA, loraB };
+}
+
+function plainConfig(config: LoraConfig, modules: ReadonlyMap<string, LoraModule>): LoraConfig {
+  const keyOf = exactKeys(modules.keys());
+  const r = 2 * config.r;
+  const loraAlpha = config.useRslora ? alphaOf(config.loraAlpha / Math.sqrt(config.r), r) : 2 * config.loraAlpha;
+  const all = [...modules.values()];
+  const ranks = all.filter(({ rank }) => rank !== r).map(({ name, rank }) => [keyOf(name), rank] as const);
+  const alphas = all.filter(({ alpha }) => alpha !== loraAlpha).map(({ name, alpha }) => [keyOf(name), alpha] as const);
+  const raw = new Map<string, JsonValue>(config.raw);
+  raw.set("r", r).set("lora_alpha", loraAlpha).set("use_rslora", false).set("init_lora_weights", true);
+  raw.set("rank_pattern", new Map(ranks)).set("alpha_pattern", new Map(alphas));
+  for (const field of ["kasa_config", "corda_config", "lora_ga_config"]) raw.set(field, null);
+  return readLoraConfig(raw, { limits: CAN_BE_READ });
+}
+
+function refuseKind(adapter: Adapter, { name, kind }: LoraModule): MismatchError {
+  const message = `Cannot convert ${quote(name)} of ${quote(adapter.name)}, a module of kind ${kind}, to plain LoRA`;
+  return new MismatchError(`${message}: expected a linear layer`, { tensor: name, found: kind, expected: "linear" });
+}

@@ -1,0 +1,71 @@
+import { parseArgs } from "node:util";
+import { saveAdapter } from "../adapter/save.ts";
+import { extractAdapter } from "../checkpoint/extract.ts";
+import { folder } from "../fs/mod.ts";
+import { numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
+import { dtypeOption } from "./combine.ts";
+import { type Command, UsageError } from "./command.ts";
+import { describeResult, printResult } from "./error_table.ts";
+import { asFolder, openBase } from "./merge_base.ts";
+import { Progress } from "./progress.ts";
+import { printJson } from "./terminal.ts";
+
+const HELP = `Make an adapter of what differs between two checkpoints of one model, with the error of every module.
+
+Usage: lora extract --base BASE --tuned TUNED --out OUT (--rank R | --energy E) [--seed SEED] [--dtype f32|bf16|f16]
+                    [--json]
+
+  --base BASE           the model before: Hugging Face folder, or a .safetensors or .gguf file, or its URL
+  --tuned TUNED         the same model after
+  --out OUT             folder to write, which PEFT and lora load
+  --rank R              rank of every module: the largest singular values of its difference
+  --energy E            instead, or within the rank: the share of the squared singular values that each module keeps
+  --seed SEED           of the random vectors that find them (0)
+  --dtype f32|bf16|f16  type of the values written (f32)
+  --json                { out, sha256, bytes, parameters, modules, report: [{ module, what, why, error }] }
+
+What differs and is no matrix of a layer, such as a norm, is left out and told.
+`;
+
+const OPTIONS = {
+  base: { type: "string" },
+  tuned: { type: "string" },
+  out: { type: "string" },
+  rank: { type: "string" },
+  energy: { type: "string" },
+  seed: { type: "string" },
+  dtype: { type: "string" },
+  json: { type: "boolean", default: false },
+} as const;
+
+/** `lora extract` */
+export const extract: Command = {
+  help: HELP,
+  async run(args, signal) {
+    const { values } = parseArgs({ args, options: OPTIONS });
+    const base = requiredOption(values.base, "base");
+    const tuned = requiredOption(values.tuned, "tuned");
+    const out = requiredOption(values.out, "out");
+    const options = {
+      rank: numberOption(values.rank, "rank", { min: 1, whole: true }),
+      energy: numberOption(values.energy, "energy", { above: 0, max: 1 }),
+      seed: numberOption(values.seed, "seed", { min: 0, whole: true }),
+      dtype: dtypeOption(values.dtype),
+    };
+    if (options.rank === undefined && options.energy === undefined) {
+      throw new UsageError("Cannot extract with no size: --rank or --energy is wanted");
+    }
+    await refuseOverwrite(out, [base, tuned]);
+    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    const progress = new Progress("Extracting");
+    const onProgress = (state: { loaded: number; total: number; name: string }) => progress.update(state);
+    const before = await asFolder(await openBase(base), { signal });
+    const after = await asFolder(await openBase(tuned), { signal });
+    const adapter = await extractAdapter(before.folder, after.folder, { ...given, signal, onProgress }).finally(() =>
+      progress.end()
+    );
+    await saveAdapter(adapter, folder(out), { signal });
+    if (values.json) printJson(describeResult(out, adapter));
+    else printResult(out, adapter);
+  },
+};

@@ -1,0 +1,129 @@
+/**
+ * Convolution as a product: which position of the input each position of a kernel sees.
+ *
+ * @module
+ */
+
+import type { Backend, GatherLists, Tensor } from "../backend.ts";
+import { ShapeError } from "../errors.ts";
+import { formatShape } from "../shape.ts";
+
+/** What lies beyond the border of an input. */
+export type PaddingMode = "zeros" | "reflect" | "replicate" | "circular";
+
+/** The geometry of a convolution; every list has a number per dimension of the input's positions. */
+export interface ConvGeometry {
+  /** Positions of the kernel. */
+  readonly kernel: readonly number[];
+  /** Steps between the positions of the output. */
+  readonly stride: readonly number[];
+  /** Positions added at both ends. */
+  readonly padding: readonly number[];
+  /** Steps between the positions of the kernel. */
+  readonly dilation: readonly number[];
+  /** What they hold. */
+  readonly mode: PaddingMode;
+}
+
+/** The patches of inputs of one size. */
+export interface Patches {
+  /** Sizes of the output. */
+  readonly outputSize: readonly number[];
+  /** Positions of one output. */
+  readonly count: number;
+  /** Per patch and position of the kernel the position of the input, −1 for a zero. */
+  readonly sources: Int32Array;
+}
+
+/**
+ * Finds the patches of an input.
+ *
+ * @throws {ShapeError} If the input is smaller than the kernel, or than a padding that mirrors it.
+ */
+export function findPatches(inputSize: readonly number[], geometry: ConvGeometry): Patches {
+  const { kernel, stride, padding, dilation } = geometry;
+  const outputSize = inputSize.map((size, d) => {
+    return Math.floor((size + 2 * padding[d]! - dilation[d]! * (kernel[d]! - 1) - 1) / stride[d]!) + 1;
+  });
+  const isTooSmall = geometry.mode === "reflect" && inputSize.some((size, d) => padding[d]! >= size);
+  if (outputSize.some((size) => size < 1) || isTooSmall || inputSize.some((size) => size < 1)) {
+    const message = `Cannot run a convolution of kernel ${formatShape(kernel)} on ${formatShape(inputSize)} positions`;
+    throw new ShapeError(`${message}: expected more`, { field: "x", found: inputSize });
+  }
+  const seen = inputSize.map((size, d) => {
+    return {
+      size,
+      at: (o: number, k: number) => inside(o * stride[d]! + k * dilation[d]! - padding[d]!, size, geometry),
+    };
+  });
+  const [outputs, positions] = [everyIndex(outputSize), everyIndex(kernel)];
+  const sources = new Int32Array(outputs.length * positions.length);
+  outputs.forEach((output, o) =>
+    positions.forEach((position, k) => {
+      let source = 0;
+      seen.forEach(({ size, at }, d) => {
+        const index = at(output[d]!, position[d]!);
+        source = source < 0 || index < 0 ? -1 : source * size + index;
+      });
+      sources[o * positions.length + k] = source;
+    })
+  );
+  return { outputSize, count: outputs.length, sources };
+}
+
+/** The position of the input that stands at one outside of it; −1 for a zero. */
+function inside(position: number, size: number, { mode }: ConvGeometry): number {
+  if (position >= 0 && position < size) return position;
+  if (mode === "replicate") return position < 0 ? 0 : size - 1;
+  if (mode === "circular") return ((position % size) + size) % size;
+  if (mode === "reflect") return position < 0 ? -position : 2 * (size - 1) - position;
+  return -1;
+}
+
+/** Every index into dimensions of these sizes, the last fastest. */
+function everyIndex(sizes: readonly number[]): number[][] {
+  return sizes.reduce<number[][]>(
+    (indices, size) => indices.flatMap((index) => Array.from({ length: size }, (_, i) => [...index, i])),
+    [[]],
+  );
+}
+
+/** Patches (batch · count, kernel · channels) of x (batch, channels, positions); the channels of a position stay together. */
+export function unfold(backend: Backend, x: Tensor, { sources, count }: Patches): Tensor {
+  const [batch = 0, channels = 0, size = 0] = x.shape;
+  const rows = backend.reshape(backend.transpose(x), [batch * size, channels]);
+  const terms: number[] = [];
+  const offsets = new Uint32Array(batch * sources.length + 1);
+  for (let i = 0; i < batch * sources.length; i++) {
+    const source = sources[i % sources.length]!;
+    if (source >= 0) terms.push(Math.floor(i / sources.length) * size + source);
+    offsets[i + 1] = terms.length;
+  }
+  const patches = backend.gatherSum(rows, { offsets, rows: Uint32Array.from(terms) });
+  return backend.reshape(patches, [batch * count, sources.length / count * channels]);
+}
+
+/** The adjoint of {@linkcode unfold}: x (batch, channels, size), each position the sum over the patches that saw it. */
+export function fold(
+  backend: Backend,
+  patches: Tensor,
+  { sources }: Patches,
+  [batch, channels, size]: readonly [number, number, number],
+): Tensor {
+  const rows = backend.reshape(patches, [batch * sources.length, channels]);
+  const sum = backend.gatherSum(rows, invert(sources, batch, size));
+  return backend.transpose(backend.reshape(sum, [batch, size, channels]));
+}
+
+/** For each position of the input the rows of patches that are it. */
+function invert(sources: Int32Array, batch: number, size: number): GatherLists {
+  const offsets = new Uint32Array(batch * size + 1);
+  const position = (i: number) => Math.floor(i / sources.length) * size + sources[i % sources.length]!;
+  const total = batch * sources.length;
+  for (let i = 0; i < total; i++) if (sources[i % sources.length]! >= 0) offsets[position(i) + 1]!++;
+  for (let i = 0; i < batch * size; i++) offsets[i + 1]! += offsets[i]!;
+  const next = offsets.slice();
+  const rows = new Uint32Array(offsets.at(-1)!);
+  for (let i = 0; i < total; i++) if (sources[i % sources.length]! >= 0) rows[next[position(i)]!++] = i;
+  return { offsets, rows };
+}

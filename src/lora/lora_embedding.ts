@@ -1,0 +1,300 @@
+/**
+ * The embedding with low-rank adapters.
+ *
+ * @module
+ */
+
+import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
+import { DisposedError } from "../errors.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
+import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
+import { embedBackward, type EmbeddingTerm, embedRows, type SparseRows } from "./embedding_rows.ts";
+import type { LoraFactors } from "./factors.ts";
+import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { copyWeight, mergeTerms } from "./linear_merge.ts";
+import { assemble, coverRows } from "./rows.ts";
+import {
+  type AdapterChoice,
+  type AdapterSelection,
+  resolveChoice,
+  resolveSelection,
+  type RowMix,
+} from "./selection.ts";
+
+/** What a {@linkcode LoraEmbedding} is made of. */
+export interface LoraEmbeddingOptions {
+  /** E (vocab, dim). It stays the caller's to dispose. */
+  readonly weight: Weight;
+  /** Factor of every result, adapters included (Gemma's √dim); 1 when absent. */
+  readonly scale?: number;
+  /** The id whose column of A has no gradient. */
+  readonly paddingId?: number;
+  /** Adapters by name: A (rank, vocab), B (dim, rank), m (dim). */
+  readonly adapters?: Readonly<Record<string, LoraFactors>>;
+  /** Others use the table too, as a tied head does: a merge works on a copy, and they keep what they had. */
+  readonly shared?: boolean;
+}
+
+/** Where a backward pass adds the gradients of one adapter of an embedding. */
+export interface EmbeddingGradients {
+  /** dB (dim, rank). */
+  readonly db: Tensor;
+  /** dm (dim), where the adapter has a magnitude. */
+  readonly dMagnitude?: Tensor;
+  /** Gradients of the columns of A that ids chose, as rows; a backward pass adds pieces, which the caller owns. */
+  readonly factorRows: SparseRows[];
+  /** Gradients of the adapter's own rows of the table, likewise. */
+  readonly ownRows: SparseRows[];
+}
+
+/** What {@linkcode LoraEmbedding.backward} adds to. */
+export interface EmbeddingBackwardOptions extends LoraForwardOptions {
+  /** Gradients by adapter name; make them with {@linkcode LoraEmbedding.gradients}. */
+  readonly gradients: ReadonlyMap<string, EmbeddingGradients>;
+}
+
+/**
+ * y = scale · (E[id] + Σ wᵢ sᵢ Aᵢ[:, id]ᵀ Bᵢᵀ), with the adapters i and their weights wᵢ chosen per id. An adapter with a
+ * magnitude (DoRA) scales what is before it by m / ‖E + w s (B A)ᵀ‖, one norm per column of the whole table.
+ *
+ * @example
+ * ```ts
+ * import { LoraEmbedding, openBackend } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const matrix = (rows: number, columns: number, ...values: number[]) => ({
+ *   shape: [rows, columns] as const,
+ *   dtype: "f32" as const,
+ *   bytes: new Uint8Array(Float32Array.from(values).buffer),
+ * });
+ * const backend = await openBackend();
+ * const weight = backend.weight(matrix(2, 2, 1, 0, 0, 1));
+ * const second = { loraA: matrix(1, 2, 0, 1), loraB: matrix(2, 1, 3, 4), scaling: 1 };
+ * const layer = new LoraEmbedding(backend, { weight, adapters: { second } });
+ * const y = layer.forward(Uint32Array.of(0, 1), { adapter: "second" });
+ * assert.deepEqual([...await backend.read(y)], [1, 0, 3, 5]);
+ * backend.dispose();
+ * ```
+ */
+export class LoraEmbedding implements LoraLayer {
+  /** E (vocab, dim). */
+  readonly weight: Weight;
+  readonly #backend: Backend;
+  readonly #scale: number;
+  readonly #paddingId: number | null;
+  readonly #shared: boolean;
+  readonly #adapters: Map<string, EmbeddingAdapter> = new Map();
+  #copy: Weight | null = null;
+  #disposed = false;
+
+  /** Packs the adapters that are given. */
+  constructor(backend: Backend, options: LoraEmbeddingOptions) {
+    this.#backend = backend;
+    this.weight = options.weight;
+    this.#scale = options.scale ?? 1;
+    this.#paddingId = options.paddingId ?? null;
+    this.#shared = options.shared ?? false;
+    try {
+      for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
+  }
+
+  /** Names of the adapters, in the order in which they came. */
+  get adapters(): readonly string[] {
+    return [...this.#adapters.keys()];
+  }
+
+  /** Whether adapters are merged into the table. */
+  get merged(): boolean {
+    return this.#copy !== null || this.weight.merged;
+  }
+
+  /**
+   * Packs the factors of one adapter under a name; one of that name is replaced. The base is not touched.
+   *
+   * @throws {ShapeError} If A is not (rank, vocab), B not (dim, rank), or m not (dim); nothing changes.
+   * @throws {NumericError} If the scaling is not finite.
+   */
+  addAdapter(name: string, factors: LoraFactors): void {
+    const adapter = new EmbeddingAdapter(this.#backend);
+    try {
+      adapter.setFactors(name, factors, this.weight.shape);
+    } catch (error) {
+      adapter.dispose();
+      throw error;
+    }
+    this.removeAdapter(name);
+    this.#adapters.set(name, adapter);
+  }
+
+  /**
+   * Gives an adapter a table, or rows, of its own: they stand in for the base's while it answers, whatever its weight
+   * in a mix. Of several, the last in the mix counts.
+   *
+   * @throws {ShapeError} If the shapes do not fit; nothing changes.
+   */
+  replaceFor(name: string, replacements: { readonly weight?: StoredTensor; readonly rows?: RowReplacements }): void {
+    const adapter = this.#adapters.get(name) ?? new EmbeddingAdapter(this.#backend);
+    const { weight, rows } = replacements;
+    if (rows) adapter.setRows(name, rows, this.weight.shape);
+    if (weight) adapter.linear.setReplacements(name, { weight }, this.weight);
+    this.#adapters.set(name, adapter);
+  }
+
+  /** Frees the adapter of this name; false when there is none. */
+  removeAdapter(name: string): boolean {
+    this.#adapters.get(name)?.dispose();
+    return this.#adapters.delete(name);
+  }
+
+  /**
+   * Computes y (n, dim) for n ids. While adapters are merged, only a call without `adapter` is answered.
+   *
+   * @throws {MismatchError} If a name is unknown; the message lists the known ones.
+   * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
+   */
+  forward(ids: Uint32Array, options: LoraForwardOptions = {}): Tensor {
+    if (options.adapter !== undefined) this.#requireUnmerged("choose an adapter or the base");
+    return this.apply(ids, this.#resolve(ids, options.adapter));
+  }
+
+  #resolve(ids: Uint32Array, selection: AdapterSelection | undefined): RowMix[] {
+    return resolveSelection(selection, { rows: ids.length, known: this.#adapters });
+  }
+
+  /** The forward of a model: ids are resolved once for all layers, and names that this layer lacks are skipped. */
+  apply(ids: Uint32Array, mixes: readonly RowMix[]): Tensor {
+    if (this.#disposed) throw new DisposedError("Cannot run a layer: it is disposed");
+    const ranges = this.#ranges(ids, mixes);
+    if (ranges.some(({ terms }) => terms.length > 0)) this.#requireUnmerged("apply an adapter");
+    const backend = this.#backend;
+    const base = { ...this.#base, weight: this.#copy ?? this.weight };
+    return backend.scope(() =>
+      assemble(backend, ranges, [ids.length, this.weight.shape[1]], ({ start, end, terms }) => {
+        return embedRows(backend, base, ids.subarray(start, end), terms);
+      })
+    );
+  }
+
+  get #base() {
+    return { weight: this.weight, scale: this.#scale, paddingId: this.#paddingId };
+  }
+
+  /** Ranges that cover all ids; neighbours without an adapter of this layer are one. */
+  #ranges(ids: Uint32Array, mixes: readonly RowMix[]) {
+    const ranges = mixes.map(({ start, end, mix }) => ({ start, end, terms: this.#terms(mix) }))
+      .filter(({ terms }) => terms.length > 0);
+    const all = coverRows(ranges, ids.length, (rows) => ({ ...rows, terms: [] as EmbeddingTerm[] }));
+    return all.length > 0 ? all : [{ start: 0, end: 0, terms: [] }];
+  }
+
+  #terms(mix: RowMix["mix"]): EmbeddingTerm[] {
+    return mix.flatMap(([name, weight]) => {
+      const adapter = this.#adapters.get(name);
+      return adapter ? [{ adapter, weight }] : [];
+    });
+  }
+
+  #requireUnmerged(action: string): void {
+    if (this.merged) throw new RangeError(`Cannot ${action}: adapters are merged into the table, unmerge them first`);
+  }
+
+  /**
+   * Makes gradients of zeros for an adapter, which the caller owns.
+   *
+   * @throws {RangeError} If the adapter has no factors in this layer.
+   */
+  gradients(name: string): EmbeddingGradients {
+    resolveChoice(name, this.#adapters);
+    const { b, linear: { magnitude } } = this.#adapters.get(name)!;
+    if (!b) throw new RangeError(`Cannot make gradients for adapter "${name}": it has no factors in this layer`);
+    const dMagnitude = magnitude && this.#backend.tensor(magnitude.shape);
+    const db = this.#backend.tensor(b.shape);
+    return { db, ...(dMagnitude && { dMagnitude }), factorRows: [], ownRows: [] };
+  }
+
+  /**
+   * Adds the gradients of {@linkcode LoraEmbedding.forward} for dy (n, dim), given the ids and the selection it had.
+   *
+   * @throws {MismatchError} If gradients are wanted for an adapter that this layer lacks.
+   */
+  backward(dy: Tensor, ids: Uint32Array, { adapter, gradients }: EmbeddingBackwardOptions): void {
+    this.#requireUnmerged("run backward");
+    for (const name of gradients.keys()) resolveChoice(name, this.#adapters);
+    const backend = this.#backend;
+    const sinks = new Map([...gradients].map(([name, { db, dMagnitude, factorRows, ownRows }]) => [
+      this.#adapters.get(name)!,
+      {
+        ...{ db, ...(dMagnitude && { dMagnitude }) },
+        onFactorRows: (rows: SparseRows) => void factorRows.push(rows),
+        onOwnRows: (rows: SparseRows) => void ownRows.push(rows),
+      },
+    ]));
+    backend.scope(() => {
+      for (const { start, end, terms } of this.#ranges(ids, this.#resolve(ids, adapter))) {
+        if (terms.length === 0) continue;
+        const rows = Uint32Array.from({ length: end - start }, (_, i) => start + i);
+        const part = { dy: backend.takeRows(dy, rows), ids: ids.subarray(start, end), terms, sinks };
+        embedBackward(backend, this.#base, part);
+      }
+    });
+  }
+
+  /**
+   * Folds adapters into the table: E += Σ wᵢ sᵢ (Bᵢ Aᵢ)ᵀ, with DoRA (E + w s (B A)ᵀ) ∘ g. The bits it overwrites are kept.
+   *
+   * @throws {NumericError} If a result would not be finite; the table is as it was.
+   * @throws {RangeError} If adapters are merged already, or none is named.
+   */
+  async merge(adapter: AdapterChoice): Promise<MergeLoss> {
+    const terms = this.#terms(resolveChoice(adapter, this.#adapters));
+    if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
+    if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
+    const copy = this.#shared ? await copyWeight(this.#backend, this.weight) : null;
+    const linear = terms.map(({ adapter, weight }) => ({ adapter: adapter.linear, weight }));
+    const edit = terms.some(({ adapter }) => adapter.ownRows)
+      ? (values: Float32Array) => this.#edit(values, terms)
+      : null;
+    try {
+      const options = { base: this.weight, target: copy ?? this.weight, columns: true, ...(edit && { edit }) };
+      const loss = await mergeTerms(this.#backend, linear, options);
+      this.#copy = copy;
+      return loss;
+    } catch (error) {
+      copy?.dispose();
+      throw error;
+    }
+  }
+
+  #edit(table: Float32Array, terms: readonly EmbeddingTerm[]): void {
+    const dim = this.weight.shape[1];
+    for (const { adapter: { ownRows } } of terms) {
+      for (const [row, place] of ownRows?.places ?? []) {
+        table.set(ownRows!.values.subarray(place * dim, (place + 1) * dim), row * dim);
+      }
+    }
+  }
+
+  /** Puts the table back, bit for bit. */
+  unmerge(): void {
+    if (!this.#copy) this.#backend.unmerge(this.weight);
+    this.#copy?.dispose();
+    this.#copy = null;
+  }
+
+  /** Frees the adapters; the table stays with the caller. */
+  dispose(): void {
+    for (const name of this.adapters) this.removeAdapter(name);
+    this.#copy?.dispose();
+    this.#copy = null;
+    this.#disposed = true;
+  }
+
+  /** The same as `dispose()`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

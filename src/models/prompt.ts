@@ -1,0 +1,30 @@
+/**
+ * From what a caller writes to token ids.
+ *
+ * @module
+ */
+
+import type { Tokenizer } from "../text/mod.ts";
+
+/** Ids of a prompt: text, tokenized with special tokens recognised, or in the chat template; or ids as they are. */
+export function encodePrompt(
+  prompt: string | readonly number[],
+  tokenizer: Tokenizer | null,
+  chat: boolean,
+): readonly number[] {
+  if (typeof prompt !== "string" && !Array.isArray(prompt)) {
+    throw new TypeError(`Cannot generate from ${typeof prompt}: the prompt is text or an array of token ids`);
+  }
+  if (typeof prompt !== "string") {
+    if (chat) throw new TypeError("Cannot generate a chat answer from token ids: chat needs the prompt as text");
+    return [...prompt];
+  }
+  if (!tokenizer) {
+    throw new TypeError("Cannot generate from text: this model has no tokenizer, pass token ids");
+  }
+  if (chat) return tokenizer.chat([{ role: "user", content: prompt }]);
+  const { addsBos, bosId } = tokenizer;
+  const ids = tokenizer.encode(prompt);
+  // A text that begins with it already gets no second one, and an empty one stays empty.
+  return addsBos && bosId !== null && ids.length > 0 && ids[0] !== bosId ? [bosId, ...ids] : ids;
+}
