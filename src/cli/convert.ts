@@ -11,6 +11,7 @@ import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
 import { choiceOption, modelArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
+import { asPlain } from "./plain_adapter.ts";
 import { formatReport } from "./report.ts";
 import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
 
@@ -18,7 +19,7 @@ const HELP =
   `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
-                    [--rank R] [--allow-loss] [--json]
+                    [--rank R] [--plain] [--initial ADAPTER] [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
                     tells which one it is
@@ -29,6 +30,9 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
+  --plain           an adapter of PiSSA, OLoRA or KaSA, whose training began with a changed base, as plain LoRA of twice
+                    the rank: reads the weights of --base
+  --initial ADAPTER the same for any such initialisation, by the adapter as it was before training
   --allow-loss      leaves out what the dialect has no place for, and says so: DoRA, biases, embeddings, full tensors
   --json            { from, to, out, files, bytes, modules, parameters, report: [{ module, what, why, error }] }
 `;
@@ -40,6 +44,8 @@ const OPTIONS = {
   alpha: { type: "string" },
   component: { type: "string" },
   rank: { type: "string" },
+  plain: { type: "boolean", default: false },
+  initial: { type: "string" },
   "allow-loss": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
@@ -124,11 +130,13 @@ export const convert: Command = {
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
     const options = { ...facts, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
-    const { dialect, adapter } = await readAdapter(await openAdapter(path), {
+    const { dialect, adapter: read } = await readAdapter(await openAdapter(path), {
       ...options,
       ...(component !== undefined && { component }),
       ...(rank !== undefined && { rank }),
     });
+    const { plain, initial, base } = values;
+    const adapter = await asPlain(read, { plain, initial, base }, { signal });
     const output = openOutput(out, to);
     const changes = await writeAdapter(adapter, to, output.sink, {
       ...options,
