@@ -9,11 +9,11 @@ import { UsageError } from "./command.ts";
 /** How the base changed before training. */
 export interface PlainOptions {
   /** The adapter before training. */
-  readonly initial: string | undefined;
+  readonly initial?: string;
   /** Whether the base tells. */
   readonly plain: boolean;
   /** The base. */
-  readonly base: string | undefined;
+  readonly base?: string;
 }
 
 /**

@@ -14,6 +14,8 @@ export interface BaseFacts {
   readonly heads?: number;
   /** Heads of keys and values; as many as `heads` if absent. */
   readonly kvHeads?: number;
+  /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
+  readonly merged?: Readonly<Record<string, readonly boolean[]>>;
 }
 
 /** Options of the readers; each says which ones it takes. */
@@ -28,8 +30,6 @@ export interface ReadDialectOptions extends BaseFacts, ReadOptions {
   readonly component?: string;
   /** Most rank of LyCORIS modules as LoRA; 256 if absent. What is above is cut off, and the error told. */
   readonly rank?: number;
-  /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
-  readonly merged?: Readonly<Record<string, readonly boolean[]>>;
 }
 
 /** Options of the writers; each says which ones it takes. */
