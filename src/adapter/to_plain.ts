@@ -41,7 +41,7 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
- * import { createAdapter } from "@lowrank/lora";
+ * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
  * const values = Float32Array.of(3, 0, 0, 1);
