@@ -14,7 +14,8 @@
  * - `nf4`: QLoRA's quantiles in blocks of 64 inputs, whose largest magnitudes are stored in 8 bits each (Dettmers et al.
  *   2023: double quantization).
  *
- * `linear` rounds the activations to integers where the weight is int8 or int4: see {@linkcode WeightOptions.exact}.
+ * In WebAssembly `linear` rounds the activations to integers where the weight is int8 or int4: see
+ * {@linkcode WeightOptions.exact}.
  */
 export type WeightDtype = "f32" | "bf16" | "f16" | "f8" | "int8" | "int4" | "nf4";
 
@@ -66,6 +67,7 @@ export interface WeightOptions {
    * Keeps activations f32 against an int8 or int4 weight, for parity with its dequantized values: about a tenth of the
    * speed of the integer product for a single row, a third for many. That one rounds x, per row and 32 inputs, to 127
    * steps up to the largest magnitude (63 against int8), whatever the number of rows, in every engine alike.
+   * WebGPU never rounds x, so there it changes nothing.
    */
   readonly exact?: boolean;
 }
