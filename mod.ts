@@ -78,6 +78,8 @@ export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src
 export type { InitName } from "./src/adapter/inits.ts";
 export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
 export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
+export { FLUX_LAYERS } from "./src/adapter/dialects/flux.ts";
+export { type FusedLayer, joinFused, splitFused } from "./src/adapter/dialects/fused.ts";
 export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
 export { recogniseDialect } from "./src/adapter/dialects/recognise.ts";
 export type { FloatDtype } from "./src/adapter/factor_values.ts";

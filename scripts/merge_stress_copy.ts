@@ -11,7 +11,7 @@ const [from = "", to = ""] = process.argv.slice(2);
 mkdirSync(to, { recursive: true });
 for (const name of readdirSync(from)) await copyFile(join(from, name), join(to, name));
 
-/** Reads, writes and flushes at the same time, in the pieces that a merge uses; nothing is left to be flushed. */
+/** Reads, writes and flushes at the same time, as a merge does; nothing is left to be flushed. */
 async function copyFile(source: string, target: string): Promise<void> {
   const [input, output] = [await open(source, "r"), await open(target, "w")];
   const buffers = [new Uint8Array(PIECE), new Uint8Array(PIECE)];

@@ -51,7 +51,7 @@ export async function runMerge(
   return await run(engine, [LORA, ...args, "--json"], killAfter);
 }
 
-/** Copies the files of a folder into another one, read and written in the pieces and with the flushes of a merge. */
+/** Copies the files of a folder into another one, read, written and flushed as a merge does. */
 export async function runCopy(engine: StressEngine, from: string, to: string): Promise<StressRun> {
   return await run(engine, [COPY, from, to]);
 }

@@ -172,7 +172,7 @@ export interface Backend extends Disposable {
   reshape(tensor: Tensor, shape: readonly number[]): Tensor;
   /**
    * Packs a matrix (out, in). Values are rounded once, to nearest even, where `dtype` is narrower than they are. Other
-   * types than f32 and bf16 refuse (`NumericError`) what is not finite, or above 32,768 in magnitude for int4 and f16.
+   * types than f32 and bf16 refuse (`NumericError`) what is not finite, or above 32,768 in magnitude (f16: 65,504).
    */
   weight(values: MatrixValues, options?: WeightOptions): Weight;
   /** The elements of a weight, row-major (out, in), widened to f32. */

@@ -9,7 +9,7 @@
  *
  * - `f32`, `bf16`, `f16`: floats, each rounded once.
  * - `f8`: e4m3 with an f32 scale per output.
- * - `int8`: integers with an f32 scale per output; made of q8_0 blocks, with their f16 scale per 32 inputs.
+ * - `int8`: integers with an f16 scale per 32 inputs, as ggml's q8_0.
  * - `int4`: integers −8 to 7 with an f16 scale per 32 inputs; made of q4_1 blocks, 0 to 15 with scale and minimum.
  * - `nf4`: QLoRA's quantiles in blocks of 64 inputs, whose largest magnitudes are stored in 8 bits each (Dettmers et al.
  *   2023: double quantization).
@@ -65,9 +65,10 @@ export interface WeightOptions {
   readonly transposed?: boolean;
   /**
    * Keeps activations f32 against an int8 or int4 weight, for parity with its dequantized values: about a tenth of the
-   * speed of the integer product for a single row, a third for many. That one rounds x, per row and 32 inputs, to 127
-   * steps up to the largest magnitude (63 against int8), whatever the number of rows, in every engine alike.
-   * WebGPU never rounds x, so there it changes nothing.
+   * speed of the integer product for a single row. That one rounds x, per row and 32 inputs: to 127 steps up to the
+   * largest magnitude against int4, where outliers get as many steps between two of these; to 63 steps with 63 between
+   * two against int8. So it does whatever the number of rows, with the same bits in every engine.
+   * WebGPU never rounds x: there it changes nothing.
    */
   readonly exact?: boolean;
 }

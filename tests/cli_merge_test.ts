@@ -66,6 +66,30 @@ test("lora merge sums weighted adapters into a folder that answers as they do un
   });
 });
 
+test("lora merge takes every kind, and an adapter of a changed base only where the caller says that it is that base", async () => {
+  await inTemporaryFolder(async (path) => {
+    const merge = (base: string, adapter: string, out: string, ...more: string[]) =>
+      lora("merge", "--base", join(FIXTURES, "base", base), "--adapter", adapter, "--out", join(path, out), ...more);
+    const moe = await merge("mixtral", join(FIXTURES, "moe", "adapter"), "moe");
+    assert.deepEqual([moe.status, /6 of 21 tensors/.test(moe.stdout)], [0, true], moe.stderr);
+    const adapter = join(path, "corda");
+    cpSync(join(FIXTURES, "llama-plain", "adapter"), adapter, { recursive: true });
+    const config = join(adapter, "adapter_config.json");
+    const text = readFileSync(config, "utf8").replace('"init_lora_weights": true', '"init_lora_weights": "corda"');
+    writeFileSync(config, text);
+    const refused = await merge("llama", adapter, "refused");
+    assert.deepEqual([refused.status, existsSync(join(path, "refused"))], [1, false]);
+    assert.match(refused.stderr, /^Cannot merge .*residualBase/m);
+    for (
+      const [from, out, ...more] of [[adapter, "a", "--residual-base"], [join(FIXTURES, "llama-plain", "adapter"), "b"]]
+    ) {
+      assert.equal((await merge("llama", from!, out!, ...more)).status, 0);
+    }
+    const [a, b] = ["a", "b"].map((out) => readFileSync(join(path, out, "model.safetensors")));
+    assert.ok(a!.equals(b!));
+  });
+});
+
 test("lora merge refuses its own base, and leaves nothing of an adapter with a NaN", async () => {
   await inTemporaryFolder(async (path) => {
     const [base, adapter, out] = [join(path, "base"), join(path, "adapter"), join(path, "out")];

@@ -73,11 +73,7 @@ function read(dialect: keyof typeof FILES, tensors: Tensors) {
 
 test("every dialect refuses tensors that are no factors, by their names and what they are", async () => {
   const foreign: readonly (readonly [dialect: keyof typeof FILES, tensor: string, what: RegExp, shape?: number[]])[] = [
-    ["kohya", `${KOHYA}.hada_w1_a`, /LoHa/],
-    ["kohya", `${KOHYA}.lokr_w2_b`, /LoKr/],
-    ["kohya", `${KOHYA}.lora_mid.weight`, /Tucker/],
     ["kohya", `${KOHYA}.dora_scale`, /a norm for every output/, [1, 4]],
-    ["kohya", `${KOHYA}.diff`, /full difference/],
     ["kohya", `${KOHYA}.diff_b`, /full difference/],
     ["kohya", `${KOHYA}.oft_blocks`, /OFT/],
     ["kohya", `base_model.model.${PATH}.lora_A.weight`, /expected "lora_unet_/],

@@ -15,7 +15,7 @@ import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { random } from "./values.ts";
 
 /** Heads of the llama that random adapters are for: q has 4 of 4 rows, k and v have 2. */
-export const FACTS: Required<BaseFacts> & { readonly modules: readonly string[] } = {
+export const FACTS: Required<Omit<BaseFacts, "merged">> & { readonly modules: readonly string[] } = {
   architecture: "llama",
   heads: 4,
   kvHeads: 2,

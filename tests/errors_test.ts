@@ -167,7 +167,7 @@ const WRONG_TYPES:
     ["bytes of weight()", (b, _, any) => b.weight({ shape: [1, 2], dtype: "f32", bytes: any(Float32Array.of(1, 2)) })],
     ["dtype of the values", (b, _, any) => b.weight({ shape: [1, 1], dtype: any("f64"), bytes: new Uint8Array(2) })],
     ["dtype of the weight", (b, _, any) => {
-      return b.weight({ shape: [1, 1], dtype: "f32", bytes: new Uint8Array(4) }, { dtype: any("int8") });
+      return b.weight({ shape: [1, 1], dtype: "f32", bytes: new Uint8Array(4) }, { dtype: any("int9") });
     }],
     ["x of add()", (b, o, any) => b.add(any(Float32Array.of(1)), o.t(1))],
     ["x of linear()", (b, o, any) => b.linear(any(o.w(3, 4)), o.w(3, 4))],

@@ -1,53 +1,9 @@
 import assert from "node:assert/strict";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { urlFolder, urlSource } from "../src/formats/url.ts";
-
-type Handler = (request: IncomingMessage, response: ServerResponse) => void;
-
-const FILE = Uint8Array.from({ length: 200_000 }, (_, i) => i * 7 + (i >> 8));
-
-/** Runs `use` with the address of a server on this machine, and the requests it got. */
-async function serve(handler: Handler, use: (origin: string, log: IncomingMessage[]) => Promise<void>): Promise<void> {
-  const log: IncomingMessage[] = [];
-  const server: Server = createServer((request, response) => {
-    log.push(request);
-    response.setHeader("connection", "close");
-    handler(request, response);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  try {
-    await use(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, log);
-  } finally {
-    server.closeAllConnections?.();
-    await new Promise((resolve) => server.close(resolve));
-  }
-}
-
-/** Answers ranges as a static file server does; `change` may spoil the headers. */
-function ranges(
-  bytes: Uint8Array,
-  change: (headers: Record<string, string>, begin: number) => void = () => {},
-): Handler {
-  return (request, response) => {
-    const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "")!;
-    const begin = Number(first);
-    const end = Math.min(Number(last) + 1, bytes.length);
-    const headers: Record<string, string> = {
-      etag: '"v1"',
-      "content-range": begin < bytes.length ? `bytes ${begin}-${end - 1}/${bytes.length}` : `bytes */${bytes.length}`,
-    };
-    change(headers, begin);
-    response.writeHead(begin < bytes.length ? 206 : 416, headers).end(bytes.subarray(begin, end));
-  };
-}
-
-function status(code: number, headers: Record<string, string> = {}, body: string | Uint8Array = ""): Handler {
-  return (_request, response) => response.writeHead(code, headers).end(body);
-}
+import { FILE, type Handler, ranges, serve, status } from "./url_support.ts";
 
 test("urlSource() reads ranges and keeps the first 64 KiB", async () => {
   await serve(ranges(FILE), async (origin, log) => {
@@ -136,7 +92,7 @@ const SPOILED: readonly (readonly [what: string, handler: Handler, message: RegE
 for (const [what, handler, message] of SPOILED) {
   test(`urlSource() refuses ${what}`, async () => {
     await serve(handler, async (origin) => {
-      const source = urlSource(`${origin}/dir/a.bin?token=secret`);
+      const source = urlSource(`${origin}/dir/a.bin?token=secret`, { retries: 0 });
       await assert.rejects(source.size().then(() => source.read(100_000, 100)), (error: Error & { file?: string }) => {
         assert.equal(error.name, "IntegrityError");
         assert.match(error.message, message);
@@ -233,7 +189,7 @@ test("urlSource() stops at the signal, with its reason", async () => {
 
 test("urlSource() wraps a failed request, and keeps its cause", async () => {
   const fetchNothing = () => Promise.reject(new TypeError("fetch failed"));
-  const source = urlSource("https://example.com/a?token=secret", { fetch: fetchNothing });
+  const source = urlSource("https://example.com/a?token=secret", { fetch: fetchNothing, retries: 0 });
   await assert.rejects(source.size(), (error: Error) => {
     assert.equal(error.name, "IntegrityError");
     assert.ok(error.cause instanceof TypeError);

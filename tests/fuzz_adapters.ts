@@ -16,6 +16,7 @@ import { saveAdapter } from "../src/adapter/save.ts";
 import { listTargets } from "../src/adapter/target_modules.ts";
 import { stringifyJson } from "../src/formats/json_writer.ts";
 import { parseJson } from "../src/formats/json.ts";
+import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { readLlamaConfig } from "../src/models/llama_config.ts";
 import { loadTokenizer } from "../src/text/load.ts";
@@ -93,6 +94,24 @@ function folderTarget(
     },
     read,
   };
+}
+
+/** One module of each kind of LyCORIS. */
+function lycorisFiles(): Files {
+  const shapes: Record<string, number[]> = {
+    ...{ "0_attn1_to_q.hada_w1_a": [4, 2], "0_attn1_to_q.hada_w1_b": [2, 3] },
+    ...{ "0_attn1_to_q.hada_w2_a": [4, 2], "0_attn1_to_q.hada_w2_b": [2, 3] },
+    ...{ "1_attn1_to_q.lokr_w1": [2, 2], "1_attn1_to_q.lokr_w2_a": [2, 1], "1_attn1_to_q.lokr_w2_b": [1, 2] },
+    ...{ "2_proj_in.lora_up.weight": [3, 2, 1, 1], "2_proj_in.lora_down.weight": [2, 3, 1, 1] },
+    ...{ "2_proj_in.lora_mid.weight": [2, 2, 3, 3], "3_proj_in.diff": [4, 2] },
+  };
+  const tensors = new Map(
+    Object.entries(shapes).map(([name, shape]) => {
+      const size = shape.reduce((x, y) => x * y);
+      return [`lora_unet_down_blocks_0_attentions_${name}`, { ...store("F32", 1, size, () => 0.5), shape }];
+    }),
+  );
+  return new Map([["lycoris.safetensors", encodeSafetensors(tensors)]]);
 }
 
 async function filesOf(adapter: Adapter, dialect: Dialect): Promise<Files> {
@@ -207,6 +226,7 @@ export async function adapterTargets(): Promise<readonly Target<any>[]> {
   for (const dialect of DIALECTS) {
     if (dialect !== "peft") targets.push(folderTarget(dialect, await filesOf(adapter, dialect), readDialect));
   }
+  targets.push(folderTarget("LyCORIS", lycorisFiles(), readDialect));
   const tokenizer = folderTarget("tokenizer", TOKENIZER_FILES, readTokenizer);
   return [...targets, config, modelConfig, tokenizer];
 }

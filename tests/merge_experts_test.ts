@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { MismatchError } from "../src/errors.ts";
 import { adapterOf, assertClose, at, merge, noise, plus, product, transposed } from "./merge_support.ts";
 
 /** A (r E, in) and B (out, r E) of E experts, and Δ of each in float64. */
@@ -74,4 +75,20 @@ test("factors of single experts go into fused ones, and fused ones into single e
     const delta = deltas[Math.floor(i / 2)]!.subarray((i % 2) * 12, (i % 2 + 1) * 12);
     assertClose(split.tensors.get(name), plus(at(noise([3, 4], i)), delta), name);
   });
+});
+
+test("a base with parameters that the config targets and the adapter lacks is refused, unless strict is false", async () => {
+  const { a, b } = experts(3, [6, 4], 2);
+  const adapter = await adapterOf({ "0.mlp.experts.lora_A.weight": a, "0.mlp.experts.lora_B.weight": b }, {
+    target_parameters: ["experts.gate_up_proj"],
+  });
+  const base = { "0.mlp.experts.gate_up_proj": noise([3, 6, 4], 1), "1.mlp.experts.gate_up_proj": noise([3, 6, 4], 2) };
+  const missing = ["1.mlp.experts.gate_up_proj"];
+  await assert.rejects(merge(base, [adapter]), (error) => {
+    assert.ok(error instanceof MismatchError && error.field === "target_parameters");
+    assert.deepEqual(error.missing, missing);
+    return true;
+  });
+  const { report } = await merge(base, [adapter], { strict: false });
+  assert.deepEqual(report.report.map(({ module }) => module), missing);
 });

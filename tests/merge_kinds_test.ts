@@ -221,7 +221,7 @@ test("a convolution of any kernel is merged; one with groups is refused, or writ
   assert.equal(report.report.length, 1);
 });
 
-test("the projections of an attention in one module are merged into its parameters", async () => {
+test("the projections of an attention in one module are merged into its parameters, the output's twice as PEFT does", async () => {
   const [a, b, oa, ob] = [noise([2, 4], 1), noise([12, 2], 2), noise([2, 4], 3), noise([4, 2], 4)];
   const adapter = await adapterOf({
     "attn.lora_A.weight": a,
@@ -232,7 +232,7 @@ test("the projections of an attention in one module are merged into its paramete
   const base = { "attn.in_proj_weight": noise([12, 4], 5), "attn.out_proj.weight": noise([4, 4], 6) };
   const { tensors } = await merge(base, [adapter]);
   assertClose(tensors.get("attn.in_proj_weight"), plus(at(base["attn.in_proj_weight"]), product(a, b, 1.5)));
-  assertClose(tensors.get("attn.out_proj.weight"), plus(at(base["attn.out_proj.weight"]), product(oa, ob, 1.5)));
+  assertClose(tensors.get("attn.out_proj.weight"), plus(at(base["attn.out_proj.weight"]), product(oa, ob, 3)));
 });
 
 test("adapters that no weight can hold are refused by the field that says so", async () => {

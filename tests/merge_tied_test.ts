@@ -52,6 +52,7 @@ test("a tied table stays tied where both change as one", async () => {
     "q.lora_A.weight": A,
     "q.lora_B.weight": B,
   };
+  const saved = { modules_to_save: ["embed_tokens"], ensure_weight_tying: true };
   const replaced = at(table);
   replaced.set(at(noise([1, 4], 6)), 8);
   const cases = [
@@ -59,6 +60,7 @@ test("a tied table stays tied where both change as one", async () => {
     [{ ...embeddingPart, ...twin }, { ensure_weight_tying: true }, onTable],
     [rows, { trainable_token_indices: [2] }, replaced],
     [{ "q.lora_A.weight": A, "q.lora_B.weight": B, [TABLE]: noise([5, 4], 7) }, {}, at(noise([5, 4], 7))],
+    [{ "q.lora_A.weight": A, "q.lora_B.weight": B, [TABLE]: noise([5, 4], 7) }, saved, at(noise([5, 4], 7))],
   ] as const;
   for (const [parts, fields, want] of cases) {
     const base = { [TABLE]: table, "q.weight": W };

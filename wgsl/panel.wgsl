@@ -8,12 +8,10 @@
 override FORM: u32 = 0u;
 const BF16 = 1u;
 const F16 = 2u;
-const INT8 = 3u;
-const INT8_BLOCK = 4u;
-const INT4 = 5u;
-const INT4_MIN = 6u;
-const NF4 = 7u;
-const F8 = 8u;
+const INT4 = 4u;
+const INT4_MIN = 5u;
+const NF4 = 6u;
+const F8 = 7u;
 
 // Columns 4 · half to 4 · half + 3 of a panel at depth k.
 fn columns(panel: u32, k: u32, half: u32) -> vec4f {
@@ -75,9 +73,9 @@ fn floats_of_8_bits(panel: u32, k: u32, half: u32) -> vec4u {
 fn integers(panel: u32, k: u32, half: u32) -> vec4u {
   let nibbles = FORM == INT4 || FORM == INT4_MIN;
   let scales_at = select(17u, 8u, nibbles);
-  let size = scales_at + select(select(1u, 2u, FORM == INT4_MIN), 0u, FORM == INT8);
+  let size = scales_at + select(1u, 2u, FORM == INT4_MIN);
   let start = panel * (2u + (p.k + 31u) / 32u * size);
-  let factor = bitcast<vec4f>(w[start + half]);
+  let factor = bitcast<vec4f>(w[start + half]) * 0x1p-56f;
   let block = start + 2u + k / 32u * size;
   let depth = k % 32u;
   let bits = w[block + depth / select(4u, 8u, nibbles) * 2u + half];
@@ -90,13 +88,9 @@ fn integers(panel: u32, k: u32, half: u32) -> vec4u {
   if (FORM == INT4) {
     q -= vec4i(8);
   }
-  var scale = factor * 0x1p56f;
-  if (FORM != INT8) {
-    scale = bitcast<vec4f>(widen_f16(w[block + scales_at], half)) * (factor * 0x1p-56f);
-  }
-  var value = vec4f(q) * scale;
+  var value = vec4f(q) * (bitcast<vec4f>(widen_f16(w[block + scales_at], half)) * factor);
   if (FORM == INT4_MIN) {
-    value += bitcast<vec4f>(widen_f16(w[block + scales_at + 1u], half)) * (factor * 0x1p-56f);
+    value += bitcast<vec4f>(widen_f16(w[block + scales_at + 1u], half)) * factor;
   }
   // 0 times a negative scale is no -0.
   return select(bitcast<vec4u>(value), vec4u(), value == vec4f());

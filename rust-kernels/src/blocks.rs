@@ -5,8 +5,7 @@
 //! ```text
 //! f16        [k][8] halves, in bf16's order of columns
 //! f8         [k][8] bytes of e4m3
-//! int8       blocks of 32 k: 256 bytes, 8 negated column sums (i16)
-//! int8 block blocks of 32 k: 256 bytes, 8 negated column sums (i16), 8 scales (f16)
+//! int8       blocks of 32 k: 256 bytes, 8 negated column sums (i16), 8 scales (f16)
 //! int4       blocks of 32 k: 128 bytes of nibbles, 8 scales (f16)
 //! int4 min   the same and 8 minima (f16)
 //! nf4        blocks of 64 k: 256 bytes of nibbles, 8 absolute maxima (u8); another 8 f32 (their steps) lead the panel
@@ -18,7 +17,7 @@
 
 use crate::halves::f16_bits;
 use crate::simd::*;
-use crate::{BF16, EXACT, F16, F32, F8, INT4, INT4_MIN, INT8, INT8_BLOCK, NF4};
+use crate::{BF16, EXACT, F16, F32, F8, INT4, INT4_MIN, INT8, NF4};
 
 /// Depth of a block of integers, and of the activations.
 pub const BLOCK: usize = 32;
@@ -30,14 +29,12 @@ pub const FACTORS: usize = 32;
 /// activations, half to the column factor: no product is subnormal, which would cost hundreds of cycles.
 pub const HALF_SHIFT: f32 = 72_057_594_037_927_936.0; // 2^56
 
+/// Sign, exponent and mantissa of an f16 that was shifted into place with copies of its sign.
+pub const HALF_MASK: u32 = 0x8fff_e000;
+
 /// Whether the integer kernels multiply it.
 pub const fn is_integer(dtype: u32) -> bool {
-    matches!(dtype, INT8 | INT8_BLOCK | INT4 | INT4_MIN)
-}
-
-/// Whether a block has scales of its own.
-pub const fn has_scales(dtype: u32) -> bool {
-    matches!(dtype, INT8_BLOCK | INT4 | INT4_MIN)
+    matches!(dtype, INT8 | INT4 | INT4_MIN)
 }
 
 /// Whether weights are nibbles.
@@ -57,8 +54,7 @@ pub const fn scales_at(dtype: u32) -> usize {
 /// Bytes of a block of 32 k (of 64 k for nf4).
 pub const fn block_bytes(dtype: u32) -> usize {
     match dtype {
-        INT8 => 256 + 16,
-        INT8_BLOCK => 256 + 16 + 16,
+        INT8 => 256 + 16 + 16,
         INT4 => 128 + 16,
         INT4_MIN => 128 + 16 + 16,
         _ => 256 + 8,
@@ -77,14 +73,13 @@ pub extern "C" fn panel_size(k: usize, dtype: u32) -> usize {
     }
 }
 
-/// 8 scales of a block, each 2^-112 of what it stands for before the column factor.
+/// 8 scales of a block, each 2^-112 of what it stands for before the column factor; `mask` is HALF_MASK in each lane.
 ///
 /// # Safety
 /// 16 bytes are readable at `p`.
 #[inline(always)]
-pub unsafe fn load_scales(p: *const u8) -> [v128; 2] {
+pub unsafe fn load_scales(p: *const u8, mask: v128) -> [v128; 2] {
     let halves = v128_load(p as *const v128);
-    let mask = u32x4_splat(0x8fff_e000);
     [v128_and(i32x4_shr(i32x4_shl(halves, 16), 3), mask), v128_and(i32x4_shr(halves, 3), mask)]
 }
 

@@ -64,10 +64,7 @@ unsafe fn widen_integers(dst: *mut u8, panel: *const u8, dtype: u32, from: usize
     while done < depth {
         let (block, first) = ((from + done) / BLOCK, (from + done) % BLOCK);
         let (block, count) = (panel.add(FACTORS + block * block_bytes(dtype)), (BLOCK - first).min(depth - done));
-        let (mut scales, mut minima) = (factors, [zero(); 2]);
-        if has_scales(dtype) {
-            scales = scaled(block.add(scales_at(dtype)), factors);
-        }
+        let (scales, mut minima) = (scaled(block.add(scales_at(dtype)), factors), [zero(); 2]);
         if dtype == INT4_MIN {
             minima = scaled(block.add(scales_at(dtype) + 16), factors);
         }
@@ -83,7 +80,7 @@ unsafe fn widen_integers(dst: *mut u8, panel: *const u8, dtype: u32, from: usize
 }
 
 unsafe fn scaled(halves: *const u8, factors: [v128; 2]) -> [v128; 2] {
-    let scales = load_scales(halves);
+    let scales = load_scales(halves, u32x4_splat(HALF_MASK));
     [f32x4_mul(scales[0], factors[0]), f32x4_mul(scales[1], factors[1])]
 }
 

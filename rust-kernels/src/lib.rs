@@ -63,18 +63,16 @@ pub const F32: u32 = 0;
 pub const BF16: u32 = 1;
 /// IEEE half precision.
 pub const F16: u32 = 2;
-/// 8-bit integers with a scale per column.
-pub const INT8: u32 = 3;
 /// 8-bit integers with a scale per 32 of a column.
-pub const INT8_BLOCK: u32 = 4;
+pub const INT8: u32 = 3;
 /// 4-bit integers, less 8, with a scale per 32 of a column.
-pub const INT4: u32 = 5;
+pub const INT4: u32 = 4;
 /// 4-bit integers with a scale and a minimum per 32 of a column.
-pub const INT4_MIN: u32 = 6;
+pub const INT4_MIN: u32 = 5;
 /// QLoRA's 4-bit quantiles of a normal distribution.
-pub const NF4: u32 = 7;
+pub const NF4: u32 = 6;
 /// e4m3 with a scale per column.
-pub const F8: u32 = 8;
+pub const F8: u32 = 7;
 /// Added to the type of a weight of integers: activations stay f32.
 pub const EXACT: u32 = 16;
 

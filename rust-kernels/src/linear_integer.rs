@@ -1,13 +1,12 @@
 //! `linear` over weights of integers: x is quantized once, then every panel is multiplied by strips of its rows.
 
 use crate::activations::*;
-use crate::blocks::*;
 use crate::halves::panel_bytes;
 use crate::linear::slice_n;
 use crate::product::{product_in_blocks, Product, NONE};
 use crate::simd::*;
 use crate::tile_integer::dot_panel;
-use crate::{INT4, INT4_MIN, INT8, INT8_BLOCK, PANEL};
+use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
@@ -19,7 +18,7 @@ const CACHED: usize = 1 << 18;
 #[inline(never)]
 pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
     let k = p.main.k;
-    quantize_activations(scratch, p.main.a, p.m, k, dtype == INT8 || dtype == INT8_BLOCK);
+    quantize_activations(scratch, p.main.a, p.m, k, dtype == INT8);
     let block = (CACHED / p.panel).max(1) * PANEL;
     let mut from = 0;
     while from < p.n {
@@ -40,17 +39,18 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
 /// All rows of some panels.
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
-    let mut sums = [0.0f32; STRIP * PANEL];
+    let mut sums = [zero(); STRIP * 2];
     let mut row = 0;
     while row < p.m {
         let rows = STRIP.min(p.m - row);
-        let x = activations.add(row_at(p.m, k, row));
+        let strip = activations.add(row / rows_together(p.m) * strip_bytes(p.m, k));
+        let (records, x) = (*(strip as *const usize), strip.add(HEAD));
         let mut column = 0;
         while column < p.n {
             let panel = p.main.b.add(column / PANEL * p.panel);
-            tile(sums.as_mut_ptr(), x, step, panel, k.div_ceil(BLOCK), dtype, rows);
+            tile(sums.as_mut_ptr() as *mut f32, x, step, panel, records, dtype, rows);
             for i in 0..rows {
-                finish(p, row + i, column, panel as *const f32, sums.as_ptr().add(i * PANEL));
+                finish(p, row + i, column, panel as *const f32, (sums.as_ptr() as *const f32).add(i * PANEL));
             }
             column += PANEL;
         }
@@ -59,16 +59,14 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
 }
 
 #[inline(always)]
-unsafe fn tile(sums: *mut f32, x: *const u8, step: usize, panel: *const u8, blocks: usize, dtype: u32, rows: usize) {
+unsafe fn tile(sums: *mut f32, x: *const u8, step: usize, panel: *const u8, records: usize, dtype: u32, rows: usize) {
     match (dtype, rows) {
-        (INT8, 1) => dot_panel::<INT8, 1>(sums, x, step, panel, blocks),
-        (INT8, _) => dot_panel::<INT8, STRIP>(sums, x, step, panel, blocks),
-        (INT8_BLOCK, 1) => dot_panel::<INT8_BLOCK, 1>(sums, x, step, panel, blocks),
-        (INT8_BLOCK, _) => dot_panel::<INT8_BLOCK, STRIP>(sums, x, step, panel, blocks),
-        (INT4, 1) => dot_panel::<INT4, 1>(sums, x, step, panel, blocks),
-        (INT4, _) => dot_panel::<INT4, STRIP>(sums, x, step, panel, blocks),
-        (_, 1) => dot_panel::<INT4_MIN, 1>(sums, x, step, panel, blocks),
-        _ => dot_panel::<INT4_MIN, STRIP>(sums, x, step, panel, blocks),
+        (INT8, 1) => dot_panel::<INT8, 1>(sums, x, step, panel, records),
+        (INT8, _) => dot_panel::<INT8, STRIP>(sums, x, step, panel, records),
+        (INT4, 1) => dot_panel::<INT4, 1>(sums, x, step, panel, records),
+        (INT4, _) => dot_panel::<INT4, STRIP>(sums, x, step, panel, records),
+        (_, 1) => dot_panel::<INT4_MIN, 1>(sums, x, step, panel, records),
+        _ => dot_panel::<INT4_MIN, STRIP>(sums, x, step, panel, records),
     }
 }
 

@@ -7,14 +7,14 @@ use crate::blocks::*;
 use crate::halves::load1;
 use crate::quantize::store_factors;
 use crate::simd::*;
-use crate::{F16, INT4_MIN, INT8_BLOCK, PANEL};
+use crate::{F16, INT4_MIN, INT8, PANEL};
 
 const HALF: usize = 2;
 
 /// Bytes of a stored block.
 fn stored_bytes(dtype: u32) -> usize {
     match dtype {
-        INT8_BLOCK => 34,
+        INT8 => 34,
         INT4_MIN => 20,
         _ => 18,
     }
@@ -82,7 +82,7 @@ fn larger(a: f32, b: f32) -> f32 {
 /// Puts the 32 integers of one row in their places.
 unsafe fn put_row(block: *mut u8, q: *const u8, row: usize, dtype: u32) {
     let at = block.add(4 * row);
-    if dtype == INT8_BLOCK {
+    if dtype == INT8 {
         let mut sum = 0;
         for t in 0..BLOCK {
             let byte = *q.add(t);

@@ -3,7 +3,7 @@
 use crate::blocks::*;
 use crate::halves::{f16_bits, load_panel, panel_bytes};
 use crate::simd::*;
-use crate::{F16, F32, F8, INT4, INT4_MIN, INT8, INT8_BLOCK, NF4, PANEL};
+use crate::{F16, F32, F8, INT4, INT4_MIN, INT8, NF4, PANEL};
 
 /// The 16 quantiles of a normal distribution that QLoRA chose (Dettmers et al. 2023, appendix E).
 pub static NF4_LEVELS: [f32; 16] = [
@@ -52,7 +52,7 @@ pub unsafe fn quantize_panel(dst: *mut u8, src: *const u8, k: usize, dtype: u32)
     // an f32 of 2^128 is infinite: this is NaN if a factor of the type could be
     let limit = f32x4_splat(match dtype {
         F16 => 65_504.0,
-        INT4 | INT4_MIN | INT8_BLOCK => 32_768.0,
+        INT4 | INT4_MIN | INT8 => 32_768.0,
         _ => 1e30,
     });
     let fits = v128_and(f32x4_le(most[0], limit), f32x4_le(most[1], limit));
@@ -60,7 +60,6 @@ pub unsafe fn quantize_panel(dst: *mut u8, src: *const u8, k: usize, dtype: u32)
         F16 => rows(src, k, |t, v| v128_store(dst.add(t * 16) as *mut v128, pack_f16(v))),
         F8 => quantize_f8(dst, src, k, most),
         NF4 => quantize_nf4(dst, src, k),
-        INT8 => quantize_int8(dst, src, k, most),
         _ => quantize_blocks(dst, src, k, dtype, most),
     }
     v128_andnot(f32x4_splat(f32::NAN), fits)
@@ -119,20 +118,6 @@ fn f8_bits(v: v128) -> v128 {
     let odd = v128_and(u32x4_shr(magnitude, 20), u32x4_splat(1));
     let rounded = u32x4_shr(i32x4_add(magnitude, i32x4_add(odd, u32x4_splat(0x7_ffff))), 20);
     v128_or(rounded, v128_and(u32x4_shr(v, 24), u32x4_splat(0x80)))
-}
-
-/// One scale per column: its largest magnitude is 127.
-unsafe fn quantize_int8(dst: *mut u8, src: *const u8, k: usize, most: [v128; 2]) {
-    let scales = most.map(|m| f32x4_div(m, f32x4_splat(127.0)));
-    store_factors(dst, scales.map(|scale| f32x4_div(scale, f32x4_splat(HALF_SHIFT))));
-    let inverses = scales.map(inverse);
-    let mut from = 0;
-    while from < k {
-        let block = dst.add(FACTORS + from / BLOCK * block_bytes(INT8));
-        let piece = src.add(from * panel_bytes(false));
-        put_bytes(block, piece, BLOCK.min(k - from), inverses);
-        from += BLOCK;
-    }
 }
 
 /// round(v inverse) as bytes of a block, and their negated column sums.
@@ -200,7 +185,7 @@ unsafe fn scale_of(src: *const u8, depth: usize, dtype: u32) -> ([v128; 2], [v12
 /// Stores values as lifted f16, and returns what they then are.
 unsafe fn put_f16(at: *mut u8, values: [v128; 2], lifts: [v128; 2]) -> [v128; 2] {
     store_scales(at, [f32x4_mul(values[0], lifts[0]), f32x4_mul(values[1], lifts[1])]);
-    let stored = load_scales(at);
+    let stored = load_scales(at, u32x4_splat(HALF_MASK));
     let shift = f32x4_splat(HALF_SHIFT);
     [0, 1].map(|half| f32x4_div(f32x4_mul(f32x4_mul(stored[half], shift), shift), lifts[half]))
 }

@@ -11,60 +11,76 @@
 use crate::activations::{Q_BYTES, RECORD};
 use crate::blocks::*;
 use crate::simd::*;
-use crate::{INT4, INT4_MIN};
 #[cfg(target_feature = "relaxed-simd")]
-use crate::{INT8, INT8_BLOCK};
+use crate::INT8;
+use crate::{INT4, INT4_MIN};
 
 type Sums<const MR: usize> = [[v128; 2]; MR];
+
+/// Numbers that the compiler must not know: engines build a constant vector anew for every use (three instructions), and
+/// unrolled, the loads of a block would come before all products, and spill.
+#[derive(Clone, Copy)]
+struct Hidden {
+    /// 15 in every byte.
+    nibble: v128,
+    /// See `load_scales`.
+    half: v128,
+    /// Loads of 8 k in a block.
+    groups: usize,
+}
+
+impl Hidden {
+    #[inline(always)]
+    fn new<const MR: usize>() -> Self {
+        let groups = BLOCK / 8;
+        Hidden {
+            nibble: i32x4_splat(core::hint::black_box(0x0f0f_0f0f)),
+            half: u32x4_splat(core::hint::black_box(HALF_MASK)),
+            groups: if MR == 1 { groups } else { core::hint::black_box(groups) },
+        }
+    }
+}
 
 /// Computes the formula above into `[MR][8]` floats.
 ///
 /// # Safety
-/// `x` is the first of `MR` adjacent records, whose next blocks are `step` bytes on; the panel has `blocks` blocks.
+/// `x` is the first of `MR` adjacent records, which are `records` times `step` bytes and go once over the panel's blocks.
 #[inline(never)]
 pub unsafe fn dot_panel<const DTYPE: u32, const MR: usize>(
     sums: *mut f32,
     x: *const u8,
     step: usize,
     panel: *const u8,
-    blocks: usize,
+    records: usize,
 ) {
+    let hidden = Hidden::new::<MR>();
     let (mut x, mut w) = (x, panel.add(FACTORS));
     let mut local = [[zero(); 2]; MR];
     if MR > 1 {
         core::ptr::write_bytes(sums, 0, MR * 8);
     }
-    // not a constant: unrolled, the loads of a block would come before all products, and spill
-    let groups = core::hint::black_box(4);
-    for _ in 0..blocks {
-        let dots = dots::<DTYPE, MR>(x, w, groups);
-        let scales = if has_scales(DTYPE) { load_scales(w.add(scales_at(DTYPE))) } else { [zero(); 2] };
-        let minima = if DTYPE == INT4_MIN { load_scales(w.add(scales_at(DTYPE) + 16)) } else { [zero(); 2] };
+    for _ in 0..records {
+        let dots = dots::<DTYPE, MR>(x, w, &hidden);
+        let mut scales = [[zero(); 2]; 2];
+        for i in 0..1 + (DTYPE == INT4_MIN) as usize {
+            scales[i] = load_scales(w.add(scales_at(DTYPE) + 16 * i), hidden.half);
+        }
         for i in 0..MR {
-            let at = sums.add(i * 8);
-            // in memory they leave the registers to the integer sums
-            let mut row = if MR > 1 { [load(at), load(at.add(4))] } else { local[i] };
             let rest = x.add(i * RECORD + Q_BYTES) as *const f32;
-            let sx = splat(rest);
+            let values = floats::<DTYPE>(dots[i], &scales, rest);
+            let at = sums.add(i * 8) as *mut v128;
             for half in 0..2 {
-                let mut value = f32x4_mul(f32x4_convert_i32x4(dots[i][half]), sx);
-                if has_scales(DTYPE) {
-                    value = f32x4_mul(value, scales[half]);
+                if MR == 1 {
+                    local[i][half] = f32x4_add(local[i][half], values[half]);
+                } else {
+                    // volatile: in memory they leave the registers to the integer sums
+                    let sum = at.add(half).read_volatile();
+                    at.add(half).write_volatile(f32x4_add(sum, values[half]));
                 }
-                if DTYPE == INT4_MIN {
-                    value = f32x4_add(value, f32x4_mul(minima[half], splat(rest.add(2))));
-                }
-                row[half] = f32x4_add(row[half], value);
-            }
-            if MR > 1 {
-                store(at, row[0]);
-                store(at.add(4), row[1]);
-            } else {
-                local[i] = row;
             }
         }
+        w = w.add(*(x.add(RECORD - 4) as *const usize) * block_bytes(DTYPE));
         x = x.add(step);
-        w = w.add(block_bytes(DTYPE));
     }
     if MR == 1 {
         store(sums, local[0][0]);
@@ -72,12 +88,26 @@ pub unsafe fn dot_panel<const DTYPE: u32, const MR: usize>(
     }
 }
 
+/// scale sx dot + minimum sx Σ q, for one row; `rest` is what follows q in its record.
+#[inline(always)]
+unsafe fn floats<const DTYPE: u32>(dots: [v128; 2], scales: &[[v128; 2]; 2], rest: *const f32) -> [v128; 2] {
+    let sx = splat(rest);
+    let minimum = if DTYPE == INT4_MIN { splat(rest.add(2)) } else { zero() };
+    [0, 1].map(|half| {
+        let mut value = f32x4_mul(f32x4_mul(f32x4_convert_i32x4(dots[half]), sx), scales[0][half]);
+        if DTYPE == INT4_MIN {
+            value = f32x4_add(value, f32x4_mul(scales[1][half], minimum));
+        }
+        value
+    })
+}
+
 /// Σ q w of a block, less what q's or w's offset adds.
 #[cfg(target_feature = "relaxed-simd")]
 #[inline(always)]
-unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, groups: usize) -> Sums<MR> {
+unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
     let mut sums = [[zero(); 2]; MR];
-    if DTYPE == INT8 || DTYPE == INT8_BLOCK {
+    if DTYPE == INT8 {
         let columns = w.add(256) as *const i16;
         let low = i32x4_shl(i32x4_load_extend_i16x4(columns), 6);
         let high = i32x4_shl(i32x4_load_extend_i16x4(columns.add(4)), 6);
@@ -90,8 +120,8 @@ unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, gr
     }
     // one row: two chains, because a sum waits for the one before
     let mut other = [[zero(); 2]; MR];
-    for g in 0..groups {
-        let (a, b) = pairs(DTYPE, w, g);
+    for g in 0..hidden.groups {
+        let (a, b) = pairs(DTYPE, w, g, hidden.nibble);
         for i in 0..MR {
             let q = splat(x.add(i * RECORD + 8 * g) as *const f32);
             sums[i] = [dot::<DTYPE>(a[0], q, sums[i][0]), dot::<DTYPE>(a[1], q, sums[i][1])];
@@ -110,10 +140,10 @@ unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, gr
 
 /// 8 columns at k = 8 g ..= 8 g + 3, and at the next four.
 #[inline(always)]
-unsafe fn pairs(dtype: u32, w: *const u8, g: usize) -> ([v128; 2], [v128; 2]) {
+unsafe fn pairs(dtype: u32, w: *const u8, g: usize, mask: v128) -> ([v128; 2], [v128; 2]) {
     let at = |i: usize| v128_load(w.add(16 * i) as *const v128);
     if is_nibbles(dtype) {
-        let (q, mask) = ([at(2 * g), at(2 * g + 1)], u8x16_splat(15));
+        let q = [at(2 * g), at(2 * g + 1)];
         // x86 shifts no bytes: u8x16_shr would cost a third of the speed
         (q.map(|q| v128_and(q, mask)), q.map(|q| v128_and(u16x8_shr(q, 4), mask)))
     } else {
@@ -135,10 +165,10 @@ unsafe fn dot<const DTYPE: u32>(w: v128, q: v128, sum: v128) -> v128 {
 /// The same sums with 16-bit factors: a vector of 4 columns x 4 k is two of 2 columns x 4 k.
 #[cfg(not(target_feature = "relaxed-simd"))]
 #[inline(always)]
-unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, groups: usize) -> Sums<MR> {
+unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
     let mut parts = [[[zero(); 2]; 2]; MR];
-    for g in 0..groups {
-        let (a, b) = pairs(DTYPE, w, g);
+    for g in 0..hidden.groups {
+        let (a, b) = pairs(DTYPE, w, g, hidden.nibble);
         for (w, k) in [(a, 8 * g), (b, 8 * g + 4)] {
             for half in 0..2 {
                 let (low, high) = (i16x8_extend_low_i8x16(w[half]), i16x8_extend_high_i8x16(w[half]));

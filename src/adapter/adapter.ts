@@ -28,7 +28,7 @@ export interface LoraModule {
   readonly rank: number;
   /** The alpha that applies to this module. */
   readonly alpha: number;
-  /** s = alpha / rank, or alpha / √rank with rsLoRA. */
+  /** s = alpha / rank, or alpha / √rank with rsLoRA; twice that where PEFT adds an update twice. */
   readonly scaling: number;
   /** Second dimension of A. */
   readonly inFeatures: number;

@@ -4,15 +4,14 @@ import type { LoraModule, ReportLine } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { isFloatTensor, isZeroTensor } from "./factor_values.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
-import { scaleReader } from "./lora_module.ts";
+import { scaleReader, scalingOf } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";
 import { listTargets } from "./target_modules.ts";
-import type { BaseChange } from "./variant_fields.ts";
+import { type BaseChange, isRepeatable } from "./variant_fields.ts";
 
 /** Fields that act in training only. */
 const TRAINING_FIELDS = ["velora_config", "monteclora_config"];
-/** Changes of the base that its weights decide alone. */
-const REPEATABLE: readonly BaseChange[] = ["pissa", "olora", "kasa"];
+const HEAD = /(?:^|\.)(?:lm_head|embed_out)$/;
 
 /** The parts of an adapter that its report is about. */
 export interface ReportedParts {
@@ -48,7 +47,7 @@ function reportBase({ baseChange, init }: LoraConfig, parts: ReportedParts): Rep
   const [field, name] = baseChange === "kasa" ? ["kasa_config", "KaSA"] : ["init_lora_weights", String(init)];
   const what = `${field} is ${name}, which changed the base before training`;
   if (!parts.baseChange) return [{ module: CONFIG_FILE, what, why: "the caller says that it is that changed base" }];
-  const why = REPEATABLE.includes(baseChange)
+  const why = isRepeatable(baseChange)
     ? "merging computes that change again from the base it is given"
     : "the file does not hold that change: it needs the changed base (residualBase), or the initial adapter";
   return [{ module: CONFIG_FILE, what, why }];
@@ -104,7 +103,9 @@ function reportTargets(config: LoraConfig, modules: ReadonlyMap<string, LoraModu
     }
     const known = new Set(targeted);
     for (const [module, path] of paths) {
-      if (!known.has(path)) lines.push({ module, what: "the config does not target it", why });
+      // PEFT adapts the tied head with the embedding, and then no longer targets it.
+      const follows = config.ensureWeightTying && modules.get(module)!.kind === "linear" && HEAD.test(module);
+      if (!known.has(path) && !follows) lines.push({ module, what: "the config does not target it", why });
     }
     return lines;
   } catch (error) {
@@ -123,7 +124,11 @@ function targetPath({ name, parameter }: LoraModule, modules: ReadonlyMap<string
 function reportModules(config: LoraConfig, modules: ReadonlyMap<string, LoraModule>): ReportLine[] {
   const scaleOf = scaleReader(config);
   const lines: ReportLine[] = [];
-  for (const [module, { rank, scaling, loraB }] of modules) {
+  for (const [module, { rank, alpha, scaling, loraB }] of modules) {
+    if (scaling !== 0 && scaling === 2 * scalingOf(config, alpha, rank)) {
+      const why = "PEFT 0.21.2 adds the update of an attention's output projection twice, in training too";
+      lines.push({ module, what: `its scaling is ${scaling}, twice that of its rank and alpha`, why });
+    }
     for (const keys of scaleOf(module).conflicts) {
       const what = `${keys.map(quote).join(" and ")} match it with different values`;
       const why = `the tensor decides the rank, ${rank}; the first key in sorted order the alpha, scaling ${scaling}`;

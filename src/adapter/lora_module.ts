@@ -67,7 +67,7 @@ export function moduleReader(
       kind,
       rank,
       alpha,
-      scaling: scalingOf(config, alpha, rank),
+      scaling: scalingOf(config, alpha, rank) * (place?.times ?? 1),
       inFeatures,
       outFeatures,
       dtype: loraA.dtype,

@@ -17,8 +17,15 @@ export interface ModulePlace {
   readonly isParameter: boolean;
   /** The adapted parameter if it is not the weight of a module; null if the file does not tell. */
   readonly parameter?: string | null;
+  /** How many times PEFT adds the update; once if absent. */
+  readonly times?: number;
 }
 
+/**
+ * PEFT 0.21.2 adds the update of an attention's output projection twice, in training, inference and merging: its forward
+ * makes a weight with the update and then merges the update into it again.
+ */
+const OUT_PROJECTION_TIMES = 2;
 /** Name of the parameter of `nn.MultiheadAttention` that its own factors adapt. */
 export const IN_PROJECTION = "in_proj_weight";
 const WRAPPER = ".base_layer";
@@ -55,7 +62,7 @@ function placeOne(path: string, known: ReadonlySet<string>): ModulePlace {
   }
   const attention = path.endsWith(OUT_PROJECTION) ? path.slice(0, -OUT_PROJECTION.length) : "";
   if (!known.has(attention)) return plain;
-  return { ...plain, name: `${attention}.out_proj`, patternPath: attention };
+  return { ...plain, name: `${attention}.out_proj`, patternPath: attention, times: OUT_PROJECTION_TIMES };
 }
 
 /** The places of all parameters of the module that a path belongs to; undefined if it is no such module. */

@@ -127,8 +127,25 @@ function checkPlaces(
   const { modules } = places;
   const { missing, unexpected } = checkAgainst({ name, config, modules }, base, { strict: false });
   if (strict || unexpected.length > 0) checkAgainst({ name, config, modules }, base);
+  const parameters = missingParameters(adapter, places, draft);
+  if (strict && parameters.length > 0) {
+    const message =
+      `Cannot apply ${quote(name)} without ${parameters.length} of the parameters that its config targets: ` +
+      `the base has ${quote(parameters[0]!)}, the adapter does not`;
+    throw new MismatchError(message, { field: "target_parameters", missing: parameters });
+  }
   const what = `${quote(adapter.name)} targets it and has no tensors for it`;
-  return missing.map((module) => ({ module, what, why: "strict is false" }));
+  return [...missing, ...parameters].map((module) => ({ module, what, why: "strict is false" }));
+}
+
+/** Parameters of the base that `target_parameters` names, by whole name or tail, and the adapter lacks. */
+function missingParameters({ config }: Adapter, places: Places, draft: MergeDraft): readonly string[] {
+  const taken = new Set(Array.from(places.modules.keys(), (name) => places.tensorOf(name)));
+  const entries = config.targetParameters ?? [];
+  return [...draft.tensors.keys()].filter((name) => {
+    if (taken.has(name)) return false;
+    return entries.some((entry) => `.${places.naming.toAdapter(name)}`.endsWith(`.${entry}`));
+  });
 }
 
 /** The base's modules with the shapes `[out, in]` of their weights, by the adapter's names. */

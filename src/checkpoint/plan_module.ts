@@ -55,6 +55,8 @@ export function planModule(
   if (layout.groups !== undefined) {
     const what = `its ${layout.groups} groups are gone: the weight has the shape [${layout.shape!.join(", ")}]`;
     draft.report.push({ module: module.name, what, why: "Δ is dense across groups; set groups to 1 in the model" });
+    const why = "PEFT 0.21.2 takes them of a product that is not the update";
+    if (module.magnitude) draft.report.push({ module: module.name, what: "its norms are those of W + ΔW", why });
   }
   if (module.loraBias) planBias(draft, { adapter, module, weight }, { tensor, places });
 }

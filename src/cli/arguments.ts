@@ -1,10 +1,10 @@
 import { realpath, stat } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import type { Adapter } from "../adapter/adapter.ts";
-import { loadAdapter } from "../adapter/load.ts";
+import { loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { Folder, ReadOptions, Source } from "../formats/source.ts";
+import type { Folder, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
 import { UsageError } from "./command.ts";
 
@@ -140,7 +140,7 @@ export async function checkAdapterPath({ path, source }: AdapterArgument): Promi
 }
 
 /** Loads the adapter that an argument names. */
-export async function loadArgument(argument: AdapterArgument, options: ReadOptions): Promise<Adapter> {
+export async function loadArgument(argument: AdapterArgument, options: LoadAdapterOptions): Promise<Adapter> {
   await checkAdapterPath(argument);
   return await loadAdapter(argument.source, options);
 }

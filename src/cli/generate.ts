@@ -1,7 +1,7 @@
 import { setImmediate } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
-import { type LanguageModel, loadModel } from "../models/mod.ts";
+import { type LanguageModel, loadModel, MODEL_DTYPES, type ModelDtype } from "../models/mod.ts";
 import {
   type AdapterArgument,
   adapterArguments,
@@ -32,7 +32,8 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --top-p P             sample among the likeliest tokens that together have probability P
   --min-p P             sample among those with P times the probability of the likeliest
   --seed N              start of the random numbers: the same seed gives the same text
-  --dtype f32|bf16      precision of the weights in memory (bf16)
+  --dtype DTYPE         the weights in memory: f32, bf16, f16, f8, int8, int4, nf4, or auto: a quantized .gguf file's
+                        own Q4_0, Q4_1 and Q8_0 matrices, all else bf16 (auto)
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
@@ -63,7 +64,7 @@ interface Request {
   readonly adapters: readonly AdapterArgument[];
   readonly prompt: string;
   readonly json: boolean;
-  readonly dtype: "f32" | "bf16";
+  readonly dtype: ModelDtype;
   readonly device: DeviceChoice;
   readonly threads: number | "auto";
   readonly sampling: {
@@ -88,7 +89,7 @@ function parseRequest(args: string[]): Request {
     prompt: requiredOption(values.prompt, "prompt"),
     adapters: adapterArguments(values.adapter),
     json: values.json,
-    dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16"]) ?? "bf16",
+    dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",
     device: choiceOption(values.device, "device", DEVICES) ?? "auto",
     threads: threadsOption(values.threads),
     sampling: {

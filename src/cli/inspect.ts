@@ -15,8 +15,8 @@ Usage: lora inspect ADAPTER [--json]
   ADAPTER   folder or URL with adapter_config.json and adapter_model.safetensors
   --json    { format, sha256, bytes, parameters, modules: [{ name, kind, rank, alpha, scaling, in, out, dtype, parts,
               norm, flops }], costs: { parameters, baseFlops, branchFlops, baseBackwardFlops, branchBackwardFlops,
-              optimizerValues }, replacements: [{ name, shape, dtype }], tokenRows: [{ name, indices }], trainingState: [name],
-              invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
+              optimizerValues }, replacements: [{ name, shape, dtype }], tokenRows: [{ name, indices }],
+              trainingState: [name], invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
 
 ‖ΔW‖ is the size of the update, its Frobenius norm before a magnitude of DoRA acts; of modules in one row the mean.
 FLOPs are multiplications and additions per token, or per place of a convolution.

@@ -4,8 +4,8 @@ import type { GgufOutType } from "../checkpoint/gguf_output.ts";
 import { mergeCheckpoint, type MergeOptions, type MergeReport } from "../checkpoint/merge.ts";
 import type { MergeDtype } from "../checkpoint/merge_dtype.ts";
 import { mergeGguf } from "../checkpoint/merge_gguf.ts";
+import type { LoadAdapterOptions } from "../adapter/load.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
-import type { ReadOptions } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
 import { openBackend } from "../open.ts";
 import {
@@ -28,7 +28,7 @@ import { dimTitles, formatBytes, formatDuration, print, printable, printJson, ta
 const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. Memory is that of a few pieces of a tensor.
 
 Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--out-type q8_0|f16|f32]
-                  [--jobs N] [--threads auto|N] [--dry-run] [--json]
+                  [--jobs N] [--threads auto|N] [--residual-base] [--expand-groups] [--dry-run] [--json]
 
   --base BASE           Hugging Face folder (safetensors, single or sharded), .safetensors or .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are summed, each with its weight (1 if none is given)
@@ -40,6 +40,8 @@ Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f
   --out-type TYPE       type of the matrices of a .gguf: q8_0, f16 or f32 (as stored; what changes and is coarser: q8_0)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
   --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
+  --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
+  --expand-groups       write convolutions with groups, into which no update can be merged, without groups
   --dry-run             check everything and tell what would be written
   --json                { out, files, sizes, digests, tensors, merged, bytes, ms, report: [{ module, what, why }] }
 `;
@@ -52,11 +54,16 @@ const OPTIONS = {
   "out-type": { type: "string" },
   jobs: { type: "string" },
   threads: { type: "string" },
+  "residual-base": { type: "boolean", default: false },
+  "expand-groups": { type: "boolean", default: false },
   "dry-run": { type: "boolean", default: false },
   json: { type: "boolean", default: false },
 } as const;
 
-async function loadAdapters(adapters: readonly AdapterArgument[], options: ReadOptions): Promise<WeightedAdapter[]> {
+async function loadAdapters(
+  adapters: readonly AdapterArgument[],
+  options: LoadAdapterOptions,
+): Promise<WeightedAdapter[]> {
   const loaded: WeightedAdapter[] = [];
   for (const argument of adapters) {
     loaded.push({ adapter: await loadArgument(argument, options), weight: argument.weight });
@@ -108,9 +115,9 @@ export const merge: Command = {
     const start = performance.now();
     const progress = new Progress("Merging");
     const onProgress = progress.update.bind(progress);
-    const adapters = await loadAdapters(named, { signal });
+    const adapters = await loadAdapters(named, { signal, residualBase: values["residual-base"] });
     const backend = await openBackend({ prefer: "wasm", threads });
-    const options = { signal, onProgress, backend, jobs, dryRun };
+    const options = { signal, onProgress, backend, jobs, dryRun, expandGroups: values["expand-groups"] };
     const merged = await mergeInto({ base, out, adapters, dtype, outType }, options).finally(() => {
       progress.end();
       backend.dispose();

@@ -3,6 +3,7 @@ import { concat } from "./concat.ts";
 import { plainFileName } from "./file_name.ts";
 import { quote } from "./quote.ts";
 import type { Folder, ReadOptions, Source } from "./source.ts";
+import { isTransient, type Patience, persist, UNREACHABLE } from "./url_retry.ts";
 import { checkUrl, nameOfUrl, requestRange, type UrlOptions } from "./url_request.ts";
 
 export type { UrlOptions };
@@ -15,7 +16,9 @@ const DEFAULT_MAX_WHOLE = 64_000_000;
  * Makes an http: or https: URL a source that is read by ranges.
  *
  * The first use sends one request, for the first 64 KiB; they are kept. A server that ignores ranges is accepted where
- * the whole file is within `maxWholeBytes`. Nothing is retried and nothing is cached beyond the object.
+ * the whole file is within `maxWholeBytes`. A request without an answer, one that breaks off, and the answers of a busy
+ * server (408, 425, 429, 500, 502, 503, 504) are tried again, `retries` times; the bytes that came are asked for once
+ * more. Nothing is cached beyond the object.
  *
  * @param url The file, without credentials.
  * @param options Headers and limits.
@@ -115,31 +118,54 @@ class UrlSource implements Source {
     }
     if (end <= head.length) return head.slice(offset, end);
     if (length === 0) return new Uint8Array();
-    const response = await requestRange(this.#url, [offset, end - 1], this.#options, options.signal);
-    try {
-      if (response.status !== 206) throw this.#refuse(`status ${response.status}`, "206");
-      if (identityOf(response) !== identity) throw this.#refuse("another ETag than before", "the same file");
-      const total = this.#checkRange(response, offset, end);
-      if (total !== size) throw this.#refuse(`${total} bytes in all`, `${size} as before`);
-      return await this.#body(response, length, options.signal);
-    } finally {
-      await discard(response);
-    }
+    return await persist(
+      async (patience) => {
+        const response = await requestRange(this.#url, [offset, end - 1], this.#options, options.signal);
+        try {
+          if (response.status !== 206) throw this.#refuseStatus(response, patience);
+          if (identityOf(response) !== identity) throw this.#refuse("another ETag than before", "the same file");
+          const total = this.#checkRange(response, offset, end);
+          if (total !== size) throw this.#refuse(`${total} bytes in all`, `${size} as before`);
+          return await this.#body(response, length, options.signal);
+        } finally {
+          await discard(response);
+        }
+      },
+      this.#options.retries,
+      options,
+    );
+  }
+
+  /** The ETag, where it stands for these bytes and no others. */
+  async version(options: ReadOptions = {}): Promise<string | null> {
+    const { size, identity } = await this.#open(options.signal);
+    return identity?.startsWith('"') ? `${identity} ${size}` : null;
   }
 
   async #open(signal: AbortSignal | undefined): Promise<Start> {
     signal?.throwIfAborted();
     if (this.#start !== null) return this.#start;
-    const response = await requestRange(this.#url, [0, HEAD_BYTES - 1], this.#options, signal);
-    try {
-      this.#start = await this.#readStart(response, signal);
-      return this.#start;
-    } finally {
-      await discard(response);
-    }
+    this.#start = await persist(
+      async (patience) => {
+        const response = await requestRange(this.#url, [0, HEAD_BYTES - 1], this.#options, signal);
+        try {
+          return await this.#readStart(response, patience, signal);
+        } finally {
+          await discard(response);
+        }
+      },
+      this.#options.retries,
+      signal ? { signal } : {},
+    );
+    return this.#start;
   }
 
-  async #readStart(response: Response, signal: AbortSignal | undefined): Promise<Start> {
+  #refuseStatus(response: Response, patience: Patience): IntegrityError {
+    const code = isTransient(response, patience) ? UNREACHABLE : undefined;
+    return this.#refuse(`status ${response.status}`, "206", { code });
+  }
+
+  async #readStart(response: Response, patience: Patience, signal: AbortSignal | undefined): Promise<Start> {
     const identity = identityOf(response);
     if (response.status === 200) {
       const head = await this.#whole(response, signal);
@@ -161,7 +187,7 @@ class UrlSource implements Source {
         missing: [this.name],
       });
     }
-    throw this.#refuse(`status ${response.status}`, "206");
+    throw this.#refuseStatus(response, patience);
   }
 
   /** Checks that the answer holds the bytes from `begin` to `end`, or to the file's end; answers the file's length. */
@@ -187,7 +213,7 @@ class UrlSource implements Source {
       bytes.set(chunk, at);
       at += chunk.length;
     }
-    if (at !== length) throw this.#refuse(`${at} bytes`, `${length}`);
+    if (at !== length) throw this.#refuse(`${at} bytes`, `${length}`, { code: UNREACHABLE });
     return bytes;
   }
 
@@ -223,7 +249,7 @@ class UrlSource implements Source {
       }
     } catch (cause) {
       signal?.throwIfAborted();
-      throw this.#refuse("a broken connection", "the whole answer", cause);
+      throw this.#refuse("a broken connection", "the whole answer", { cause, code: UNREACHABLE });
     } finally {
       await reader.cancel().catch(() => {});
     }
@@ -237,12 +263,17 @@ class UrlSource implements Source {
     );
   }
 
-  #refuse(found: string, expected: string, cause?: unknown): IntegrityError {
+  #refuse(
+    found: string,
+    expected: string,
+    details: { readonly cause?: unknown; readonly code?: string | undefined } = {},
+  ): IntegrityError {
     return new IntegrityError(`Cannot read ${quote(this.name)} with ${found}: expected ${expected}`, {
       file: this.name,
       found,
       expected,
-      cause,
+      ...(details.code !== undefined && { code: details.code }),
+      cause: details.cause,
     });
   }
 }

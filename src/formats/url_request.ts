@@ -1,5 +1,6 @@
 import { IntegrityError } from "../errors.ts";
 import { quote } from "./quote.ts";
+import { UNREACHABLE } from "./url_retry.ts";
 
 /** Options of sources and folders behind URLs. */
 export interface UrlOptions {
@@ -7,6 +8,8 @@ export interface UrlOptions {
   readonly headers?: Readonly<Record<string, string>>;
   /** Largest file in bytes to take from a server that cannot send ranges; 64,000,000 if absent. */
   readonly maxWholeBytes?: number;
+  /** Further tries where there is no answer, a broken one, or a busy server's; 4 if absent. */
+  readonly retries?: number;
   /** Used instead of the global `fetch`. */
   readonly fetch?: typeof fetch;
 }
@@ -109,7 +112,7 @@ async function send(
     return await (options.fetch ?? fetch)(target.href, signal === undefined ? init : { ...init, signal });
   } catch (cause) {
     signal?.throwIfAborted();
-    throw refuse(url, "no answer", "one", cause);
+    throw refuse(url, "no answer", "one", { cause, code: UNREACHABLE });
   }
 }
 
@@ -117,12 +120,17 @@ function isHttp(url: URL): boolean {
   return url.protocol === "http:" || url.protocol === "https:";
 }
 
-function refuse(url: URL, found: string, expected: string, cause?: unknown): IntegrityError {
+function refuse(
+  url: URL,
+  found: string,
+  expected: string,
+  details: { readonly cause?: unknown; readonly code?: string } = {},
+): IntegrityError {
   const file = nameOfUrl(url);
   return new IntegrityError(`Cannot read ${quote(file)} with ${found}: expected ${expected}`, {
     file,
     found,
     expected,
-    cause,
+    ...details,
   });
 }

@@ -4,26 +4,32 @@
  * @module
  */
 
+import type { BlockDtype, MatrixValues } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
 import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { type Gguf, type GgufTensorInfo, readGguf, readGgufTensor } from "../formats/gguf.ts";
+import { type Gguf, type GgufTensorInfo, type GgufType, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { memorySource } from "../formats/memory.ts";
 import { quote } from "../formats/quote.ts";
 import { layoutSafetensors } from "../formats/safetensors_writer.ts";
-import type { Folder, ReadOptions, Source } from "../formats/source.ts";
+import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
 import { readJson } from "../formats/json_file.ts";
 import { ggufConfig } from "./gguf_config.ts";
 import { huggingFaceName } from "./gguf_names.ts";
 import { readLlamaConfig } from "./llama_config.ts";
+import type { StoredBlocks } from "./stored_blocks.ts";
 
 /** A GGUF file seen as a folder. */
 export interface GgufFolder extends Folder {
   /** The file's header. */
   readonly gguf: Gguf;
+  /** The matrices whose blocks a weight can keep, by Hugging Face's name. */
+  readonly blocks: ReadonlyMap<string, StoredBlocks>;
 }
 
 /** Divisors of the rotary frequencies: a constant of the config, not a parameter. */
 const ROPE_FACTORS = "rope_freqs.weight";
+/** Block types that a weight keeps. */
+const BLOCK_DTYPES: ReadonlyMap<GgufType, BlockDtype> = new Map([["Q8_0", "q8_0"], ["Q4_0", "q4_0"], ["Q4_1", "q4_1"]]);
 const STORED_DTYPES: ReadonlySet<string> = new Set<Dtype>(["F32", "F16", "BF16", "F64"]);
 
 /**
@@ -42,14 +48,16 @@ export async function ggufFolder(source: Source, options: ReadOptions = {}): Pro
   const configSource = jsonSource(`${source.name}/config.json`, json);
   const config = readLlamaConfig(await readJson(configSource, { maxBytes: Infinity }), source.name);
   const heads = permuted ? { q: config.heads, k: config.kvHeads } : null;
+  const weights = new DequantizedSource(source, gguf, heads);
   const files = new Map<string, Source>([
-    ["model.safetensors", new DequantizedSource(source, gguf, heads)],
+    ["model.safetensors", weights],
     ["config.json", configSource],
     ["generation_config.json", jsonSource(`${source.name}/generation_config.json`, generationConfig(json, eosIds))],
   ]);
   return {
     name: source.name,
     gguf,
+    blocks: weights.blocks(),
     has: (file) => Promise.resolve(files.has(file)),
     open: (file) => {
       const found = files.get(file);
@@ -82,6 +90,8 @@ async function readRopeFactors(source: Source, gguf: Gguf, options: ReadOptions)
 }
 
 interface Part {
+  /** Hugging Face's name. */
+  readonly name: string;
   readonly info: GgufTensorInfo;
   /** First byte in the safetensors file. */
   readonly start: number;
@@ -119,7 +129,7 @@ class DequantizedSource implements Source {
       const info = infos.get(name)!;
       const end = start + byteLength(info);
       const projection = /\.self_attn\.([qk])_proj\./.exec(name)?.[1];
-      parts.push({ info, start, end, heads: heads && projection ? heads[projection as "q" | "k"] : 0 });
+      parts.push({ name, info, start, end, heads: heads && projection ? heads[projection as "q" | "k"] : 0 });
       start = end;
     }
     this.#parts = parts;
@@ -144,10 +154,27 @@ class DequantizedSource implements Source {
     return bytes;
   }
 
-  async #compute({ info, heads }: Part, options: ReadOptions): Promise<Uint8Array> {
-    const tensor = await readGgufTensor(this.#source, info, options);
-    if (heads === 0) return tensor.bytes;
-    if (info.shape[0]! % (2 * heads) === 0) return splitHalves(tensor, heads);
+  /** The matrices whose blocks a weight can keep. */
+  blocks(): ReadonlyMap<string, StoredBlocks> {
+    return new Map(this.#parts.flatMap((part) => {
+      const dtype = BLOCK_DTYPES.get(part.info.type);
+      const [rows, columns, ...others] = part.info.shape;
+      if (dtype === undefined || rows === undefined || columns === undefined || others.length > 0) return [];
+      const read = async (options: ReadOptions = {}): Promise<MatrixValues> => {
+        const bytes = await readExactly(this.#source, part.info.offset, part.info.length, options);
+        return { shape: [rows, columns], dtype, bytes: this.#inOrder(part, bytes) };
+      };
+      return [[part.name, { dtype, read }] as const];
+    }));
+  }
+
+  async #compute(part: Part, options: ReadOptions): Promise<Uint8Array> {
+    return this.#inOrder(part, (await readGgufTensor(this.#source, part.info, options)).bytes);
+  }
+
+  #inOrder({ info, heads }: Part, bytes: Uint8Array): Uint8Array {
+    if (heads === 0) return bytes;
+    if (info.shape[0]! % (2 * heads) === 0) return splitHalves({ shape: info.shape, bytes }, heads);
     const message = `Cannot read "${this.name}" with "${info.name}" of shape [${info.shape}]: expected ${heads} heads`;
     throw new MismatchError(message, { file: this.name, tensor: info.name, found: info.shape, expected: heads });
   }
@@ -167,7 +194,7 @@ function byteLength(info: GgufTensorInfo): number {
 }
 
 /** Rows of every head from (d/2, 2), as Llama's own code pairs them, to (2, d/2), the halves of Hugging Face. */
-function splitHalves({ shape, bytes }: StoredTensor, heads: number): Uint8Array {
+function splitHalves({ shape, bytes }: Pick<StoredTensor, "shape" | "bytes">, heads: number): Uint8Array {
   const rows = shape[0] ?? 0;
   const width = bytes.length / rows;
   const half = rows / heads / 2;

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, WeightDtype } from "../backend.ts";
+import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import type { JsonValue } from "../formats/json.ts";
@@ -22,7 +22,7 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { ModelLayers } from "./model_layers.ts";
 import { type PlacedNetwork, Placement, type ReloadOptions } from "./placement.ts";
-import { checkParameters, loadParameters, type LoadProgress } from "./weights.ts";
+import { checkParameters, loadParameters, type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
 export interface LoadModelOptions extends ReadOptions {
@@ -30,8 +30,10 @@ export interface LoadModelOptions extends ReadOptions {
   readonly backend?: Backend;
   /** Threads of the backend that the model opens, as for `openBackend()`; the default is 1. */
   readonly threads?: number | "auto";
-  /** Storage of the matrices; the default is `"bf16"`. */
-  readonly dtype?: WeightDtype;
+  /** Storage of the matrices; the default is `"auto"`: quantized GGUF files stay as they are, all else is bf16. */
+  readonly dtype?: ModelDtype;
+  /** Activations stay f32 against matrices of integers: slower, and what their dequantized values would give. */
+  readonly exact?: boolean;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
 }
@@ -88,9 +90,9 @@ export async function loadEncoder(source: Folder, options: LoadModelOptions = {}
   return new Encoder({ ...await loadParts(folder, plan, options), config: plan.config });
 }
 
-function checkDtype({ dtype = "bf16" }: LoadModelOptions): void {
-  if (dtype === "f32" || dtype === "bf16") return;
-  throw new TypeError(`Cannot load a model as "${dtype}": expected "f32" or "bf16"`);
+function checkDtype({ dtype = "auto" }: LoadModelOptions): void {
+  if (MODEL_DTYPES.includes(dtype)) return;
+  throw new TypeError(`Cannot load a model as "${dtype}": expected ${MODEL_DTYPES.join(", ")}`);
 }
 
 async function readConfig(folder: Folder, options: ReadOptions): Promise<{ json: JsonValue; file: string }> {
@@ -104,7 +106,8 @@ async function loadParts<Network extends PlacedNetwork>(
   { tensors, build }: { readonly tensors: ModelTensors; readonly build: (layers: ModelLayers) => Network },
   loading: LoadModelOptions,
 ): Promise<AdaptedModelParts<Network>> {
-  const { dtype = "bf16", threads = 1 } = loading;
+  const { dtype = "auto", threads = 1 } = loading;
+  const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
   const checkpoint = await openCheckpoint(folder, loading);
   const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
   const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
@@ -114,7 +117,7 @@ async function loadParts<Network extends PlacedNetwork>(
     const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
     const ownsBackend = options.backend === undefined;
     try {
-      const reading = { ...options, dtype, nameOf, isTransposed };
+      const reading = { ...options, ...blocks, dtype, exact: loading.exact ?? false, nameOf, isTransposed };
       const parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
       const network = build(new ModelLayers(backend, parameters, isTransposed));
       return new Placement({ backend, ownsBackend, network, parameters });
@@ -134,9 +137,9 @@ async function loadParts<Network extends PlacedNetwork>(
 }
 
 /** What a pass over all parameters reads. */
-function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: WeightDtype): number {
+function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: ModelDtype): number {
   const elements = [...shapes.values()].reduce((sum, shape) => sum + sizeOf(shape), 0);
-  return elements * (dtype === "f32" ? 4 : 2);
+  return elements * ({ f32: 4, f8: 1, int8: 1, int4: 0.6, nf4: 0.6 }[dtype as string] ?? 2);
 }
 
 async function openFolder(source: Folder | Source, options: ReadOptions): Promise<Folder | GgufFolder> {

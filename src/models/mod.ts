@@ -31,4 +31,5 @@ export { loadEncoder, loadModel, type LoadModelOptions } from "./load.ts";
 export type { ExpertSizes } from "./mixture.ts";
 export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
-export type { LoadProgress } from "./weights.ts";
+export type { StoredBlocks } from "./stored_blocks.ts";
+export { type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";

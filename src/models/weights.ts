@@ -4,13 +4,14 @@
  * @module
  */
 
-import type { Backend, MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
+import type { Backend, BlockDtype, MatrixValues, Tensor, Weight, WeightDtype, WeightOptions } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { formatShape } from "../shape.ts";
+import type { StoredBlocks } from "./stored_blocks.ts";
 
 /** How far a load is. */
 export interface LoadProgress {
@@ -22,10 +23,31 @@ export interface LoadProgress {
   readonly name: string;
 }
 
+/**
+ * How a model stores its matrices: a {@linkcode WeightDtype} for all of them, or `"auto"`, which keeps the Q4_0, Q4_1 and
+ * Q8_0 blocks of a GGUF file as they are, where the backend takes them, and stores everything else as bf16.
+ *
+ * `"int8"` and `"int4"` keep blocks that have that form already, and quantize everything else. With `"int4"` the embedding
+ * and the head are int8, with `"nf4"` bf16: they lose the most.
+ */
+export type ModelDtype = WeightDtype | "auto";
+
+/** What {@linkcode ModelDtype} can be. */
+export const MODEL_DTYPES: readonly ModelDtype[] = ["auto", "f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
+
+const BLOCK_FORMS: Readonly<Record<BlockDtype, WeightDtype>> = { q8_0: "int8", q4_0: "int4", q4_1: "int4" };
+/** Embeddings of tokens, and heads. */
+const TABLE = /(?:^|\.)(?:embed_tokens|wte|word_embeddings|lm_head)\.weight$/;
+const TABLE_DTYPES: Partial<Record<ModelDtype, WeightDtype>> = { int4: "int8", nf4: "bf16", auto: "bf16" };
+
 /** Options of {@linkcode loadParameters}. */
 export interface ParameterOptions extends ReadOptions {
   /** Storage of the matrices. */
-  readonly dtype: WeightDtype;
+  readonly dtype: ModelDtype;
+  /** Whether activations stay f32 against integers. */
+  readonly exact?: boolean;
+  /** Matrices that can be read in their file's own blocks, by name. */
+  readonly blocks?: ReadonlyMap<string, StoredBlocks>;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
   /** Whether a matrix is stored (in, out). */
@@ -132,8 +154,7 @@ export async function loadParameters(
   try {
     for (const { name, length } of infos) {
       options.signal?.throwIfAborted();
-      const stored = await checkpoint.read(name, options);
-      addParameter(backend, parameters, { ...stored, name }, options);
+      await loadParameter({ backend, checkpoint, parameters, options }, name);
       loaded += length;
       options.onProgress?.({ loaded, total, name });
     }
@@ -144,22 +165,40 @@ export async function loadParameters(
   }
 }
 
+interface Load {
+  readonly backend: Backend;
+  readonly checkpoint: Checkpoint;
+  readonly parameters: ModelParameters;
+  readonly options: ParameterOptions;
+}
+
+async function loadParameter({ backend, checkpoint, parameters, options }: Load, tensor: string): Promise<void> {
+  const { dtype, blocks, isTransposed, nameOf } = options;
+  const name = nameOf?.(tensor) ?? tensor;
+  const wanted = (TABLE.test(name) ? TABLE_DTYPES[dtype] : undefined) ?? (dtype === "auto" ? "bf16" : dtype);
+  const storage = { dtype: wanted, transposed: isTransposed?.(name) ?? false, exact: options.exact ?? false };
+  const kept = storage.transposed ? undefined : blocks?.get(tensor);
+  const form = kept && BLOCK_FORMS[kept.dtype];
+  if (form && (dtype === "auto" ? backend.info.weightDtypes.includes(form) : wanted === form)) {
+    const weight = backend.weight(await kept.read(options), { ...storage, dtype: form });
+    parameters.weights.set(name, weight);
+  } else addParameter(backend, parameters, { ...await checkpoint.read(tensor, options), name }, storage);
+}
+
 function addParameter(
   backend: Backend,
   { weights, vectors }: ModelParameters,
-  stored: StoredTensor & { readonly name: string },
-  { dtype, isTransposed, nameOf }: ParameterOptions,
+  { name, ...stored }: StoredTensor & { readonly name: string },
+  storage: WeightOptions,
 ): void {
-  const name = nameOf?.(stored.name) ?? stored.name;
-  const transposed = isTransposed?.(name) ?? false;
   const [count = 0, ...shape] = stored.shape;
   if (shape.length === 0) vectors.set(name, backend.tensor(stored.shape, toFloat32(stored)));
-  else if (shape.length === 1) weights.set(name, backend.weight(matrixValues(stored), { dtype, transposed }));
+  else if (shape.length === 1) weights.set(name, backend.weight(matrixValues(stored), storage));
   else {
     const length = stored.bytes.length / count;
     for (let e = 0; e < count; e++) {
       const expert = { ...stored, shape, bytes: stored.bytes.subarray(e * length, (e + 1) * length) };
-      weights.set(`${name}.${e}`, backend.weight(matrixValues(expert), { dtype, transposed }));
+      weights.set(`${name}.${e}`, backend.weight(matrixValues(expert), storage));
     }
   }
 }

@@ -12,12 +12,12 @@ export const DTYPE_CODES: Readonly<Record<WeightDtype | MatrixValues["dtype"], n
   bf16: 1,
   f16: 2,
   int8: 3,
-  q8_0: 4,
-  int4: 5,
-  q4_0: 5,
-  q4_1: 6,
-  nf4: 7,
-  f8: 8,
+  q8_0: 3,
+  int4: 4,
+  q4_0: 4,
+  q4_1: 5,
+  nf4: 6,
+  f8: 7,
 };
 
 /** Added to the code of a weight of integers: activations stay f32. */

@@ -1,5 +1,5 @@
 /**
- * The forms of packed weights: the types of the contract, and two more for blocks that come from a file.
+ * The forms of packed weights: the types of the contract, and one more for blocks with a minimum, which files bring.
  *
  * @module
  */
@@ -7,8 +7,8 @@
 import type { MatrixValues, WeightDtype } from "../backend.ts";
 import { DTYPE_CODES } from "../wasm/dtypes.ts";
 
-/** How panels store elements (`rust-kernels/src/blocks.rs`); q8_0 is an `int8` weight, q4_1 an `int4` one. */
-export type Form = WeightDtype | "q8_0" | "q4_1";
+/** How panels store elements (`rust-kernels/src/blocks.rs`); q4_1 is an `int4` weight. */
+export type Form = WeightDtype | "q4_1";
 
 /** Bytes of a panel before its blocks, inputs of a block, and bytes of one: 8 columns each. */
 const LAYOUTS: Readonly<Record<Form, readonly [head: number, inputs: number, bytes: number]>> = {
@@ -16,8 +16,7 @@ const LAYOUTS: Readonly<Record<Form, readonly [head: number, inputs: number, byt
   bf16: [0, 1, 16],
   f16: [0, 1, 16],
   f8: [32, 1, 8],
-  int8: [32, 32, 272],
-  q8_0: [32, 32, 288],
+  int8: [32, 32, 288],
   int4: [32, 32, 144],
   q4_1: [32, 32, 160],
   nf4: [64, 64, 264],
@@ -25,7 +24,7 @@ const LAYOUTS: Readonly<Record<Form, readonly [head: number, inputs: number, byt
 
 /** The form in which a weight of type `dtype` keeps values. */
 export function formOf({ dtype: given }: MatrixValues, dtype: WeightDtype): Form {
-  return given === "q8_0" || given === "q4_1" ? given : dtype;
+  return given === "q4_1" ? given : dtype;
 }
 
 /** What kernels call it, in Rust and in WGSL. */

@@ -13,6 +13,7 @@ import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
+import { DEFAULT_LIMITS } from "../limits.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { carryText, readCarried } from "./carried.ts";
 import { kohyaPrefix, oneComponent } from "./component.ts";
@@ -20,6 +21,7 @@ import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
 import { flattenPath, pathReader } from "./kohya_names.ts";
 import { requireHeld } from "./losses.ts";
+import { type ConvertedLycoris, convertLycoris, LYCORIS_PART, type LycorisTensors, reportLycoris } from "./lycoris.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { commonest } from "./scale_config.ts";
@@ -33,14 +35,16 @@ const CONFIG_KEY = "peft_config";
 /** Key with the paths, which the names alone do not tell. */
 const MODULES_KEY = "peft_modules";
 const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight", "….alpha" or "….dora_scale"';
-const KEY = /^(lora_[a-z]+\d*)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha|dora_scale))$/;
+const KEY = /^(lora_[a-z]+\d*)_([^.]+)\.(.+)$/;
+const PARTS: readonly string[] = ["lora_down.weight", "lora_up.weight", "alpha", "dora_scale"];
 
 /**
  * Reads a file of sd-scripts. Its names are looked up in the base's list of modules; without one in the list that files
- * of {@linkcode writeKohya} carry, or among the names of the architectures that sd-scripts trains.
+ * of {@linkcode writeKohya} carry, or among the names of the architectures that sd-scripts trains. LyCORIS modules become plain LoRA: see {@linkcode convertLycoris}.
  *
  * @param source The file.
- * @param options `modules`, `component` (the prefix, where the file has several: `"lora_te1"`), caps and a signal.
+ * @param options `modules`, `component` (the prefix, where the file has several: `"lora_te1"`), `rank` of LyCORIS modules,
+ * caps and a signal.
  * @returns The adapter.
  * @throws {FormatError} If a tensor is no factor of a linear layer, or a name is that of several modules.
  * @throws {MismatchError} If a name is that of no module, a factor lacks its partner, or the component is not given.
@@ -53,29 +57,21 @@ export async function readKohya(source: Source, options: ReadDialectOptions = {}
   const { component, report, keys } = chooseComponent(file, options.component);
   const pathOf = pathReader(options.modules ?? carriedModules(file), file.name);
   const pairs = new FactorPairs(file.name, { limits, kinds: { conv: true } });
+  const own = keys.filter(({ prefix }) => prefix === component);
   const alphas = new Map<string, number>();
-  for (const { tensor, prefix, name, part, stored } of keys) {
-    if (prefix !== component) continue;
-    const path = pathOf(name, tensor);
-    if (part === "alpha") alphas.set(path, readAlpha(stored, tensor, file.name));
-    else if (part === "dora_scale") pairs.add(path, "magnitude", tensor, outputNorms(stored, tensor, file.name));
-    else pairs.add(path, part === "down" ? "a" : "b", tensor, stored);
-  }
-  const complete = pairs.complete();
-  const known = new Set(complete.map(({ name }) => name));
-  const lone = [...alphas.keys()].find((path) => !known.has(path));
-  if (lone !== undefined) {
-    const tensor = `${component}_${flattenPath(lone)}.alpha`;
-    const message = `Cannot read tensor ${quote(tensor)} of ${quote(file.name)} without factors beside it`;
-    throw new MismatchError(`${message}: expected lora_down and lora_up`, { file: file.name, tensor });
+  const converted: ConvertedLycoris[] = [];
+  for (const [path, group] of Map.groupBy(own, ({ name, tensor }) => pathOf(name, tensor))) {
+    const tensors = new Map(group.map(({ part, tensor, stored }) => [part, { name: tensor, ...stored }] as const));
+    const { alpha, lycoris } = addModule(pairs, { path, tensors, file: file.name }, options);
+    if (alpha !== undefined) alphas.set(path, alpha);
+    if (lycoris) converted.push(lycoris);
   }
   return await assembleAdapter({
     name: source.name,
     file: file.name,
-    // Trainers and loaders take an alpha that is absent or 0 for the rank.
-    pairs: complete.map((pair) => ({ ...pair, alpha: alphas.get(pair.name) || pair.a.shape[0]! })),
+    pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphas.get(pair.name) ?? pair.a.shape[0]! })),
     carried: readCarried(file.metadata.get(CONFIG_KEY), file.name, limits),
-    report,
+    report: [...report, ...reportLycoris(converted, file.name)],
     limits,
   });
 }
@@ -84,8 +80,40 @@ interface KohyaKey {
   readonly tensor: string;
   readonly prefix: string;
   readonly name: string;
-  readonly part: "down" | "up" | "alpha" | "dora_scale";
+  /** End of the tensor's name. */
+  readonly part: string;
   readonly stored: StoredTensor;
+}
+
+/** Adds the tensors of a module; its alpha is that of the factors added, absent where it is their rank. */
+function addModule(
+  pairs: FactorPairs,
+  { path, tensors, file }: { readonly path: string; readonly tensors: LycorisTensors; readonly file: string },
+  { rank = DEFAULT_LIMITS.rank }: ReadDialectOptions,
+): { readonly alpha?: number; readonly lycoris?: ConvertedLycoris } {
+  const stored = tensors.get("alpha");
+  // Trainers and loaders take an alpha that is absent or 0 for the rank.
+  const alpha = stored && readAlpha(stored, stored.name, file) || undefined;
+  const dora = tensors.get("dora_scale");
+  if (dora) pairs.add(path, "magnitude", dora.name, outputNorms(dora, dora.name, file));
+  const part = [...tensors.keys()].find((part) => LYCORIS_PART.test(part));
+  if (part !== undefined) {
+    const lycoris = convertLycoris(tensors, { rank, module: path, file });
+    const { name } = tensors.get(part)!;
+    pairs.add(path, "a", name, lycoris.a);
+    pairs.add(path, "b", name, lycoris.b);
+    const { dimension, a } = lycoris;
+    const scaling = dimension === null || alpha === undefined ? 1 : alpha / dimension;
+    return { alpha: scaling * a.shape[0]!, lycoris };
+  }
+  const [down, up] = [tensors.get("lora_down.weight"), tensors.get("lora_up.weight")];
+  if (down) pairs.add(path, "a", down.name, down);
+  if (up) pairs.add(path, "b", up.name, up);
+  if (stored && !down && !up) {
+    const message = `Cannot read tensor ${quote(stored.name)} of ${quote(file)} without factors beside it`;
+    throw new MismatchError(`${message}: expected lora_down and lora_up`, { file, tensor: stored.name });
+  }
+  return alpha === undefined ? {} : { alpha };
 }
 
 /** A norm for every output: (out, 1) of linear layers, (out, 1, 1, 1) of convolutions. */
@@ -107,9 +135,10 @@ function outputNorms({ dtype, shape, bytes }: StoredTensor, tensor: string, file
 
 function chooseComponent(file: TensorFile, wanted: string | undefined) {
   const keys = Array.from(file.tensors, ([tensor, stored]): KohyaKey => {
-    const [, prefix, name, part, alpha] = KEY.exec(tensor) ?? [];
-    if (prefix === undefined || name === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
-    return { tensor, prefix, name, part: (part ?? alpha) as KohyaKey["part"], stored };
+    const [, prefix, name, part = ""] = KEY.exec(tensor) ?? [];
+    const isKnown = PARTS.includes(part) || LYCORIS_PART.test(part);
+    if (prefix === undefined || name === undefined || !isKnown) throw refuseForeign(tensor, file.name, EXPECTED);
+    return { tensor, prefix, name, part, stored };
   });
   const prefixes = [...new Set(keys.map(({ prefix }) => prefix))];
   const { component, report } = oneComponent(file.name, prefixes, kohyaPrefix(wanted, prefixes));

@@ -12,12 +12,12 @@ import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
 import type { Sink, Source } from "../../formats/source.ts";
 import { encodeTorch } from "../../formats/torch_writer.ts";
 import { writeFiles } from "../../formats/write_files.ts";
-import type { Adapter, ReportLine } from "../adapter.ts";
+import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
 import { requireHeld } from "./losses.ts";
-import { type MergedLayer, mergedLayer, spreadSlices } from "./merged_linear.ts";
+import { gatherSlices, type MergedLayer, mergedLayer, slicesOf, spreadSlices } from "./merged_linear.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { refuseForeign } from "./refusals.ts";
 import { readTensorFile } from "./tensor_file.ts";
@@ -81,7 +81,7 @@ function requireAlpha(alpha: number | undefined, file: string): asserts alpha is
  * @param adapter Plain LoRA of linear layers and embeddings.
  * @param sink Where the file goes.
  * @param options `alpha`; `file`, which is written as safetensors if its name ends so, else as `torch.save` does;
- * `allowLoss`.
+ * `merged`, the layers that are to be of `MergedLinear`; `allowLoss`.
  * @returns What was changed, and the alpha.
  * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
@@ -96,10 +96,17 @@ export async function writeLoralib(
   const alpha = (options.alpha ?? adapter.config.loraAlpha) || 1;
   requireAlpha(alpha, file);
   const why = `loralib makes its layers with one alpha, ${alpha}, and s = alpha / r`;
-  const folded = foldScales(held.modules, ({ rank }) => alpha / rank, { file, why });
+  const layerOf = ({ name }: LoraModule): MergedLayer | undefined => {
+    const slices = slicesOf(name, options.merged ?? {});
+    return slices && { slices, enabled: slices.filter(Boolean).length };
+  };
+  const scaleOf = (module: LoraModule) => alpha * (layerOf(module)?.enabled ?? 1) / module.rank;
+  const folded = foldScales(held.modules, scaleOf, { file, why });
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, loraA, loraB } of folded.modules) {
-    tensors.set(`${name}.lora_A`, loraA).set(`${name}.lora_B`, loraB);
+  for (const module of folded.modules) {
+    const { name, loraA, loraB } = module;
+    const layer = layerOf(module);
+    tensors.set(`${name}.lora_A`, loraA).set(`${name}.lora_B`, layer ? gatherSlices(loraB, layer, name) : loraB);
   }
   const bytes = file.endsWith(".safetensors") ? encodeSafetensors(tensors) : encodeTorch(tensors);
   await writeFiles(sink, new Map([[file, bytes]]), options);

@@ -41,7 +41,7 @@ export function mergedLayer(
   { path, a, b, file }: MergedFactors,
   merged: Readonly<Record<string, readonly boolean[]>>,
 ): MergedLayer | null {
-  const slices = Object.entries(merged).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
+  const slices = slicesOf(path, merged);
   const [rows = 0, rank = 0] = [a.shape[0], b.shape[1]];
   const ratio = rank === 0 ? 0 : rows / rank;
   const isMatrix = a.shape.length === 2 && b.shape.length === 2;
@@ -61,6 +61,57 @@ export function mergedLayer(
     field: "merged",
     found: slices,
     expected: `${ratio} enabled slices`,
+  });
+}
+
+/**
+ * Finds the slices of a layer.
+ *
+ * @param path Path of the layer.
+ * @param merged `enable_lora` by path or tail of path.
+ * @returns Its slices, or undefined for a plain layer.
+ */
+export function slicesOf(
+  path: string,
+  merged: Readonly<Record<string, readonly boolean[]>>,
+): readonly boolean[] | undefined {
+  return Object.entries(merged).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
+}
+
+/**
+ * The way back of {@linkcode spreadSlices}.
+ *
+ * @param b B of a plain module.
+ * @param layer The slices.
+ * @param module Its path, for messages.
+ * @returns B of the file.
+ * @throws {MismatchError} If B has anything outside the blocks of the enabled slices.
+ */
+export function gatherSlices(b: StoredTensor, { slices, enabled }: MergedLayer, module: string): StoredTensor {
+  const [rows = 0, rank = 0] = b.shape;
+  const [width, own] = [rows / slices.length, rank / enabled];
+  const shape = [width * enabled, own];
+  const run = own * bitsPerElement(b.dtype) / 8;
+  const gathered = new Uint8Array(Number.isInteger(width) && Number.isInteger(own) ? shape[0]! * run : 0);
+  let block = 0;
+  for (const [slice, isEnabled] of slices.entries()) {
+    if (!isEnabled) continue;
+    for (let row = 0; row < width; row++) {
+      const from = ((slice * width + row) * enabled + block) * run;
+      gathered.set(b.bytes.subarray(from, from + run).subarray(0, gathered.length), (block * width + row) * run);
+    }
+    block++;
+  }
+  const small = { dtype: b.dtype, shape, bytes: gathered };
+  const isWhole = gathered.length > 0 &&
+    spreadSlices(small, { slices, enabled }).bytes.every((byte, i) => byte === b.bytes[i]);
+  if (isWhole) return small;
+  const message = `Cannot write module ${quote(module)} as a MergedLinear of ${enabled} enabled slices`;
+  const expected = "B of blocks on the diagonal of these slices, and zeros elsewhere";
+  throw new MismatchError(`${message}: expected ${expected}`, {
+    code: "merged-linear",
+    tensor: module,
+    field: "merged",
   });
 }
 

@@ -14,6 +14,8 @@ export interface BaseFacts {
   readonly heads?: number;
   /** Heads of keys and values; as many as `heads` if absent. */
   readonly kvHeads?: number;
+  /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
+  readonly merged?: Readonly<Record<string, readonly boolean[]>>;
 }
 
 /** Options of the readers; each says which ones it takes. */
@@ -26,8 +28,8 @@ export interface ReadDialectOptions extends BaseFacts, ReadOptions {
   readonly alpha?: number;
   /** The part of a pipeline that is wanted, as in the file's keys: `"unet"`, `"lora_te1"`. */
   readonly component?: string;
-  /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
-  readonly merged?: Readonly<Record<string, readonly boolean[]>>;
+  /** Most rank of LyCORIS modules as LoRA; 256 if absent. What is above is cut off, and the error told. */
+  readonly rank?: number;
 }
 
 /** Options of the writers; each says which ones it takes. */

@@ -22,7 +22,10 @@ export type Recognised =
 
 const FILE_ENDINGS = /\.(?:safetensors|gguf|pt|pth|bin|ckpt)$/;
 const TORCH_OR_SAFETENSORS: readonly (readonly [Exclude<Dialect, "gguf">, (tensor: string) => boolean])[] = [
-  ["kohya", (tensor) => /^lora_[a-z]+\d*_[^.]+\.(?:lora_(?:down|up)\.weight|alpha|dora_scale)$/.test(tensor)],
+  [
+    "kohya",
+    (tensor) => /^lora_[a-z]+\d*_[^.]+\.(?:lora_(?:down|up)\.weight|alpha|dora_scale|diff|hada_|lokr_)/.test(tensor),
+  ],
   ["diffusers", (tensor) => parseDiffusersKey(tensor) !== null],
   ["mlx", (tensor) => /\.lora_[ab]$/.test(tensor)],
   ["loralib", (tensor) => /\.lora_[AB]$/.test(tensor)],
