@@ -67,7 +67,7 @@ for (const dtype of ["f32", "bf16"] as const) {
 /** W (81, 300) of int4 is 11 panels of 1,472 bytes, six in a binding; of int8 of 2,912, three in one. */
 for (const dtype of ["int4", "int8", "nf4"] as const) {
   test(`a weight in ${dtype} in pieces holds, and merges to, what it does in WebAssembly`, onGpu, async () => {
-    const wasm = await openBackend({ prefer: "wasm" });
+    const wasm = await openBackend({ prefer: "wasm", variant: "simd" });
     await withGpu(async (backend) => {
       const next = random(5);
       const source = randomMatrix(next, 81, 300);

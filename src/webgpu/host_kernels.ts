@@ -6,9 +6,8 @@
  */
 
 import type { MatrixValues } from "../backend.ts";
-import { BackendUnavailableError } from "../errors.ts";
 import type { Kernels } from "../wasm/kernels.ts";
-import { KERNELS } from "../wasm/kernels_simd.ts";
+import { instantiateNow } from "../wasm/kernels_now.ts";
 import { LinearMemory } from "../wasm/memory.ts";
 import { RECORD_BYTES, writeRecord } from "../wasm/merge.ts";
 import { packRows, refuseValues } from "../wasm/pack.ts";
@@ -48,7 +47,7 @@ export class HostKernels {
 
   get #live(): { readonly kernels: Kernels; readonly memory: LinearMemory } {
     if (this.#loaded) return this.#loaded;
-    const kernels = instantiate();
+    const kernels = instantiateNow();
     return this.#loaded = { kernels, memory: new LinearMemory(kernels) };
   }
 
@@ -128,17 +127,5 @@ export class HostKernels {
     const [first, ...rest] = all;
     if (!first) return body([]);
     return this.#lend(first, (address) => this.#lendAll(rest, (others) => body([address, ...others])));
-  }
-}
-
-/** At once, since `weight()` cannot wait: 2 to 5 ms, once per backend that holds such a weight. */
-function instantiate(): Kernels {
-  try {
-    const bytes = Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));
-    return new WebAssembly.Instance(new WebAssembly.Module(bytes)).exports as unknown as Kernels;
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    const message = `Cannot quantize a weight for the GPU without WebAssembly: ${why}`;
-    throw new BackendUnavailableError(message, { cause });
   }
 }
