@@ -3,13 +3,16 @@
 use crate::activations::*;
 use crate::halves::panel_bytes;
 use crate::linear::slice_n;
-use crate::product::{product_in_blocks, Product, NONE};
+use crate::product::{product_in_blocks, warm, Product, NONE};
 use crate::simd::*;
 use crate::tile_integer::dot_panel;
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
+
+/// Bytes of panels that are read once before they are used: see `warm`.
+const AHEAD: usize = 1 << 14;
 
 /// Computes y = [y] + x Wᵀ + bias + h Bᵀ as `p` describes it, W's panels being of type `dtype`.
 ///
@@ -40,6 +43,7 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
     let mut sums = [zero(); STRIP * 2];
+    let ahead = (AHEAD / p.panel).max(1) * PANEL;
     let mut row = 0;
     while row < p.m {
         let rows = STRIP.min(p.m - row);
@@ -48,6 +52,9 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
         let mut column = 0;
         while column < p.n {
             let panel = p.main.b.add(column / PANEL * p.panel);
+            if row == 0 && column % ahead == 0 {
+                warm(panel, ahead.min(p.n - column).div_ceil(PANEL), p.panel, p.panel);
+            }
             tile(sums.as_mut_ptr() as *mut f32, x, step, panel, records, dtype, rows);
             for i in 0..rows {
                 finish(p, row + i, column, panel as *const f32, (sums.as_ptr() as *const f32).add(i * PANEL));
