@@ -3,7 +3,7 @@
 //! Several branches are one of their summed rank. ROWS rows of Σ s B A at a time lie in scratch, where W is added.
 
 use crate::delta_weight::lay_out;
-use crate::halves::{bytes, load4, round_bf16, f16_bits};
+use crate::halves::{bytes, f16_bits, load4, round_bf16};
 use crate::merge::Branch;
 use crate::product::{product, Product, NONE};
 use crate::simd::*;
