@@ -5,7 +5,7 @@ use crate::halves::panel_bytes;
 use crate::linear::slice_n;
 use crate::product::{product_in_blocks, Product, NONE};
 use crate::simd::*;
-use crate::tile_integer::dot_panel;
+use crate::tile_integer::dot_panels;
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
@@ -48,25 +48,64 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
         let mut column = 0;
         while column < p.n {
             let panel = p.main.b.add(column / PANEL * p.panel);
-            tile(sums.as_mut_ptr() as *mut f32, x, step, panel, records, dtype, rows);
-            for i in 0..rows {
-                finish(p, row + i, column, panel as *const f32, (sums.as_ptr() as *const f32).add(i * PANEL));
+            // one row: two streams from memory, and half the loads of q
+            let panels = if rows == 1 && p.n - column > PANEL { 2 } else { 1 };
+            let call = Call { sums: sums.as_mut_ptr() as *mut f32, x, step, panel, size: p.panel, records };
+            call.run(dtype, rows, panels);
+            for i in 0..panels * rows {
+                let column = column + i / rows * PANEL;
+                let factors = panel.add(i / rows * p.panel) as *const f32;
+                finish(
+                    p,
+                    row + i % rows,
+                    column,
+                    factors,
+                    call.sums.add(i / rows * together(rows) * PANEL + i % rows * PANEL),
+                );
             }
-            column += PANEL;
+            column += panels * PANEL;
         }
         row += rows;
     }
 }
 
-#[inline(always)]
-unsafe fn tile(sums: *mut f32, x: *const u8, step: usize, panel: *const u8, records: usize, dtype: u32, rows: usize) {
-    match (dtype, rows) {
-        (INT8, 1) => dot_panel::<INT8, 1>(sums, x, step, panel, records),
-        (INT8, _) => dot_panel::<INT8, STRIP>(sums, x, step, panel, records),
-        (INT4, 1) => dot_panel::<INT4, 1>(sums, x, step, panel, records),
-        (INT4, _) => dot_panel::<INT4, STRIP>(sums, x, step, panel, records),
-        (_, 1) => dot_panel::<INT4_MIN, 1>(sums, x, step, panel, records),
-        _ => dot_panel::<INT4_MIN, STRIP>(sums, x, step, panel, records),
+/// Rows that the tile for so many rows computes.
+fn together(rows: usize) -> usize {
+    if rows == 1 {
+        1
+    } else {
+        STRIP
+    }
+}
+
+struct Call {
+    sums: *mut f32,
+    x: *const u8,
+    step: usize,
+    panel: *const u8,
+    size: usize,
+    records: usize,
+}
+
+impl Call {
+    #[inline(always)]
+    unsafe fn run(&self, dtype: u32, rows: usize, panels: usize) {
+        match (dtype, rows, panels) {
+            (INT8, 1, 1) => self.tile::<INT8, 1, 1>(),
+            (INT8, 1, _) => self.tile::<INT8, 1, 2>(),
+            (INT8, _, _) => self.tile::<INT8, STRIP, 1>(),
+            (INT4, 1, 1) => self.tile::<INT4, 1, 1>(),
+            (INT4, 1, _) => self.tile::<INT4, 1, 2>(),
+            (INT4, _, _) => self.tile::<INT4, STRIP, 1>(),
+            (_, 1, 1) => self.tile::<INT4_MIN, 1, 1>(),
+            (_, 1, _) => self.tile::<INT4_MIN, 1, 2>(),
+            _ => self.tile::<INT4_MIN, STRIP, 1>(),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<const DTYPE: u32, const MR: usize, const NP: usize>(&self) {
+        dot_panels::<DTYPE, MR, NP>(self.sums, self.x, self.step, self.panel, self.size, self.records);
     }
 }
 
