@@ -8,6 +8,9 @@ use crate::simd::*;
 use crate::tile_integer::dot_panels;
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
+/// Bytes of weights that are touched ahead of a single row: from memory int8 1.2x, int4 1.03x.
+const AHEAD: usize = 1 << 15;
+const PAGE: usize = 4096;
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
 
@@ -19,7 +22,7 @@ const CACHED: usize = 1 << 18;
 pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
     let k = p.main.k;
     quantize_activations(scratch, p.main.a, p.m, k, dtype == INT8);
-    let block = (CACHED / p.panel).max(1) * PANEL;
+    let block = if p.m == 1 { p.n.max(1) } else { (CACHED / p.panel).max(1) * PANEL };
     let mut from = 0;
     while from < p.n {
         let mut part = slice_n(p, from, block.min(p.n - from));
@@ -46,22 +49,20 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
         let strip = activations.add(row / rows_together(p.m) * strip_bytes(p.m, k));
         let (records, x) = (*(strip as *const usize), strip.add(HEAD));
         let mut column = 0;
+        let mut ahead = p.main.b;
+        let end = p.main.b.add(p.n.div_ceil(PANEL) * p.panel);
         while column < p.n {
             let panel = p.main.b.add(column / PANEL * p.panel);
-            // one row: two streams from memory, and half the loads of q
-            let panels = if rows == 1 && p.n - column > PANEL { 2 } else { 1 };
+            if rows == 1 && panel >= ahead {
+                ahead = touch(ahead, end);
+            }
+            // one row: four streams from memory, and a quarter of the loads of q: 1.5x from memory, 1.1x from the cache
+            let panels = if rows == 1 && p.n - column > 3 * PANEL { 4 } else { 1 };
             let call = Call { sums: sums.as_mut_ptr() as *mut f32, x, step, panel, size: p.panel, records };
             call.run(dtype, rows, panels);
             for i in 0..panels * rows {
-                let column = column + i / rows * PANEL;
                 let factors = panel.add(i / rows * p.panel) as *const f32;
-                finish(
-                    p,
-                    row + i % rows,
-                    column,
-                    factors,
-                    call.sums.add(i / rows * together(rows) * PANEL + i % rows * PANEL),
-                );
+                finish(p, row + i % rows, column + i / rows * PANEL, factors, call.sums.add(i * PANEL));
             }
             column += panels * PANEL;
         }
@@ -69,15 +70,21 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     }
 }
 
-/// Rows that the tile for so many rows computes.
-fn together(rows: usize) -> usize {
-    if rows == 1 {
-        1
-    } else {
-        STRIP
+/// Reads the beginnings of the pages that come after the next ones, and returns where to do so again. Prefetchers stop at
+/// the end of a page: one wait for all of them is shorter than one for each.
+#[inline(never)]
+unsafe fn touch(from: *const u8, end: *const u8) -> *const u8 {
+    let next = from.add(AHEAD);
+    for page in (0..AHEAD).step_by(PAGE) {
+        let at = next.add(page) as *const u32;
+        if (at.add(1) as *const u8) < end {
+            at.read_volatile();
+        }
     }
+    next
 }
 
+/// Some panels against one row or a strip.
 struct Call {
     sums: *mut f32,
     x: *const u8,
@@ -92,13 +99,13 @@ impl Call {
     unsafe fn run(&self, dtype: u32, rows: usize, panels: usize) {
         match (dtype, rows, panels) {
             (INT8, 1, 1) => self.tile::<INT8, 1, 1>(),
-            (INT8, 1, _) => self.tile::<INT8, 1, 2>(),
+            (INT8, 1, _) => self.tile::<INT8, 1, 4>(),
             (INT8, _, _) => self.tile::<INT8, STRIP, 1>(),
             (INT4, 1, 1) => self.tile::<INT4, 1, 1>(),
-            (INT4, 1, _) => self.tile::<INT4, 1, 2>(),
+            (INT4, 1, _) => self.tile::<INT4, 1, 4>(),
             (INT4, _, _) => self.tile::<INT4, STRIP, 1>(),
             (_, 1, 1) => self.tile::<INT4_MIN, 1, 1>(),
-            (_, 1, _) => self.tile::<INT4_MIN, 1, 2>(),
+            (_, 1, _) => self.tile::<INT4_MIN, 1, 4>(),
             _ => self.tile::<INT4_MIN, STRIP, 1>(),
         }
     }

@@ -134,17 +134,23 @@ unsafe fn dots<const DTYPE: u32, const MR: usize, const NP: usize>(
         }
     }
     for g in 0..hidden.groups {
-        let mut weights = [[[zero(); 2]; 2]; NP];
-        for p in 0..NP {
-            let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
-            weights[p] = [a, b];
-        }
-        for four in 0..2 {
-            for i in 0..MR {
-                let q = splat(x.add(i * RECORD + 8 * g + 4 * four) as *const f32);
-                for p in 0..NP {
-                    for half in 0..2 {
-                        sums[p][i][half] = dot::<DTYPE>(weights[p][four][half], q, sums[p][i][half]);
+        if MR == 1 {
+            let q = [0, 4].map(|k| splat(x.add(8 * g + k) as *const f32));
+            for p in 0..NP {
+                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
+                for half in 0..2 {
+                    sums[p][0][half] = dot::<DTYPE>(b[half], q[1], dot::<DTYPE>(a[half], q[0], sums[p][0][half]));
+                }
+            }
+        } else {
+            for p in 0..NP {
+                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
+                for (k, w) in [(0, a), (4, b)] {
+                    for i in 0..MR {
+                        let q = splat(x.add(i * RECORD + 8 * g + k) as *const f32);
+                        for half in 0..2 {
+                            sums[p][i][half] = dot::<DTYPE>(w[half], q, sums[p][i][half]);
+                        }
                     }
                 }
             }
