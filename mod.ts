@@ -3,7 +3,8 @@
  *
  * LoRA (Hu et al. 2021) adds a low-rank update to a frozen weight: h = W x + (alpha / r) B A x. This entry loads and
  * saves such adapters as Hugging Face PEFT writes them, runs them over a base weight (one, mixed, or another one per
- * row), merges and unmerges them, and merges whole checkpoints. `./models` runs language models, `./fs` reads folders.
+ * row), merges and unmerges them. `./models` runs language models, `./adapters` makes, combines and converts adapters,
+ * `./checkpoint` merges whole checkpoints, `./fs` reads folders.
  *
  * @example
  * ```ts
@@ -63,47 +64,17 @@ export {
   type ReportLine,
   type TokenRows,
 } from "./src/adapter/adapter.ts";
-export { combineAdapters, type CombineOptions, resizeAdapter, type ResizeOptions } from "./src/adapter/combine.ts";
-export type { CombineMethod } from "./src/adapter/combine_module.ts";
-export {
-  type AdapterComparison,
-  compareAdapters,
-  type CompareOptions,
-  deltaNorm,
-  type ModuleComparison,
-  type Similarity,
-} from "./src/adapter/compare.ts";
-export { type AdapterCosts, adapterCosts, moduleCosts } from "./src/adapter/costs.ts";
-export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./src/adapter/create.ts";
-export type { InitName } from "./src/adapter/inits.ts";
-export { readBaseFacts } from "./src/adapter/dialects/base_facts.ts";
-export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./src/adapter/dialects/convert.ts";
-export { FLUX_LAYERS } from "./src/adapter/dialects/flux.ts";
-export { type FusedLayer, joinFused, splitFused } from "./src/adapter/dialects/fused.ts";
-export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./src/adapter/dialects/options.ts";
-export { recogniseDialect } from "./src/adapter/dialects/recognise.ts";
-export type { FloatDtype } from "./src/adapter/factor_values.ts";
 export type { AdapterLimits } from "./src/adapter/limits.ts";
 export { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "./src/adapter/load.ts";
 export { type LoraConfig, type LoraConfigOptions, parseLoraConfig } from "./src/adapter/lora_config.ts";
 export { type BaseModules, checkAgainst, type Match, type MatchOptions } from "./src/adapter/match.ts";
-export type { MajoritySign, PruningMethod } from "./src/adapter/pruning.ts";
 export { saveAdapter } from "./src/adapter/save.ts";
-export { toPlainLora, type ToPlainOptions } from "./src/adapter/to_plain.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
-export type { WeightedAdapter } from "./src/adapter/weighted_adapter.ts";
-export { extractAdapter, type ExtractOptions } from "./src/checkpoint/extract.ts";
-export type { GgufOutType } from "./src/checkpoint/gguf_output.ts";
-export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./src/checkpoint/merge.ts";
-export { type GgufMergeOptions, mergeGguf } from "./src/checkpoint/merge_gguf.ts";
-export type { MergeDtype } from "./src/checkpoint/merge_dtype.ts";
-export type { MergeProgress } from "./src/checkpoint/merge_writer.ts";
 export * from "./src/errors.ts";
 export { type Dtype, type StoredTensor, toFloat32 } from "./src/formats/dtype.ts";
 export type { JsonNumber, JsonValue } from "./src/formats/json.ts";
 export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts";
 export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "./src/formats/source.ts";
-export { readTorch, type TorchOptions } from "./src/formats/torch.ts";
 export { urlFolder, type UrlOptions, urlSource } from "./src/formats/url.ts";
 export type { LoraFactors, MatrixSource } from "./src/lora/factors.ts";
 export type { LoraForwardOptions, LoraLayer } from "./src/lora/layer.ts";

@@ -3,7 +3,8 @@ import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync 
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { memorySink, readBaseFacts, writeAdapter } from "../mod.ts";
+import { memorySink } from "../mod.ts";
+import { readBaseFacts, writeAdapter } from "../src/adapter/mod.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { ggufFolder } from "../src/models/mod.ts";

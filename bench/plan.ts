@@ -31,10 +31,10 @@ function* kernels(): Generator<Draft> {
 
 function* models(): Generator<Draft> {
   const own = { party: "lora", script: "lora_model.ts", topics: MODELS };
-  for (const variant of ["f32", "bf16", "int8", "int4", "nf4"]) yield { ...own, variant };
-  for (const variant of ["bf16", "int8", "int4"]) yield { ...own, variant, threads: 2 };
+  for (const variant of ["q4_1", "f32", "bf16", "int8", "int4", "nf4"]) yield { ...own, variant };
+  for (const variant of ["q4_1", "bf16", "int8"]) yield { ...own, variant, threads: 2 };
   for (const engine of ["Deno", "Bun"] as const) {
-    for (const variant of ["bf16", "int4"]) yield { ...own, variant, engine };
+    for (const variant of ["q4_1", "bf16"]) yield { ...own, variant, engine };
   }
   const native = { party: "node-llama-cpp", script: "llama_cpp.ts", topics: MODELS };
   for (const variant of ["q4_1", "q4_0", "q8_0", "f32"]) yield { ...native, variant };

@@ -122,11 +122,11 @@ function* lora(run: Run): Generator<Draft> {
   };
 }
 
-/** This package on the model: int4, which is the file's own format, or else its fastest. */
+/** This package on the model: in the file's own format, or else its fastest. */
 function ownModel(run: Run, topic: "decode" | "prefill", threads = 1): Figure | undefined {
   const own = findFigures(run, { topic, party: "lora", threads, engine: "Node 24" })
     .filter(({ variant }) => !variant.endsWith("LoRA"));
-  return own.find(({ variant }) => variant === "int4") ?? fastest(own);
+  return own.find(({ variant }) => variant === "q4_1") ?? fastest(own);
 }
 
 function inFormat(figure: Figure | undefined): string {
@@ -164,7 +164,7 @@ function* againstModel(
 }
 
 function* accuracy(run: Run): Generator<Draft> {
-  for (const variant of ["int8", "int4"]) {
+  for (const variant of ["int8", "q4_1"]) {
     const values = run.facts.find((fact) => fact.topic === "accuracy" && fact.variant === variant)?.values;
     const one = (value: number | undefined): Pair | null =>
       value === undefined ? null : { least: value, median: value };

@@ -41,7 +41,8 @@ const ROOMS: Readonly<Record<string, Room>> = {
   check_sampling: { imports: [] },
   check_weight: { imports: [] },
   wasm: { imports: ["check", "check_rows", "check_sampling", "check_weight"] },
-  webgpu: { imports: ["check", "check_rows", "check_sampling", "check_weight"] },
+  // quantizes with the kernels of wasm
+  webgpu: { imports: ["check", "check_rows", "check_sampling", "check_weight", "wasm"] },
   open: { imports: [], defers: ["wasm", "webgpu"] },
   fs: { imports: ["formats"] },
   text: { imports: ["formats"] },

@@ -7,14 +7,17 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import type { Adapter } from "../src/adapter/adapter.ts";
+import { Adapter } from "../src/adapter/adapter.ts";
 import { combineAdapters, resizeAdapter } from "../src/adapter/combine.ts";
 import { createAdapter } from "../src/adapter/create.ts";
 import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
 import { DIALECTS, readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
+import { toPlainLora } from "../src/adapter/to_plain.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
+import { openCheckpoint } from "../src/formats/checkpoint.ts";
+import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { folder } from "../src/fs/mod.ts";
 
@@ -29,7 +32,8 @@ const LLAMA = "base/llama";
 
 const [out] = process.argv.slice(2);
 if (out === undefined) throw new Error("Cannot write adapters without a folder: expected its path");
-for (const one of [...await fixtureCases(), ...await madeCases(), ...await convertedCases()]) await write(out, one);
+const kinds = [fixtureCases, madeCases, initialisedCases, convertedCases];
+for (const cases of kinds) for (const one of await cases()) await write(out, one);
 
 async function load(path: string): Promise<Adapter> {
   return await loadAdapter(folder(join(FIXTURES, path)), { allowPickle: true });
@@ -58,6 +62,35 @@ async function madeCases(): Promise<Case[]> {
     }),
   };
   return Object.entries(made).map(([name, adapter]) => ({ name, base: LLAMA, adapter }));
+}
+
+/** Adapters that begin from the base's weights, after a step that changes them; PEFT takes the same from the base again. */
+async function initialisedCases(): Promise<Case[]> {
+  const base = await openCheckpoint(folder(join(FIXTURES, LLAMA)));
+  const { modules } = await load("llama-rslora/adapter");
+  const weightOf = (name: string) => base.read(`${name}.weight`);
+  const sides = { targetModules: ["q_proj", "v_proj"], r: 4, loraAlpha: 6, taskType: "CAUSAL_LM", weightOf };
+  const step = (adapter: Adapter): Adapter => {
+    const moved = [...adapter.modules].map(([name, module]) => {
+      const { loraA, loraB } = module;
+      const more = (tensor: StoredTensor, seed: number): StoredTensor => {
+        const values = toFloat32(tensor).map((value, i) => value + 0.1 * Math.sin(seed * (i + 1)));
+        return { ...tensor, bytes: new Uint8Array(values.buffer) };
+      };
+      return [name, { ...module, loraA: more(loraA, 1.7), loraB: more(loraB, 2.3) }] as const;
+    });
+    return new Adapter({ ...adapter, modules: new Map(moved) });
+  };
+  const cases: Case[] = [];
+  for (const init of ["pissa", "olora", "mica", "orthogonal"] as const) {
+    const adapter = step(await createAdapter({ ...sides, modules: modules.values(), init }));
+    cases.push({ name: `created-${init}`, base: LLAMA, adapter });
+    if (adapter.baseChange) {
+      cases.push({ name: `plain-${init}`, base: LLAMA, adapter: await toPlainLora(adapter, { weightOf }) });
+    }
+  }
+  const dora = step(await createAdapter({ ...sides, modules: modules.values(), useDora: true }));
+  return [...cases, { name: "created-dora", base: LLAMA, adapter: dora }];
 }
 
 /** What comes back from other dialects. */

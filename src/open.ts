@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Backend, WeightDtype } from "./backend.ts";
+import type { Backend } from "./backend.ts";
 import type { WorkerLike } from "./wasm/worker_host.ts";
 import type { OpenedDevice } from "./webgpu/device.ts";
 
@@ -30,8 +30,6 @@ export interface OpenBackendOptions {
   readonly device?: DeviceLike;
   /** How much `"auto"` has to do: bytes of weights that one result goes through. Below 20 MB it asks for no GPU. */
   readonly weightBytes?: number;
-  /** Storage that the weights will have; `"auto"` takes no backend without it. */
-  readonly weightDtype?: WeightDtype;
   /** Compiled kernels, or their bytes, for runtimes that cannot compile (workerd) and for code caching (browsers). */
   readonly wasm?: WebAssembly.Module | BufferSource;
   /** The WebAssembly build: relaxed SIMD where the runtime has it, else plain SIMD. */
@@ -80,7 +78,7 @@ export async function openBackend(options: OpenBackendOptions = {}): Promise<Bac
   if (prefer === "wasm") return await openWasm(options, BY_NAME);
   if (device) return await openGiven(device);
   if (prefer === "webgpu") return await openWebGpu(await requestAny(), BY_NAME);
-  const { opened, reason } = await (await import("./webgpu/choice.ts")).chooseDevice(options);
+  const { opened, reason } = await (await import("./webgpu/choice.ts")).chooseDevice(options.weightBytes);
   return opened ? await openWebGpu(opened, reason) : await openWasm(options, reason);
 }
 

@@ -14,7 +14,8 @@
  * - `nf4`: QLoRA's quantiles in blocks of 64 inputs, whose largest magnitudes are stored in 8 bits each (Dettmers et al.
  *   2023: double quantization).
  *
- * `linear` rounds the activations to integers where the weight is int8 or int4: see {@linkcode WeightOptions.exact}.
+ * In WebAssembly `linear` rounds the activations to integers where the weight is int8 or int4: see
+ * {@linkcode WeightOptions.exact}.
  */
 export type WeightDtype = "f32" | "bf16" | "f16" | "f8" | "int8" | "int4" | "nf4";
 
@@ -67,6 +68,7 @@ export interface WeightOptions {
    * speed of the integer product for a single row. That one rounds x, per row and 32 inputs: to 127 steps up to the
    * largest magnitude against int4, where outliers get as many steps between two of these; to 63 steps with 63 between
    * two against int8. So it does whatever the number of rows, with the same bits in every engine.
+   * WebGPU never rounds x: there it changes nothing.
    */
   readonly exact?: boolean;
 }

@@ -55,7 +55,7 @@ test("speedUp() compares times in terms of a limit that both took turns with", (
 });
 
 test("judge() compares models by medians and takes the file's own format", () => {
-  const native = verdict(RUN, "decode in int4, 1 thread, of node-llama-cpp q4_1");
+  const native = verdict(RUN, "decode in q4_1, 1 thread, of node-llama-cpp q4_1");
   assert.deepEqual(native.measured, { least: 1.25, median: 1.5 });
   assert.equal(native.met, true);
 });

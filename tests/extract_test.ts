@@ -6,7 +6,7 @@ import { loadAdapter } from "../src/adapter/load.ts";
 import { singularVectors } from "../src/adapter/svd.ts";
 import { extractAdapter } from "../src/checkpoint/extract.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
-import { toFloat32 } from "../src/formats/dtype.ts";
+import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Folder } from "../src/formats/source.ts";
@@ -77,6 +77,31 @@ test("extractAdapter() gives the truncated decomposition's optimum and reports i
     const left = adapter.report.filter(({ what }) => what.includes("left out")).map(({ module }) => module);
     assert.deepEqual(left, ["norm.weight"]);
   }
+});
+
+test("extractAdapter() comes close to the optimum of a matrix far larger than its sketch, also by energy", async () => {
+  const [rows, columns] = [240, 200];
+  const shape = [rows, columns];
+  const next = random(11);
+  // Singular values that fall slowly: the hardest case of a random sketch.
+  const noise = Float32Array.from({ length: rows * columns }, (_, i) => next() / Math.sqrt(1 + i % columns));
+  const tensor = (values: Float32Array): StoredTensor => ({
+    dtype: "F32",
+    shape,
+    bytes: new Uint8Array(values.buffer),
+  });
+  const asFolder = (values: Float32Array) =>
+    memoryFolder(new Map([["model.safetensors", encodeSafetensors(new Map([["a.weight", tensor(values)]]))]]));
+  const { sigma } = singularVectors({ rows, columns, values: Float64Array.from(noise) });
+  const energy = (values: Float64Array) => values.reduce((sum, value) => sum + value ** 2, 0);
+  const [base, tuned] = [asFolder(new Float32Array(noise.length)), asFolder(noise)];
+  const optimum = Math.sqrt(energy(sigma.slice(8)) / energy(sigma));
+  const { report } = await extractAdapter(base, tuned, { rank: 8 });
+  const { error = 0 } = report.find(({ module }) => module === "a")!;
+  assert.ok(error >= optimum - 1e-6 && error < optimum * (1 + 2e-5), `${error}, optimum ${optimum}`);
+  const least = sigma.findIndex((_, i) => energy(sigma.slice(0, i + 1)) >= 0.9 * energy(sigma)) + 1;
+  const found = (await extractAdapter(base, tuned, { energy: 0.9 })).modules.get("a")!;
+  assert.ok(least > 64 && found.rank >= least && found.rank <= least + 1, `${found.rank}, at least ${least}`);
 });
 
 function size(shape: readonly number[]): number {

@@ -42,7 +42,7 @@ test("every import of src is in the floor plan, and every file is reached", { sk
 test("layers refuses an import between rooms that must not meet", () => {
   const wrong = [
     edge("src/wasm/backend.ts", "src/lora/lora_linear.ts"),
-    edge("src/webgpu/backend.ts", "src/wasm/heap.ts", "type"),
+    edge("src/wasm/backend.ts", "src/webgpu/handles.ts", "type"),
     edge("src/formats/json.ts", "src/fs/file.ts"),
     edge("mod.ts", "src/models/mod.ts"),
     edge("src/errors.ts", "tests/reference.ts"),

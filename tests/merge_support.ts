@@ -17,10 +17,11 @@ const PREFIX = "base_model.model.";
 /** Values in ±1 without a pattern. */
 export function noise(shape: readonly number[], seed: number): StoredTensor {
   const size = shape.reduce((product, length) => product * length, 1);
-  const values = Float32Array.from({ length: size }, (_, i) => {
+  const values = new Float32Array(size);
+  for (let i = 0; i < size; i++) {
     const x = 43758.5453 * Math.sin(12.9898 * (i + 1) + 78.233 * seed);
-    return 2 * (x - Math.floor(x)) - 1;
-  });
+    values[i] = 2 * (x - Math.floor(x)) - 1;
+  }
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
 }
 
@@ -72,18 +73,24 @@ export function product(a: StoredTensor, b: StoredTensor, scaling: number): Floa
   const [rank, out] = [a.shape[0]!, b.shape[0]!];
   const [x, y] = [at(a), at(b)];
   const columns = x.length / rank;
-  return Float64Array.from({ length: out * columns }, (_, i) => {
-    const [o, c] = [Math.floor(i / columns), i % columns];
-    let sum = 0;
-    for (let k = 0; k < rank; k++) sum += y[o * rank + k]! * x[k * columns + c]!;
-    return scaling * sum;
-  });
+  const values = new Float64Array(out * columns);
+  for (let o = 0; o < out; o++) {
+    for (let k = 0; k < rank; k++) {
+      const factor = scaling * y[o * rank + k]!;
+      for (let c = 0; c < columns; c++) values[o * columns + c]! += factor * x[k * columns + c]!;
+    }
+  }
+  return values;
 }
 
 /** Xᵀ of X with that many columns. */
 export function transposed(values: Float64Array, columns: number): Float64Array {
   const rows = values.length / columns;
-  return Float64Array.from(values, (_, i) => values[(i % rows) * columns + Math.floor(i / rows)]!);
+  const turned = new Float64Array(values.length);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) turned[j * rows + i] = values[i * columns + j]!;
+  }
+  return turned;
 }
 
 /** x + factor y. */

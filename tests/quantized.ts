@@ -110,8 +110,10 @@ function term(values: readonly number[], levels: number): number[] {
 /**
  * What `linear` makes of x against a weight of integers: per row and block of 32 a term, and a second one for what it
  * leaves, against int8 always, against int4 where the block's maximum is twice the root mean square of the row's.
+ * WebGPU takes x as it is.
  */
-export function activations(x: Matrix, dtype: WeightDtype): Matrix {
+export function activations(x: Matrix, dtype: WeightDtype, { name }: Backend): Matrix {
+  if (name === "webgpu") return x;
   const levels = dtype === "int8" ? 63 : dtype === "int4" ? 127 : 0;
   if (levels === 0) return x;
   const [rows, columns] = x.shape;

@@ -1,7 +1,7 @@
 /** `linear` and its gradient over weights below bf16, against float64 and against themselves. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { BACKENDS, forEachBuild } from "./backends.ts";
+import { BACKENDS, forEachBackend, forEachBuild } from "./backends.ts";
 import { assertClose, assertSameBits, runGuarded } from "./compare.ts";
 import { activations, held, INTEGERS, QUANTIZED } from "./quantized.ts";
 import * as reference from "./reference.ts";
@@ -13,7 +13,7 @@ const SIZES = [[1, 1], [8, 32], [7, 31], [9, 33], [16, 64], [17, 65], [3, 130], 
 const ROWS = [0, 1, 2, 3, 4, 5, 8, 13];
 
 for (const dtype of QUANTIZED) {
-  forEachBuild(`linear() is x Wᵀ + bias for the values that a ${dtype} weight holds`, async (backend) => {
+  forEachBackend(`linear() is x Wᵀ + bias for the values that a ${dtype} weight holds`, async (backend) => {
     const next = random(2);
     for (const [n, k] of SIZES as [number, number][]) {
       const w = await held(backend, randomMatrix(next, n, k, { scale: 0.05 }), dtype);
@@ -29,7 +29,7 @@ for (const dtype of QUANTIZED) {
           { shape: [m, n], inputs: [input] },
           () => backend.linear(input, weight, options),
         );
-        const rounded = activations(x, dtype);
+        const rounded = activations(x, dtype, backend);
         const want = reference.linear(rounded, w, m % 2 ? {} : { bias });
         const scale = reference.linear(absolute(x), absolute(w), m % 2 ? {} : { bias: absolute(bias) });
         assertClose(got, want, { k: k + 4, scale, label: `${dtype} x [${m}, ${k}], W [${n}, ${k}]` });
@@ -39,7 +39,7 @@ for (const dtype of QUANTIZED) {
 }
 
 for (const dtype of INTEGERS) {
-  forEachBuild(`linear() over an exact ${dtype} weight does not round x`, async (backend) => {
+  forEachBackend(`linear() over an exact ${dtype} weight does not round x`, async (backend) => {
     const next = random(3);
     for (const [n, k] of [[7, 31], [24, 257], [5, 1060]] as const) {
       const w = await held(backend, randomMatrix(next, n, k), dtype);
@@ -55,7 +55,7 @@ for (const dtype of INTEGERS) {
   });
 }
 
-forEachBuild("linear() keeps adapters float over a quantized weight, per row range", async (backend) => {
+forEachBackend("linear() keeps adapters float over a quantized weight, per row range", async (backend) => {
   const next = random(4);
   for (const dtype of QUANTIZED) {
     for (const [n, k] of [[17, 40], [300, 33]] as const) {
@@ -67,7 +67,7 @@ forEachBuild("linear() keeps adapters float over a quantized weight, per row ran
         const got = await backend.read(
           backend.linear(tensorOf(backend, x), weightOf(backend, w, dtype), { adapters: rowsOf(backend, adapters) }),
         );
-        const base = reference.linear(activations(x, dtype), w);
+        const base = reference.linear(activations(x, dtype, backend), w);
         const none = matrix(n, k, () => 0);
         const want = reference.add(base, reference.linear(x, none, { adapters }));
         const positive = adapters.map((range) => ({
@@ -111,7 +111,7 @@ test("linear() over integers has the same bits in both builds", async () => {
   simd.dispose();
 });
 
-forEachBuild(
+forEachBackend(
   "linear() over integers gives NaN for a row with NaN, and only for it; infinity is not finite",
   async (backend) => {
     const next = random(7);
@@ -130,7 +130,7 @@ forEachBuild(
   },
 );
 
-forEachBuild("linearBackward() adds dy W for the values that a quantized weight holds", async (backend) => {
+forEachBackend("linearBackward() adds dy W for the values that a quantized weight holds", async (backend) => {
   const next = random(9);
   for (const dtype of QUANTIZED) {
     for (const [n, k] of [[9, 33], [40, 130], [5, 300]] as const) {

@@ -189,7 +189,7 @@ const DEATHS = {
 };
 
 for (const [what, change] of Object.entries(DEATHS)) {
-  test(`a worker that ${what} gives an error within 2 s, and no operation works after it`, async () => {
+  test(`a worker that ${what} gives an error within 5 s, and no operation works after it`, async () => {
     const backend = await openThreads({ threads: 2, worker: watched(change).make });
     const weight = weightOf(backend, randomMatrix(random(1), 512, 512));
     const x = backend.tensor([512, 512]);
@@ -199,17 +199,17 @@ for (const [what, change] of Object.entries(DEATHS)) {
     }, { name: "BackendUnavailableError", code: "worker-lost" });
     assert.throws(() => backend.add(x, x), BackendUnavailableError);
     await assert.rejects(() => backend.read(x), BackendUnavailableError);
-    assert.ok(performance.now() - start < 2000);
+    assert.ok(performance.now() - start < 5000);
     backend.dispose();
     assert.throws(() => backend.tensor([1]), { name: "DisposedError" });
   });
 }
 
-/** Computes until that fails, at most 8 s, and fails unless it does within `most` ms, by a lost worker. */
+/** Computes until that fails, at most 10 s, and fails unless it does within `most` ms, by a lost worker. */
 async function assertLost(backend: Backend, most: number): Promise<void> {
   const start = performance.now();
   await assert.rejects(async () => {
-    for (; performance.now() - start < 8000; await new Promise((resolve) => setTimeout(resolve, 20))) {
+    for (; performance.now() - start < 10_000; await new Promise((resolve) => setTimeout(resolve, 20))) {
       backend.scope(() => void largeProduct(backend));
     }
   }, { name: "BackendUnavailableError", code: "worker-lost" });
@@ -217,19 +217,19 @@ async function assertLost(backend: Backend, most: number): Promise<void> {
   backend.dispose();
 }
 
-test("a worker that is terminated between operations gives an error within 2 s", async () => {
+test("a worker that is terminated between operations gives an error within 5 s", async () => {
   const { workers, make } = watched();
   const backend = await openThreads({ threads: 2, worker: make });
   await backend.read(largeProduct(backend));
   await workers[0]!.terminate();
   // Chromium leaves a terminated worker 2 s to come back to its event loop; until then it computes.
-  await assertLost(backend, "document" in globalThis ? 4500 : 2000);
+  await assertLost(backend, "document" in globalThis ? 9000 : 5000);
 });
 
-test("a worker that falls silent between operations gives an error within 2 s", async () => {
+test("a worker that falls silent between operations gives an error within 5 s", async () => {
   // After the self-test it never sees another operation; the caller does not need it to finish one.
   const { make } = watched((code) => code.replace("store(words, WORD.seen", "if (last > 2) wait(words, 15, 0);\n$&"));
-  await assertLost(await openThreads({ threads: 2, worker: make }), 2000);
+  await assertLost(await openThreads({ threads: 2, worker: make }), 5000);
 });
 
 test("a backend that rested answers at once and with all threads", async () => {

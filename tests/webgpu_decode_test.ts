@@ -1,7 +1,8 @@
 /** A decode step stays on the GPU: one submission, and nothing is read back but the token's id. */
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { type Adapter, createAdapter } from "../mod.ts";
+import type { Adapter } from "../mod.ts";
+import { createAdapter } from "../src/adapter/mod.ts";
 import type { Backend } from "../src/backend.ts";
 import type { Folder } from "../src/formats/source.ts";
 import { type GenerateOptions, type LanguageModel, loadModel } from "../src/models/mod.ts";

@@ -3,6 +3,7 @@ import { test } from "node:test";
 import assert from "node:assert/strict";
 import type { Backend, WeightDtype } from "../src/backend.ts";
 import { OutOfMemoryError } from "../src/errors.ts";
+import { openBackend } from "../src/open.ts";
 import { absoluteBranch, absoluteRows, assertClose, assertSameBits } from "./compare.ts";
 import * as reference from "./reference.ts";
 import { absolute, add } from "./reference.ts";
@@ -60,6 +61,33 @@ for (const dtype of ["f32", "bf16"] as const) {
       backend.unmerge(weight);
       assertSameBits(await backend.readWeight(weight), w, "unmerged");
     }, SMALL);
+  });
+}
+
+/** W (81, 300) of int4 is 11 panels of 1,472 bytes, six in a binding; of int8 of 2,912, three in one. */
+for (const dtype of ["int4", "int8", "nf4"] as const) {
+  test(`a weight in ${dtype} in pieces holds, and merges to, what it does in WebAssembly`, onGpu, async () => {
+    const wasm = await openBackend({ prefer: "wasm", variant: "simd" });
+    await withGpu(async (backend) => {
+      const next = random(5);
+      const source = randomMatrix(next, 81, 300);
+      const branch = randomBranch(next, { inFeatures: 300, outFeatures: 81, rank: 5 });
+      const [weight, twin] = [weightOf(backend, source, dtype), weightOf(wasm, source, dtype)];
+      const w = { shape: source.shape, values: Float64Array.from(await wasm.readWeight(twin)) };
+      assertSameBits(await backend.readWeight(weight), w, "packed");
+      const ids = Uint32Array.of(80, 0, 47, 48, 49);
+      assertSameBits(await backend.read(backend.embedding(ids, weight)), reference.embedding(ids, w), "rows");
+      const x = randomMatrix(next, 8, 300);
+      const got = await backend.read(backend.linear(tensorOf(backend, x), weight));
+      const scale = reference.linear(absolute(x), absolute(w));
+      assertClose(got, reference.linear(x, w), { k: 300, scale, label: "linear" });
+      const report = await backend.merge(weight, [branchOf(backend, branch)]);
+      assert.deepEqual(report, await wasm.merge(twin, [branchOf(wasm, branch)]));
+      assertSameBits(await backend.readWeight(weight), await wasm.readWeight(twin), "merged");
+      backend.unmerge(weight);
+      assertSameBits(await backend.readWeight(weight), w, "unmerged");
+    }, { maxBinding: 10_240 });
+    wasm.dispose();
   });
 }
 

@@ -58,3 +58,20 @@ test("generate() on the GPU chooses what wasm chooses, with one submission per t
     wasm.dispose();
   });
 });
+
+test("a model in int4 answers on the GPU as its dequantized values do", onGpu, async () => {
+  const { openBackend } = await import("../src/open.ts");
+  const { loadModel } = await import("../src/models/mod.ts");
+  await withGpu(async (gpu) => {
+    const wasm = await openBackend({ prefer: "wasm" });
+    const logits = [];
+    for (const backend of [wasm, gpu]) {
+      const model = await loadModel(fixture("base/llama"), { backend, dtype: "int4", exact: true });
+      await model.loadAdapter("a", fixture("llama-rslora/adapter"));
+      logits.push(await logitsOf(model, [[5, 17, 99, 4, 42]], { adapter: "a" }));
+      model.dispose();
+    }
+    assertNear(logits[1]!, logits[0]!, TOLERANCE, "logits");
+    wasm.dispose();
+  });
+});

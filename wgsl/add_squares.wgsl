@@ -38,9 +38,8 @@ fn squares(panel: u32, column: u32) -> array<vec4f, 2> {
     delta[0] = fma(factor, b[at], delta[0]);
     delta[1] = fma(factor, b[at + 1u], delta[1]);
   }
-  let at = (p.w_panel + panel) * p.k + column;
-  let low = columns(at, 0u) + delta[0];
-  let high = columns(at, 1u) + delta[1];
+  let low = columns(p.w_panel + panel, column, 0u) + delta[0];
+  let high = columns(p.w_panel + panel, column, 1u) + delta[1];
   return array<vec4f, 2>(low * low, high * high);
 }
 

@@ -39,7 +39,7 @@ fn w_at(quarter: u32, k: u32) -> vec4f {
   if (quarter >= p.panels * 2u || k >= p.k) {
     return vec4f();
   }
-  return columns((p.w_panel + quarter / 2u) * p.k + k, quarter % 2u);
+  return columns(p.w_panel + quarter / 2u, k, quarter % 2u);
 }
 
 @compute @workgroup_size(8, 8)

@@ -12,7 +12,7 @@ fn w_at(panel: u32, k: u32, half: u32) -> vec4f {
   if (panel >= p.panels || k >= p.k) {
     return vec4f();
   }
-  return columns((p.w_panel + panel) * p.k + k, half);
+  return columns(p.w_panel + panel, k, half);
 }
 
 // scaling · x Aᵀ, its partial sums added.

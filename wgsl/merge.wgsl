@@ -65,9 +65,8 @@ fn element(i: u32) {
     low = fma(scaling, low, bitcast<vec4f>(target_panels[at * 2u]));
     high = fma(scaling, high, bitcast<vec4f>(target_panels[at * 2u + 1u]));
   } else {
-    let w_row = (p.w_panel + panel) * p.k + k;
-    low = fma(scaling, low, columns(w_row, 0u));
-    high = fma(scaling, high, columns(w_row, 1u));
+    low = fma(scaling, low, columns(p.w_panel + panel, k, 0u));
+    high = fma(scaling, high, columns(p.w_panel + panel, k, 1u));
   }
   if (TARGET_BF16) {
     let words = array(round_bf16(low), round_bf16(high));

@@ -23,8 +23,9 @@ const lines = Object.values(JSON.parse(readFileSync(TEXTS, "utf8")) as Record<st
   .flatMap((texts) => texts.slice(0, job.quick ? 3 : 50));
 
 /** Reads all lines with one model. */
-async function read(dtype: string): Promise<Reading> {
-  const model = await loadModel(file(path), { dtype: dtype as WeightDtype });
+async function read(variant: string): Promise<Reading> {
+  const dtype = variant === "q4_1" ? "auto" : variant as WeightDtype; // "q4_1" is the file as it stands
+  const model = await loadModel(file(path), { dtype });
   const choices: number[] = [];
   let loss = 0;
   for (const line of lines) {
@@ -43,7 +44,7 @@ async function read(dtype: string): Promise<Reading> {
 }
 
 const exact = await read("f32");
-for (const variant of ["bf16", "int8", "int4", "nf4"]) {
+for (const variant of ["q4_1", "bf16", "int8", "int4", "nf4"]) {
   await attempt("accuracy", variant, async () => {
     const { loss, choices } = await read(variant);
     const same = choices.filter((choice, index) => choice === exact.choices[index]).length / choices.length;

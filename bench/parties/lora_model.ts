@@ -16,7 +16,9 @@ const job = readJob();
 report({ kind: "engine", engine: engineName() });
 const path = await modelIn(job.home, "q4_1");
 const backend = await openThreads(job.threads);
-const model = await loadModel(file(path), { backend, dtype: job.variant as WeightDtype });
+// "q4_1" is the file as it stands
+const dtype = job.variant === "q4_1" ? "auto" : job.variant as WeightDtype;
+const model = await loadModel(file(path), { backend, dtype });
 const weightBytes = backend.bytes;
 await model.loadAdapter("adapter", folder(ADAPTER));
 const reader = await openReader(job.threads);

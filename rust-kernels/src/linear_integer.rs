@@ -3,16 +3,21 @@
 use crate::activations::*;
 use crate::halves::panel_bytes;
 use crate::linear::slice_n;
-use crate::product::{product_in_blocks, Product, NONE};
+use crate::product::{product_in_blocks, warm, Product, NONE};
 use crate::simd::*;
 use crate::tile_integer::dot_panels;
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
-/// Bytes of weights that are touched ahead of a single row: from memory int8 1.2x, int4 1.03x.
-const AHEAD: usize = 1 << 15;
-const PAGE: usize = 4096;
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
+
+/// Panels that one row is multiplied by at once.
+const AT_ONCE: usize = 4;
+/// Bytes of panels that are read once before they are used by many rows: see `warm`.
+const WARMED: usize = 1 << 14;
+/// Bytes of panels that are touched ahead of a single row, from memory 1.2x over `warm`.
+const AHEAD: usize = 1 << 15;
+const PAGE: usize = 4096;
 
 /// Computes y = [y] + x Wᵀ + bias + h Bᵀ as `p` describes it, W's panels being of type `dtype`.
 ///
@@ -43,21 +48,23 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
     let mut sums = [zero(); STRIP * 2];
+    let warmed = (WARMED / p.panel).max(1) * PANEL;
+    let (mut ahead, end) = (p.main.b, p.main.b.add(p.n.div_ceil(PANEL) * p.panel));
     let mut row = 0;
     while row < p.m {
         let rows = STRIP.min(p.m - row);
         let strip = activations.add(row / rows_together(p.m) * strip_bytes(p.m, k));
         let (records, x) = (*(strip as *const usize), strip.add(HEAD));
         let mut column = 0;
-        let mut ahead = p.main.b;
-        let end = p.main.b.add(p.n.div_ceil(PANEL) * p.panel);
         while column < p.n {
             let panel = p.main.b.add(column / PANEL * p.panel);
-            if rows == 1 && panel >= ahead {
+            if p.m == 1 && panel >= ahead {
                 ahead = touch(ahead, end);
+            } else if p.m > 1 && row == 0 && column % warmed == 0 {
+                warm(panel, warmed.min(p.n - column).div_ceil(PANEL), p.panel, p.panel);
             }
             // one row: four streams from memory, and a quarter of the loads of q: 1.5x from memory, 1.1x from the cache
-            let panels = if rows == 1 && p.n - column > 3 * PANEL { 4 } else { 1 };
+            let panels = if rows == 1 && p.n - column > (AT_ONCE - 1) * PANEL { AT_ONCE } else { 1 };
             let call = Call { sums: sums.as_mut_ptr() as *mut f32, x, step, panel, size: p.panel, records };
             call.run(dtype, rows, panels);
             for i in 0..panels * rows {
@@ -99,13 +106,13 @@ impl Call {
     unsafe fn run(&self, dtype: u32, rows: usize, panels: usize) {
         match (dtype, rows, panels) {
             (INT8, 1, 1) => self.tile::<INT8, 1, 1>(),
-            (INT8, 1, _) => self.tile::<INT8, 1, 4>(),
+            (INT8, 1, _) => self.tile::<INT8, 1, AT_ONCE>(),
             (INT8, _, _) => self.tile::<INT8, STRIP, 1>(),
             (INT4, 1, 1) => self.tile::<INT4, 1, 1>(),
-            (INT4, 1, _) => self.tile::<INT4, 1, 4>(),
+            (INT4, 1, _) => self.tile::<INT4, 1, AT_ONCE>(),
             (INT4, _, _) => self.tile::<INT4, STRIP, 1>(),
             (_, 1, 1) => self.tile::<INT4_MIN, 1, 1>(),
-            (_, 1, _) => self.tile::<INT4_MIN, 1, 4>(),
+            (_, 1, _) => self.tile::<INT4_MIN, 1, AT_ONCE>(),
             _ => self.tile::<INT4_MIN, STRIP, 1>(),
         }
     }

@@ -133,9 +133,12 @@ pub unsafe fn slice_k<const HALF: bool>(p: &Product, from: usize, depth: usize) 
 }
 
 /// Reads one byte of each cache line of panels. Loads that wait for nothing reach the full rate of the memory, those
-/// between multiply-adds half of it: 128 x 4096 x 4096 1.07x.
+/// between products half of it: 128 x 4096 x 4096 1.07x, a token of SmolLM2 in Q4_1 1.2x.
+///
+/// # Safety
+/// The panels are readable.
 #[inline(never)]
-unsafe fn warm(b: *const u8, panels: usize, stride: usize, bytes: usize) {
+pub unsafe fn warm(b: *const u8, panels: usize, stride: usize, bytes: usize) {
     let mut seen = 0;
     for j in 0..panels {
         let mut at = 0;

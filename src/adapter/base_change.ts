@@ -14,15 +14,7 @@ import { NumericError } from "../errors.ts";
 import { leadingVectors, trailingVectors } from "./leading_vectors.ts";
 import { type Matrix, multiply, orthogonalize, rowOf, scale, zeros } from "./linear_algebra.ts";
 import type { Factors, SingularVectors } from "./svd.ts";
-import type { BaseChange } from "./variant_fields.ts";
-
-/** Changes that the weights of the base decide alone. */
-export type RepeatableChange = "pissa" | "olora" | "kasa";
-
-/** Tells whether a change can be computed again from the base. */
-export function isRepeatable(change: BaseChange | null): change is RepeatableChange {
-  return change === "pissa" || change === "olora" || change === "kasa";
-}
+import type { RepeatableChange } from "./variant_fields.ts";
 
 /**
  * Computes what an initialisation takes from a weight, as s B₀ A₀.

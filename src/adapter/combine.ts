@@ -84,7 +84,8 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  *
  * @example
  * ```ts
- * import { combineAdapters, loadAdapter } from "@lowrank/lora";
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { combineAdapters } from "@lowrank/lora/adapters";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *
@@ -135,7 +136,8 @@ export async function combineAdapters(
  *
  * @example
  * ```ts
- * import { loadAdapter, resizeAdapter } from "@lowrank/lora";
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { resizeAdapter } from "@lowrank/lora/adapters";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *

@@ -88,7 +88,8 @@ export function deltaNorm(module: LoraModule): number {
  *
  * @example
  * ```ts
- * import { compareAdapters, loadAdapter } from "@lowrank/lora";
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { compareAdapters } from "@lowrank/lora/adapters";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *

@@ -3,8 +3,7 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { Adapter, type LoraModule } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
-import { createModule } from "./create_module.ts";
-import { type EvaDirections, evaDirections, type EvaLayer } from "./eva.ts";
+import type { EvaDirections, EvaLayer } from "./eva.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { identify } from "./identity.ts";
 import type { InitName } from "./inits.ts";
@@ -136,6 +135,7 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
   const modules = new Map<string, LoraModule>();
+  const { createModule } = await import("./create_module.ts");
   for (const target of listTargets(config, base.keys()).modules) {
     const { inFeatures, outFeatures } = base.get(target)!;
     const { ranks: [rank = config.r], alpha } = scaleOf(target);
@@ -170,6 +170,7 @@ async function evaPlan(
     const sizes = { name, inFeatures, outFeatures: inputs.shape[0] ?? outFeatures };
     layers.push({ name, rank: scaleOf(name).ranks[0]!, inputs: readWeight(inputs, sizes, false).matrix });
   }
+  const { evaDirections } = await import("./eva.ts");
   const directions = evaDirections(layers, evaRho);
   const keyOf = exactKeys(directions.keys());
   const raw = new Map(asked.raw).set("target_modules", [...directions.keys()]).set("eva_config", evaConfig(evaRho));

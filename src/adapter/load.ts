@@ -12,7 +12,6 @@ import { quote } from "../formats/quote.ts";
 import { readSafetensorsHeader, type TensorInfo } from "../formats/safetensors.ts";
 import { encodeSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
-import { readTorch } from "../formats/torch.ts";
 import { urlFolder } from "../formats/url.ts";
 import { Adapter, type AdapterParts, type LoraModule, type TokenRows } from "./adapter.ts";
 import { finiteTensor, type NamedTensor, readTokenRows } from "./full_tensors.ts";
@@ -142,6 +141,7 @@ async function fromPickle(
   bytes: Uint8Array,
   options: ReadOptions & { readonly limits: WeightFile["limits"] },
 ): Promise<Uint8Array> {
+  const { readTorch } = await import("../formats/torch.ts");
   const tensors = await readTorch(memorySource(name, bytes), options);
   // Many tensors may be views of one storage, which would all be written out.
   const total = [...tensors.values()].reduce((sum, tensor) => sum + tensor.bytes.length, 0);

@@ -7,13 +7,11 @@ import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";
 import { listTargets } from "./target_modules.ts";
-import type { BaseChange } from "./variant_fields.ts";
+import { type BaseChange, isRepeatable } from "./variant_fields.ts";
 
 /** Fields that act in training only. */
 const TRAINING_FIELDS = ["velora_config", "monteclora_config"];
 const HEAD = /(?:^|\.)(?:lm_head|embed_out)$/;
-/** Changes of the base that its weights decide alone. */
-const REPEATABLE: readonly BaseChange[] = ["pissa", "olora", "kasa"];
 
 /** The parts of an adapter that its report is about. */
 export interface ReportedParts {
@@ -49,7 +47,7 @@ function reportBase({ baseChange, init }: LoraConfig, parts: ReportedParts): Rep
   const [field, name] = baseChange === "kasa" ? ["kasa_config", "KaSA"] : ["init_lora_weights", String(init)];
   const what = `${field} is ${name}, which changed the base before training`;
   if (!parts.baseChange) return [{ module: CONFIG_FILE, what, why: "the caller says that it is that changed base" }];
-  const why = REPEATABLE.includes(baseChange)
+  const why = isRepeatable(baseChange)
     ? "merging computes that change again from the base it is given"
     : "the file does not hold that change: it needs the changed base (residualBase), or the initial adapter";
   return [{ module: CONFIG_FILE, what, why }];

@@ -9,8 +9,8 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
-import { isRepeatable, takenFactors } from "./base_change.ts";
 import { alphaOf } from "./dialects/scale_config.ts";
+import { isRepeatable } from "./variant_fields.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { readFactors, storeFactors } from "./factors.ts";
 import { identify } from "./identity.ts";
@@ -41,7 +41,7 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
- * import { createAdapter } from "@lowrank/lora";
+ * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
  * const values = Float32Array.of(3, 0, 0, 1);
@@ -82,6 +82,7 @@ async function takenFrom(
 ): Promise<Factors> {
   const { baseChange, config } = adapter;
   if (initial) return initialFactors(adapter, module, initial);
+  const { takenFactors } = await import("./base_change.ts");
   if (!weightOf || !isRepeatable(baseChange)) {
     const expected = isRepeatable(baseChange) ? "the initial adapter or the base's weights" : "the initial adapter";
     const message = `Cannot convert ${quote(adapter.name)} of the initialisation ${baseChange} to plain LoRA`;

@@ -14,6 +14,14 @@ import { ConfigFields } from "./config_fields.ts";
  */
 export type BaseChange = "pissa" | "pissa_niter" | "olora" | "corda" | "lora_ga" | "loftq" | "kasa";
 
+/** Changes that the weights of the base decide alone. */
+export type RepeatableChange = "pissa" | "olora" | "kasa";
+
+/** Tells whether a change can be computed again from the base. */
+export function isRepeatable(change: BaseChange | null): change is RepeatableChange {
+  return change === "pissa" || change === "olora" || change === "kasa";
+}
+
 /** Which factors are block-diagonal and stored as their blocks. */
 export interface BlockDiagonal {
   /** Number of blocks. */

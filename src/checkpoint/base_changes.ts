@@ -1,5 +1,5 @@
 import type { ReportLine } from "../adapter/adapter.ts";
-import { isRepeatable } from "../adapter/base_change.ts";
+import { isRepeatable } from "../adapter/variant_fields.ts";
 import { toPlainLora } from "../adapter/to_plain.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError } from "../errors.ts";

@@ -67,7 +67,8 @@ const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
  *
  * @example
  * ```ts
- * import { extractAdapter, loadAdapter, memoryFolder, memorySink, mergeCheckpoint } from "@lowrank/lora";
+ * import { loadAdapter, memoryFolder, memorySink } from "@lowrank/lora";
+ * import { extractAdapter, mergeCheckpoint } from "@lowrank/lora/checkpoint";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *

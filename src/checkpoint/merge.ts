@@ -39,7 +39,8 @@ export type { MergeOptions, MergeReport };
  *
  * @example
  * ```ts
- * import { loadAdapter, memorySink, mergeCheckpoint } from "@lowrank/lora";
+ * import { loadAdapter, memorySink } from "@lowrank/lora";
+ * import { mergeCheckpoint } from "@lowrank/lora/checkpoint";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *

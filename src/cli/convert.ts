@@ -12,6 +12,7 @@ import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
 import { choiceOption, modelArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
+import { asPlain } from "./plain_adapter.ts";
 import { layerOptions } from "./fused_layers.ts";
 import { formatReport } from "./report.ts";
 import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
@@ -20,7 +21,8 @@ const HELP =
   `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
-                    [--rank R] [--merged NAME=1,0,1]… [--split LAYERS]… [--join LAYERS]… [--allow-loss] [--json]
+                    [--rank R] [--merged NAME=1,0,1]… [--split LAYERS]… [--join LAYERS]…
+                    [--plain] [--initial ADAPTER] [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
                     tells which one it is
@@ -31,6 +33,9 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
+  --plain           an adapter of PiSSA, OLoRA or KaSA, whose training began with a changed base, as plain LoRA of twice
+                    the rank: reads the weights of --base
+  --initial ADAPTER the same for any such initialisation, by the adapter as it was before training
   --merged NAME=…   layers of loralib's MergedLinear, by the end of their paths: which of their slices are adapted
   --split LAYERS    takes fused layers apart: "flux", or such as "*.qkv_proj=*.q_proj,*.k_proj,*.v_proj"; by the heads
                     of --base, or in equal parts
@@ -46,6 +51,8 @@ const OPTIONS = {
   alpha: { type: "string" },
   component: { type: "string" },
   rank: { type: "string" },
+  plain: { type: "boolean", default: false },
+  initial: { type: "string" },
   merged: { type: "string", multiple: true, default: [] as string[] },
   split: { type: "string", multiple: true, default: [] as string[] },
   join: { type: "string", multiple: true, default: [] as string[] },
@@ -129,7 +136,8 @@ export const convert: Command = {
     const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
     const { split, join, merged } = layerOptions(values);
     await checkOutput(out, to);
-    await refuseOverwrite(out, [path]);
+    const read = [path, values.base, values.initial].filter((place) => place !== undefined);
+    await refuseOverwrite(out, read);
     const facts = await readFacts(values.base, { signal });
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
@@ -139,7 +147,8 @@ export const convert: Command = {
       ...(component !== undefined && { component }),
       ...(rank !== undefined && { rank }),
     });
-    const parted = split.length > 0 ? await splitFused(found, split, facts) : found;
+    const plain = await asPlain(found, values, { signal });
+    const parted = split.length > 0 ? await splitFused(plain, split, facts) : plain;
     const adapter = join.length > 0 ? await joinFused(parted, join) : parted;
     const output = openOutput(out, to);
     const changes = await writeAdapter(adapter, to, output.sink, {

@@ -38,7 +38,7 @@ const LEGACY_START = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9];
  *
  * @example
  * ```ts
- * import { readTorch } from "@lowrank/lora";
+ * import { readTorch } from "@lowrank/lora/adapters";
  * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *

@@ -93,7 +93,9 @@ export class LinearAdapter {
       throw new ShapeError(message, { field: name, found, expected: base.shape });
     }
     if (weight) {
-      const packed = this.#backend.weight(matrixValues(name, "weight", weight), { dtype: base.dtype });
+      // What was trained in full is not quantized because its base is.
+      const dtype = base.dtype === "bf16" ? "bf16" : "f32";
+      const packed = this.#backend.weight(matrixValues(name, "weight", weight), { dtype });
       this.weight?.dispose();
       this.weight = packed;
     }

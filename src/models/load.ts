@@ -114,11 +114,7 @@ async function loadParts<Network extends PlacedNetwork>(
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
   const { isTransposed = () => false } = tensors;
   const place = async (options: ReloadOptions): Promise<Placement<Network>> => {
-    const backend = options.backend ?? await openBackend({
-      weightBytes: bytesOf(shapes, dtype),
-      weightDtype: dtype === "auto" ? "bf16" : dtype,
-      threads,
-    });
+    const backend = options.backend ?? await openBackend({ weightBytes: bytesOf(shapes, dtype), threads });
     const ownsBackend = options.backend === undefined;
     try {
       const reading = { ...options, ...blocks, dtype, exact: loading.exact ?? false, nameOf, isTransposed };

@@ -209,8 +209,11 @@ async function compile(bytes: BufferSource | undefined, variant: KernelVariant):
 /** The bytes of a build. */
 export async function embeddedKernels(variant: KernelVariant): Promise<Uint8Array<ArrayBuffer>> {
   const { KERNELS } = variant === "relaxed" ? await import("./kernels_relaxed.ts") : await import("./kernels_simd.ts");
-  // Uint8Array.fromBase64 is missing before Node 26
-  return Uint8Array.from(atob(KERNELS), (character) => character.charCodeAt(0));
+  // Uint8Array.fromBase64 is missing before Node 26; Uint8Array.from takes 8 ms where this takes 1.5
+  const characters = atob(KERNELS);
+  const bytes = new Uint8Array(characters.length);
+  for (let index = 0; index < bytes.length; index++) bytes[index] = characters.charCodeAt(index);
+  return bytes;
 }
 
 function messageOf(cause: unknown): string {

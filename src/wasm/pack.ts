@@ -78,18 +78,26 @@ function packPanels(kernels: Kernels, memory: LinearMemory, values: MatrixValues
   }
 }
 
-interface Rows {
+/** A call of {@linkcode packRows}. */
+export interface Rows {
+  /** Where the panels go. */
   readonly target: number;
+  /** Where the values are. */
   readonly staging: number;
+  /** Outputs. */
   readonly n: number;
+  /** Inputs. */
   readonly k: number;
+  /** The type of the panels. */
   readonly code: number;
+  /** The type of the values. */
   readonly dtype: MatrixValues["dtype"];
+  /** The values are (k, n). */
   readonly transposed: boolean;
 }
 
 /** Packs some rows; false if a value does not fit. */
-function packRows(kernels: Kernels, memory: LinearMemory, rows: Rows): boolean {
+export function packRows(kernels: Kernels, memory: LinearMemory, rows: Rows): boolean {
   const { target, staging, n, k, code, dtype } = rows;
   const transposed = rows.transposed ? 1 : 0;
   if (isBlocks(dtype)) return kernels.pack_blocks(target, staging, n, k, code) === 1;
@@ -103,7 +111,8 @@ function packRows(kernels: Kernels, memory: LinearMemory, rows: Rows): boolean {
   });
 }
 
-function refuseValues({ shape, dtype }: MatrixValues): NumericError {
+/** The error where a quantized type cannot hold values. */
+export function refuseValues({ shape, dtype }: MatrixValues): NumericError {
   const found = `${dtype} values of shape ${formatShape(shape)}`;
   const what = isBlocks(dtype) ? "finite scales" : "finite values that its type can hold";
   return new NumericError(`Cannot create a quantized weight from ${found}: expected ${what}`, { field: "values" });

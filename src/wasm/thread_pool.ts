@@ -28,8 +28,11 @@ export interface PoolOptions {
 /** Stack of a worker: the kernels keep a few hundred bytes there. */
 export const STACK_BYTES = 65_536;
 
-/** After so long without a sign a worker is lost; no part takes nearly as long. Half of it is its last chance. */
-const LOST_MS = 1000;
+/**
+ * After so long without a sign a worker is lost. A part takes 10 ms; the rest is for machines where many programs want
+ * each core. Half of it is its last chance.
+ */
+const LOST_MS = 2000;
 const START_MS = 10_000;
 const PAGE = 65_536;
 

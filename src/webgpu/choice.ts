@@ -4,7 +4,6 @@
  * @module
  */
 
-import type { WeightDtype } from "../backend.ts";
 import type { OpenedDevice } from "./device.ts";
 
 /** What was chosen: a device, or none and why. */
@@ -13,14 +12,6 @@ export interface Choice {
   readonly opened?: OpenedDevice;
   /** Why. */
   readonly reason: string;
-}
-
-/** The work that a device is chosen for. */
-export interface Work {
-  /** Bytes of weights that one result goes through; unknown is enough for any GPU. */
-  readonly weightBytes?: number | undefined;
-  /** Storage that they need. */
-  readonly weightDtype?: WeightDtype | undefined;
 }
 
 /** Bytes of weights that one thread of WebAssembly multiplies by a vector in a millisecond (KERNELS §6: 20 GB/s). */
@@ -32,16 +23,14 @@ const LEAST_READBACK_MS = 1;
  * Chooses a GPU where there is a real one, and where a pass over the weights takes WebAssembly longer than it takes to
  * read anything back from that GPU. Only then is the runtime asked for one at all: where drivers are installed but no
  * GPU is, the question alone costs Deno 10 to 100 ms (0.3 ms where there are none).
+ *
+ * @param weightBytes Bytes of weights that one result goes through; unknown is enough for any GPU.
  */
-export async function chooseDevice({ weightBytes = Infinity, weightDtype = "f32" }: Work): Promise<Choice> {
+export async function chooseDevice(weightBytes: number = Infinity): Promise<Choice> {
   if (!(globalThis.navigator as Navigator | undefined)?.gpu) return { reason: "no WebGPU in this runtime" };
   const wasmMs = weightBytes / WASM_BYTES_PER_MS;
   if (wasmMs < LEAST_READBACK_MS) return { reason: "work too small for a GPU" };
-  const [{ measureReadback, requestDevice }, { WEIGHT_DTYPES }] = await Promise.all([
-    import("./device.ts"),
-    import("./handles.ts"),
-  ]);
-  if (!WEIGHT_DTYPES.includes(weightDtype)) return { reason: `no ${weightDtype} weights on WebGPU` };
+  const { measureReadback, requestDevice } = await import("./device.ts");
   let opened: OpenedDevice | undefined;
   try {
     opened = await requestDevice({ software: false });

@@ -6,8 +6,8 @@
 
 import type { BackendInfo } from "../backend.ts";
 import { BackendUnavailableError } from "../errors.ts";
+import { WEIGHT_DTYPES } from "../wasm/dtypes.ts";
 import { USAGE } from "./buffer_pool.ts";
-import { WEIGHT_DTYPES } from "./handles.ts";
 
 /** A device, and what is known about it. */
 export interface OpenedDevice {

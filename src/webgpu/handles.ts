@@ -8,6 +8,7 @@ import type { Tensor, Weight, WeightDtype } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
+import type { Form } from "./forms.ts";
 
 /** What owns blocks. */
 export interface BlockOwner {
@@ -82,14 +83,6 @@ export class GpuTensor implements Tensor {
   }
 }
 
-/** What this backend stores. */
-export const WEIGHT_DTYPES: readonly WeightDtype[] = ["f32", "bf16"];
-
-/** Bytes of one panel: 8 columns of an (n, k) matrix (KERNELS §5). */
-export function panelBytes(k: number, dtype: WeightDtype): number {
-  return 8 * k * (dtype === "f32" ? 4 : 2);
-}
-
 /** Some panels of a matrix in one buffer. */
 export interface Chunk {
   /** The first of them. */
@@ -153,6 +146,8 @@ export class GpuWeight implements Weight {
   readonly shape: readonly [number, number];
   /** How the elements are stored. */
   readonly dtype: WeightDtype;
+  /** What kernels call that: several forms share a dtype. */
+  readonly form: Form;
   /** The panels now in force, or those it had when it was disposed. */
   panels: Panels;
   /** The panels that `merge` replaced. */
@@ -161,8 +156,13 @@ export class GpuWeight implements Weight {
   merging = false;
 
   /** Wraps panels. */
-  constructor(panels: Panels, shape: readonly [number, number], dtype: WeightDtype) {
+  constructor(
+    panels: Panels,
+    shape: readonly [number, number],
+    { dtype, form }: { readonly dtype: WeightDtype; readonly form: Form },
+  ) {
     this.panels = panels;
+    this.form = form;
     this.shape = Object.freeze([shape[0], shape[1]] as const);
     this.dtype = dtype;
   }

@@ -73,7 +73,7 @@ function addBranch(
 ): void {
   const from = { buffer: x.buffer, row: start };
   shrink(gpu, { x: from, m: rows, k, a, rank }, (shrunk) => {
-    const w = { panels: b, dtype: "f32" } as const;
+    const w = { panels: b, form: "f32" } as const;
     const tail = { ...shrunk, b, rank, scaling };
     addProduct(gpu, { y: { buffer: y.buffer, row: start }, x, w, tail, m: rows, n, k: 0, accumulate: true });
   });
@@ -107,7 +107,7 @@ function addBranchGradients(
 ): void {
   const { row, h, m, n, k } = call;
   const [dy, x] = [{ buffer: call.dy, row }, { buffer: call.x, row }];
-  const [aPacked, bPacked] = [{ panels: a, dtype: "f32" }, { panels: b, dtype: "f32" }] as const;
+  const [aPacked, bPacked] = [{ panels: a, form: "f32" }, { panels: b, form: "f32" }] as const;
   if (db) {
     addProduct(gpu, { y: h, x, w: aPacked, m, n: rank, k });
     addOuter(gpu, { dw: db, dy, x: h, m, n, k: rank, scale });

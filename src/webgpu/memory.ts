@@ -4,19 +4,23 @@
  * @module
  */
 
-import type { MatrixValues, Tensor, Weight, WeightDtype, WeightOptions } from "../backend.ts";
+import type { MatrixValues, Tensor, Weight, WeightDtype } from "../backend.ts";
 import { OutOfMemoryError } from "../errors.ts";
 import { sizeOf } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import type { CommandQueue } from "./commands.ts";
-import { Block, type BlockOwner, type Chunk, GpuTensor, GpuWeight, panelBytes, Panels } from "./handles.ts";
-import { packPanels, unpackPanels } from "./panels.ts";
+import { type Form, formOf, isPlain, panelBytes } from "./forms.ts";
+import { Block, type BlockOwner, type Chunk, GpuTensor, GpuWeight, Panels } from "./handles.ts";
+import { HostKernels } from "./host_kernels.ts";
+import { cutValues, packPanels, unpackPanels } from "./panels.ts";
 
 /** Panels are packed in pieces of about this size, so that loading needs little more memory than the weight. */
 const STAGING_BYTES = 4 << 20;
 
 /** The memory of one device with the handles that live in it. */
 export class GpuMemory implements BlockOwner {
+  /** Packs and merges what the GPU cannot. */
+  readonly host: HostKernels = new HostKernels();
   readonly #queue: CommandQueue;
   #scope: GpuTensor[] | null = null;
   #used = 0;
@@ -153,10 +157,10 @@ export class GpuMemory implements BlockOwner {
   }
 
   /** Reserves panels for an (n, k) matrix, whole panels in each buffer. */
-  panels([n, k]: readonly [number, number], dtype: WeightDtype): Panels {
+  panels([n, k]: readonly [number, number], form: Form): Panels {
     const { maxBinding } = this.#queue.limits;
     const count = Math.ceil(n / 8);
-    const each = panelBytes(k, dtype);
+    const each = panelBytes(k, form);
     if (each > maxBinding) {
       const details = { found: each, expected: maxBinding };
       throw new OutOfMemoryError(
@@ -179,30 +183,73 @@ export class GpuMemory implements BlockOwner {
   }
 
   /** Packs row-major (rows, columns) values, or their transpose, into panels. */
-  pack(values: MatrixValues, { dtype = "f32", transposed = false }: WeightOptions): GpuWeight {
+  pack(
+    values: MatrixValues,
+    { dtype = "f32", form = formOf(values, dtype), transposed = false }: {
+      readonly dtype?: WeightDtype;
+      readonly form?: Form;
+      readonly transposed?: boolean;
+    },
+  ): GpuWeight {
     const [rows, columns] = values.shape;
     const shape = transposed ? [columns, rows] as const : [rows, columns] as const;
-    const panels = this.panels(shape, dtype);
-    const each = panelBytes(shape[1], dtype);
-    const step = Math.max(1, Math.floor(STAGING_BYTES / Math.max(each, 1)));
-    for (const { first, count, block } of panels.chunks) {
-      for (let done = 0; done < count; done += step) {
-        const piece = { first: first + done, count: Math.min(step, count - done), dtype, transposed };
-        this.#queue.upload(block.buffer, done * each, packPanels(values, piece));
+    const panels = this.panels(shape, form);
+    const each = panelBytes(shape[1], form);
+    try {
+      for (const { block, offset, first, count } of pieces(panels, each)) {
+        const piece = { first: first + offset, count, transposed };
+        const bytes = isPlain(form)
+          ? packPanels(values, { ...piece, form })
+          : this.host.pack(cutValues(values, piece), { k: shape[1], form, transposed });
+        this.#queue.upload(block.buffer, offset * each, bytes);
       }
+    } catch (error) {
+      panels.release();
+      throw error;
     }
-    return new GpuWeight(panels, shape, dtype);
+    return new GpuWeight(panels, shape, { dtype, form });
   }
 
   /** The elements of a weight, row-major. */
-  async unpack({ panels, shape: [n, k], dtype }: GpuWeight): Promise<Float32Array> {
+  async unpack({ panels, shape: [n, k], form }: GpuWeight): Promise<Float32Array> {
     const values = new Float32Array(n * k);
-    const reads = panels.chunks.map(({ block }) => this.#queue.read(block.buffer, block.bytes));
-    for (const [i, bytes] of (await Promise.all(reads)).entries()) {
-      unpackPanels(bytes, values, { first: panels.chunks[i]!.first, n, k, dtype });
+    const read = await this.readPanels(panels);
+    if (isPlain(form)) {
+      read.forEach((bytes, i) => unpackPanels(bytes, values, { first: panels.chunks[i]!.first, n, k, form }));
+      return values;
+    }
+    const each = panelBytes(k, form);
+    for (const { chunk, offset, first, count } of pieces(panels, each)) {
+      const bytes = new Uint8Array(read[chunk]!, offset * each, count * each);
+      const row = (first + offset) * 8;
+      this.host.unpack(bytes, values.subarray(row * k, Math.min(n, row + count * 8) * k), { k, form });
     }
     return values;
   }
+
+  /** The bytes of each chunk. */
+  readPanels({ chunks }: Panels): Promise<ArrayBuffer[]> {
+    return Promise.all(chunks.map(({ block }) => this.#queue.read(block.buffer, block.bytes)));
+  }
+}
+
+/** Some panels of one chunk: about as many as {@linkcode STAGING_BYTES} holds. */
+interface Piece extends Chunk {
+  /** The number of the chunk. */
+  readonly chunk: number;
+  /** The first panel, counted from the chunk's. */
+  readonly offset: number;
+}
+
+/** Cuts panels of `each` bytes into pieces. */
+export function pieces(panels: Panels, each: number): Piece[] {
+  const step = Math.max(1, Math.floor(STAGING_BYTES / Math.max(each, 1)));
+  return panels.chunks.flatMap(({ first, count, block }, chunk) =>
+    Array.from({ length: Math.ceil(count / step) }, (_, i) => {
+      const offset = i * step;
+      return { chunk, first, block, offset, count: Math.min(step, count - offset) };
+    })
+  );
 }
 
 /** A view of the bytes, or a copy where the memory is one that WebGPU does not take: shared or resizable. */

@@ -8,10 +8,11 @@ import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from ".
 import * as check from "../check.ts";
 import { checkMatrixValues } from "../check_weight.ts";
 import { sizeOf } from "../shape.ts";
+import { WEIGHT_DTYPES } from "../wasm/dtypes.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import { CommandQueue, type Dispatch, type GpuCounts, type QueueLimits } from "./commands.ts";
 import { describeDevice, type OpenedDevice } from "./device.ts";
-import { GpuTensor, type GpuWeight, WEIGHT_DTYPES } from "./handles.ts";
+import { GpuTensor, type GpuWeight } from "./handles.ts";
 import { GpuMemory } from "./memory.ts";
 import type { Gpu } from "./product.ts";
 

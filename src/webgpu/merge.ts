@@ -4,25 +4,30 @@
  * @module
  */
 
-import type { MergeLoss, WeightDtype } from "../backend.ts";
+import type { MergeLoss } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
+import { codeOf, isPlain, panelBytes } from "./forms.ts";
 import { cutPanels, type GpuWeight, type Panels } from "./handles.ts";
+import type { HostBranch } from "./host_kernels.ts";
 import type { PackedBranch } from "./linear.ts";
+import { pieces } from "./memory.ts";
 import type { Gpu, Packed } from "./product.ts";
 
 /** See `Backend.merge`. All or nothing: until the end the weight is what it was. */
 export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonly PackedBranch[]): Promise<MergeLoss> {
   if (weight.merging) throw new RangeError("Cannot merge twice: a merge into this weight is under way");
-  const merged = gpu.memory.panels(weight.shape, weight.dtype);
+  const merged = gpu.memory.panels(weight.shape, weight.form);
   weight.merging = true;
   try {
-    if (await writeMerged(gpu, weight, merged, branches)) {
+    const write = isPlain(weight.form) ? writeMerged : writeRequantized;
+    const report = await write(gpu, weight, merged, branches);
+    if (!report) {
       throw new NumericError("Cannot merge adapters: the merged weight has elements that are not finite");
     }
     weight.original = weight.live;
     weight.panels = merged;
-    return { error: 0 };
+    return report;
   } catch (error) {
     merged.release();
     throw error;
@@ -31,25 +36,62 @@ export async function mergePanels(gpu: Gpu, weight: GpuWeight, branches: readonl
   }
 }
 
-/** Writes the merged panels, and tells whether a number in them is not finite. */
-async function writeMerged(
+/** Merges on the host: dequantizes, adds, quantizes again. Null if a number is not finite. */
+async function writeRequantized(
   { queue, memory }: Gpu,
-  { panels, shape, dtype }: GpuWeight,
+  { panels, shape: [, k], form }: GpuWeight,
   merged: Panels,
   branches: readonly PackedBranch[],
-): Promise<boolean> {
+): Promise<MergeLoss | null> {
+  const [read, factors] = await Promise.all([
+    memory.readPanels(panels),
+    Promise.all(branches.map(async ({ a, b }) => [await readWhole(memory, a), await readWhole(memory, b)] as const)),
+  ]);
+  const each = panelBytes(k, form);
+  const squares = { lost: 0, added: 0 };
+  for (const { chunk, first, offset, count } of pieces(panels, each)) {
+    const hosted = branches.map(({ rank, scaling }, i): HostBranch => {
+      const [a, b] = factors[i]!;
+      return { a, b: b.subarray((first + offset) * rank * 32, (first + offset + count) * rank * 32), rank, scaling };
+    });
+    const bytes = new Uint8Array(read[chunk]!, offset * each, count * each);
+    const result = memory.host.merge(bytes, hosted, { k, form, squares });
+    if (!result) return null;
+    queue.upload(merged.chunks[chunk]!.block.buffer, offset * each, result);
+  }
+  return { error: squares.lost === 0 ? 0 : Math.sqrt(squares.lost / squares.added) };
+}
+
+async function readWhole(memory: Gpu["memory"], panels: Panels): Promise<Uint8Array> {
+  const chunks = await memory.readPanels(panels);
+  const whole = new Uint8Array(panels.bytes);
+  let at = 0;
+  for (const chunk of chunks) {
+    whole.set(new Uint8Array(chunk), at);
+    at += chunk.byteLength;
+  }
+  return whole;
+}
+
+/** Writes the merged panels of floats on the GPU. Null if a number in them is not finite. */
+async function writeMerged(
+  { queue, memory }: Gpu,
+  { panels, shape, form }: GpuWeight,
+  merged: Panels,
+  branches: readonly PackedBranch[],
+): Promise<MergeLoss | null> {
   const flag = memory.flag();
   // Rounded once: sums of several steps are kept in f32.
   const steps = branches.flatMap(stepsOf);
-  const sums = dtype === "bf16" && steps.length > 1 ? memory.panels(shape, "f32") : null;
+  const sums = form === "bf16" && steps.length > 1 ? memory.panels(shape, "f32") : null;
   try {
     const [k, last] = [shape[1], Math.max(steps.length, 1) - 1];
     for (let i = 0; i <= last; i++) {
-      const target = i < last && sums ? { panels: sums, dtype: "f32" } as const : { panels: merged, dtype };
-      const source = i === 0 ? { panels, dtype } : sums && i === last ? { panels: sums, dtype: "f32" } as const : null;
+      const target = i < last && sums ? { panels: sums, form: "f32" } as const : { panels: merged, form };
+      const source = i === 0 ? { panels, form } : sums && i === last ? { panels: sums, form: "f32" } as const : null;
       writeStep({ queue, memory }, { source, target, bad: flag.buffer, k }, steps[i]);
     }
-    return new Uint32Array(await queue.read(flag.buffer, 4))[0] !== 0;
+    return new Uint32Array(await queue.read(flag.buffer, 4))[0] === 0 ? { error: 0 } : null;
   } finally {
     flag.release();
     sums?.release();
@@ -84,10 +126,9 @@ function writeStep(
   const matrices = [target.panels, (source ?? target).panels, step?.branch.b ?? target.panels];
   for (const { count, parts: [to, from, b] } of cutPanels(...matrices)) {
     const input = source ? from!.buffer : step!.a;
-    const bits = (dtype: WeightDtype) => dtype === "bf16" ? 1 : 0;
     queue.dispatch({
       shader: "merge",
-      constants: { BF16: bits((source ?? target).dtype), TARGET_BF16: bits(target.dtype) },
+      constants: { FORM: codeOf((source ?? target).form), TARGET_BF16: target.form === "bf16" ? 1 : 0 },
       groups: Math.ceil(count * k / 64),
       buffers: [input, step?.a ?? input, step ? b!.buffer : input, to!.buffer, bad],
       integers: [

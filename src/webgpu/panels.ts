@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { ElementDtype, MatrixValues, WeightDtype } from "../backend.ts";
+import type { ElementDtype, MatrixValues } from "../backend.ts";
 
 /** Bits of f32 of one row or column of stored values. */
 type Line = Uint32Array<ArrayBuffer>;
@@ -13,17 +13,17 @@ type Line = Uint32Array<ArrayBuffer>;
 /** Makes the panels `first` to `first + count` of an (n, k) matrix; the columns beyond n are zero. */
 export function packPanels(
   values: MatrixValues,
-  { first, count, dtype, transposed }: { first: number; count: number; dtype: WeightDtype; transposed: boolean },
+  { first, count, form, transposed }: { first: number; count: number; form: "f32" | "bf16"; transposed: boolean },
 ): Uint8Array<ArrayBuffer> {
   const [rows, columns] = values.shape;
   const [n, k] = transposed ? [columns, rows] : [rows, columns];
   const read = lineReader(values, transposed);
-  const target = dtype === "f32" ? new Uint32Array(count * k * 8) : new Uint16Array(count * k * 8);
+  const target = form === "f32" ? new Uint32Array(count * k * 8) : new Uint16Array(count * k * 8);
   const line: Line = new Uint32Array(k);
   for (let row = first * 8; row < Math.min(n, (first + count) * 8); row++) {
     read(row, line);
     const panel = Math.floor(row / 8 - first) * k * 8;
-    if (dtype === "f32") { for (let i = 0; i < k; i++) target[panel + i * 8 + row % 8] = line[i]!; }
+    if (form === "f32") { for (let i = 0; i < k; i++) target[panel + i * 8 + row % 8] = line[i]!; }
     else for (let i = 0, at = panel + halfAt(row % 8); i < k; i++, at += 8) target[at] = roundToBf16(line[i]!);
   }
   return new Uint8Array(target.buffer);
@@ -33,17 +33,37 @@ export function packPanels(
 export function unpackPanels(
   panels: ArrayBuffer,
   target: Float32Array,
-  { first, n, k, dtype }: { first: number; n: number; k: number; dtype: WeightDtype },
+  { first, n, k, form }: { first: number; n: number; k: number; form: "f32" | "bf16" },
 ): void {
   const bits = new Uint32Array(target.buffer, target.byteOffset, target.length);
-  const source = dtype === "f32" ? new Uint32Array(panels) : new Uint16Array(panels);
+  const source = form === "f32" ? new Uint32Array(panels) : new Uint16Array(panels);
   const end = k === 0 ? 0 : Math.min(n, first * 8 + source.length / k);
   for (let row = first * 8; row < end; row++) {
     const panel = Math.floor(row / 8 - first) * k * 8;
-    const at = panel + (dtype === "f32" ? row % 8 : halfAt(row % 8));
-    const shift = dtype === "f32" ? 0 : 16;
+    const at = panel + (form === "f32" ? row % 8 : halfAt(row % 8));
+    const shift = form === "f32" ? 0 : 16;
     for (let i = 0; i < k; i++) bits[row * k + i] = source[at + i * 8]! << shift;
   }
+}
+
+/** The rows of an (n, k) matrix that lie in some panels, or its columns if it is stored (k, n). */
+export function cutValues(
+  values: MatrixValues,
+  { first, count, transposed }: { first: number; count: number; transposed: boolean },
+): MatrixValues {
+  const [rows, columns] = values.shape;
+  const [start, end] = [first * 8, Math.min(transposed ? columns : rows, (first + count) * 8)];
+  const rowBytes = values.bytes.length / (rows || 1);
+  if (!transposed) {
+    return { ...values, shape: [end - start, columns], bytes: values.bytes.subarray(start * rowBytes, end * rowBytes) };
+  }
+  const width = rowBytes / (columns || 1);
+  const bytes = new Uint8Array(rows * (end - start) * width);
+  for (let row = 0; row < rows; row++) {
+    const from = row * rowBytes;
+    bytes.set(values.bytes.subarray(from + start * width, from + end * width), row * (end - start) * width);
+  }
+  return { ...values, shape: [rows, end - start], bytes };
 }
 
 /** Where a panel's column is among its halves. */

@@ -4,10 +4,10 @@
  * @module
  */
 
-import type { WeightDtype } from "../backend.ts";
 import type { ProductSizes } from "../shape.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
 import type { CommandQueue } from "./commands.ts";
+import { codeOf, type Form } from "./forms.ts";
 import { cutPanels, type Panels } from "./handles.ts";
 import type { GpuMemory } from "./memory.ts";
 
@@ -32,7 +32,7 @@ export interface Packed {
   /** Its panels. */
   readonly panels: Panels;
   /** How they store elements. */
-  readonly dtype: WeightDtype;
+  readonly form: Form;
 }
 
 /** x Aᵀ (m, r) of one branch, in partial sums that its reader adds up. */
@@ -83,7 +83,7 @@ export function addProduct({ queue }: Gpu, call: Product): void {
     const flags = [bias ? 1 : 0, call.accumulate ? 1 : 0];
     // What a kernel is told not to read is bound to x.
     const inputs = [x.buffer, main!.buffer, bias ?? x.buffer, tail?.h ?? x.buffer, second?.buffer ?? x.buffer];
-    const constants = { BF16: w.dtype === "bf16" ? 1 : 0 };
+    const constants = { FORM: codeOf(w.form) };
     const rows = rowsAtOnce(m);
     queue.dispatch({
       ...(byRows
@@ -113,7 +113,7 @@ export function shrink(gpu: Gpu, call: ShrinkCall, body: (shrunk: Shrunk) => voi
   const parts = byRows ? Math.max(wanted, 1) : 1;
   gpu.memory.scratch(parts * m * rank * 4, (h) => {
     if (byRows) shrinkByRows(gpu, call, { h, parts });
-    else addProduct(gpu, { x, y: { buffer: h, row: 0 }, w: { panels: a, dtype: "f32" }, m, n: rank, k });
+    else addProduct(gpu, { x, y: { buffer: h, row: 0 }, w: { panels: a, form: "f32" }, m, n: rank, k });
     body({ h, parts });
   });
 }
@@ -123,7 +123,7 @@ function shrinkByRows({ queue }: Gpu, { x, m, k, a, rank }: ShrinkCall, { h, par
   for (const { first, count, parts: [part] } of cutPanels(a)) {
     queue.dispatch({
       shader: "linear_rows",
-      constants: { BF16: 0, ROWS: rowsAtOnce(m) },
+      constants: { FORM: codeOf("f32"), ROWS: rowsAtOnce(m) },
       groups: count * Math.ceil(m / rowsAtOnce(m)) * parts,
       buffers: [x.buffer, part!.buffer, x.buffer, x.buffer, x.buffer, h],
       integers: [m, rank, k, 0, 0, first, count, part!.panel, 0, x.row, 0, 0, 0, span],
@@ -152,7 +152,7 @@ export function addInput(
     const { buffer, panel } = parts[0]!;
     queue.dispatch({
       shader: "linear_backward_input",
-      constants: { BF16: w.dtype === "bf16" ? 1 : 0 },
+      constants: { FORM: codeOf(w.form) },
       groups: Math.ceil(m / 32) * Math.ceil(k / 32),
       buffers: [dy.buffer, buffer, dx.buffer],
       integers: [m, n, k, first, count, panel, dy.row, dx.row, accumulate || first > 0 ? 1 : 0],

@@ -10,6 +10,7 @@ import * as rowCheck from "../check_rows.ts";
 import { checkReplace } from "../check_weight.ts";
 import { OutOfMemoryError } from "../errors.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
+import { codeOf } from "./forms.ts";
 import { cutPanels } from "./handles.ts";
 import { GROUP } from "./memory_operations.ts";
 import { WebGpuTransformerOperations } from "./transformer_operations.ts";
@@ -90,13 +91,13 @@ export abstract class WebGpuRowOperations extends WebGpuTransformerOperations {
   }
 
   #addSquares(sums: DeviceBuffer, weight: Weight, { a, b, scaling }: LoraBranch, columns: boolean): void {
-    const { live, dtype, shape: [n, k] } = this.packed(weight);
+    const { live, form, shape: [n, k] } = this.packed(weight);
     const factors = cutPanels(this.packed(a).live);
     if (factors.length > 1) throw new OutOfMemoryError("Cannot bind A of an adapter: it is larger than a binding");
     for (const { first, count, parts: [main, second] } of cutPanels(live, this.packed(b).live)) {
       this.queue.dispatch({
         shader: "add_squares",
-        constants: { BF16: dtype === "bf16" ? 1 : 0, BY_COLUMN: columns ? 1 : 0 },
+        constants: { FORM: codeOf(form), BY_COLUMN: columns ? 1 : 0 },
         buffers: [main!.buffer, factors[0]!.parts[0]!.buffer, second!.buffer, sums],
         groups: columns ? Math.ceil(k / GROUP) : count,
         integers: [n, k, a.shape[0], first, count, main!.panel, second!.panel],
@@ -110,7 +111,7 @@ export abstract class WebGpuRowOperations extends WebGpuTransformerOperations {
     checkReplace(weight, values);
     const own = this.packed(weight);
     if (own.merging) throw new RangeError("Cannot merge twice: a merge into this weight is under way");
-    const { panels } = this.live.pack(values, { dtype: weight.dtype });
+    const { panels } = this.live.pack(values, own);
     own.original = own.panels;
     own.panels = panels;
   }

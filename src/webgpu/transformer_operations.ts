@@ -8,6 +8,7 @@ import type { AttentionOptions, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
 import { checkLayerNorm } from "../check_rows.ts";
+import { codeOf } from "./forms.ts";
 import { cutPanels } from "./handles.ts";
 import { WebGpuLinearOperations } from "./linear_operations.ts";
 import { GROUP } from "./memory_operations.ts";
@@ -21,13 +22,13 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
   embedding(ids: Uint32Array, table: Weight): Tensor {
     const [n, k] = table.shape;
     check.checkIndices("embedding", "ids", ids, n);
-    const { live, dtype } = this.packed(table);
+    const { live, form } = this.packed(table);
     return this.live.create([ids.length, k], (y) =>
       this.live.indices(ids, (rows) => {
         for (const { first, count, parts } of cutPanels(live)) {
           this.queue.dispatch({
             shader: "embedding",
-            constants: { BF16: dtype === "bf16" ? 1 : 0 },
+            constants: { FORM: codeOf(form) },
             buffers: [rows, parts[0]!.buffer, y],
             groups: Math.ceil(ids.length * k / GROUP),
             integers: [ids.length, k, first, count],

@@ -1,0 +1,44 @@
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { test } from "node:test";
+import { createAdapter } from "../src/adapter/create.ts";
+import { loadAdapter } from "../src/adapter/load.ts";
+import { saveAdapter } from "../src/adapter/save.ts";
+import { openCheckpoint } from "../src/formats/checkpoint.ts";
+import { folder } from "../src/fs/mod.ts";
+import { FIXTURES, lora } from "./cli_support.ts";
+import { inTemporaryFolder } from "./temporary_folder.ts";
+
+test("lora convert makes plain LoRA of an adapter of a changed base, by the base or by the initial adapter", async () => {
+  await inTemporaryFolder(async (path) => {
+    const base = join(FIXTURES, "base", "llama");
+    const checkpoint = await openCheckpoint(folder(base));
+    const { modules } = await loadAdapter(folder(join(FIXTURES, "llama-plain", "adapter")));
+    const pissa = await createAdapter({
+      modules: modules.values(),
+      targetModules: ["q_proj", "v_proj"],
+      r: 4,
+      init: "pissa",
+      weightOf: (name) => checkpoint.read(`${name}.weight`),
+    });
+    const adapter = join(path, "pissa");
+    await saveAdapter(pissa, folder(adapter));
+    const convert = (out: string, ...more: string[]) =>
+      lora("convert", adapter, "--to", "peft", "--out", join(path, out), ...more);
+    const [byBase, byInitial, bare, same] = await Promise.all([
+      convert("base", "--plain", "--base", base),
+      convert("initial", "--initial", adapter),
+      convert("bare", "--plain"),
+      convert("same"),
+    ]);
+    assert.deepEqual([byBase!.status, byInitial!.status, same!.status], [0, 0, 0], byBase!.stderr + byInitial!.stderr);
+    assert.notEqual(bare!.status, 0);
+    assert.match(bare!.stderr, /--base or --initial/);
+    for (const out of ["base", "initial"]) {
+      const { baseChange, config, modules } = await loadAdapter(folder(join(path, out)));
+      assert.deepEqual([baseChange, config.init, config.r], [null, true, 8]);
+      assert.deepEqual([...modules.values()].map(({ rank, scaling }) => [rank, scaling]), Array(4).fill([8, 2]));
+    }
+    assert.equal((await loadAdapter(folder(join(path, "same")))).baseChange, "pissa");
+  });
+});
