@@ -70,6 +70,7 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
       [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],
       [["resize", adapter, "--out", adapter, "--rank", "1"], /qa", which is read too/],
       [["resize", adapter, "--out", out, "--rank", "1", "--energy", "1"], /with two sizes: either --rank or --energy/],
+      [["compare", adapter, adapter, "--svg", join(adapter, "adapter_config.json")], /another --svg is wanted/],
       [["compare", adapter], /Cannot compare 1 adapters: two are wanted/],
     ];
     for (const [args, message] of cases) {

@@ -73,6 +73,12 @@ test("lora convert makes safetensors of a torch pickle, and never writes over wh
     await lora(join(FIXTURES, "llama-bin", "adapter"), "--to", "peft", "--out", out);
     const plain = await loadAdapter(folder(join(FIXTURES, "llama-plain", "adapter")));
     assertSame(await loadAdapter(folder(out)), plain, "from a pickle");
-    await assert.rejects(lora(out, "--to", "peft", "--out", out), { name: "UsageError", message: /which is read too/ });
+    const isRead = { name: "UsageError", message: /which is read too/ };
+    await assert.rejects(lora(out, "--to", "peft", "--out", out), isRead);
+    await assert.rejects(lora(out, "--to", "kohya", "--out", join(out, "adapter_model.safetensors")), isRead);
+    const base = join(FIXTURES, "base", "llama");
+    const weights = join(base, "model.safetensors");
+    await assert.rejects(lora(out, "--to", "kohya", "--base", base, "--out", weights), isRead);
+    await assert.rejects(lora(out, "--to", "peft", "--base", weights, "--out", base), isRead);
   });
 });

@@ -141,7 +141,8 @@ export const convert: Command = {
     const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
     const { split, join, merged } = layerOptions(values);
     await checkOutput(out, to);
-    await refuseOverwrite(out, [path]);
+    const read = [path, values.base, values.initial].filter((place) => place !== undefined);
+    await refuseOverwrite(out, read);
     const facts = await readFacts(values.base, { signal });
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
