@@ -63,11 +63,14 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
       [["combine", "--out", out], /without --adapter/],
       [["combine", "--adapter", adapter], /without --out/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "sum"], /one of exact, cat, svd/],
+      [["combine", "--adapter", adapter, "--out", out, "--rank", "3"], /by "exact" with --rank: none is wanted/],
+      [["combine", "--adapter", adapter, "--out", out, "--density", "0.5"], /by "exact" with --density/],
       [["resize", adapter, "--out", out], /either --rank or --energy/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "dare_ties_svd"], /without --density/],
       [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],
       [["resize", adapter, "--out", adapter, "--rank", "1"], /qa", which is read too/],
       [["resize", adapter, "--out", out, "--rank", "1", "--energy", "1"], /with two sizes: either --rank or --energy/],
+      [["compare", adapter, adapter, "--svg", join(adapter, "adapter_config.json")], /another --svg is wanted/],
       [["compare", adapter], /Cannot compare 1 adapters: two are wanted/],
     ];
     for (const [args, message] of cases) {

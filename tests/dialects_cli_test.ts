@@ -54,6 +54,10 @@ test("lora convert refuses wrong words, a folder for a file, and loralib's files
     await assert.rejects(lora(source, source, "--to", "peft", "--out", out), usage);
     await assert.rejects(lora(source, "--to", "onnx", "--out", out), usage);
     await assert.rejects(lora(source, "--to", "peft"), usage);
+    for (const [to, name] of [["peft", "a.safetensors"], ["kohya", "a.pt"]] as const) {
+      const message = /named as a file of another dialect: a folder/;
+      await assert.rejects(lora(source, "--to", to, "--out", join(path, name)), { ...usage, message });
+    }
     await assert.rejects(lora(source, "--to", "gguf", "--out", out), { code: "architecture" });
     cpSync(source, join(path, "a.gguf"), { recursive: true });
     await assert.rejects(lora(source, "--to", "gguf", "--out", join(path, "a.gguf"), "--base", BASE), usage);
@@ -69,6 +73,12 @@ test("lora convert makes safetensors of a torch pickle, and never writes over wh
     await lora(join(FIXTURES, "llama-bin", "adapter"), "--to", "peft", "--out", out);
     const plain = await loadAdapter(folder(join(FIXTURES, "llama-plain", "adapter")));
     assertSame(await loadAdapter(folder(out)), plain, "from a pickle");
-    await assert.rejects(lora(out, "--to", "peft", "--out", out), { name: "UsageError", message: /which is read too/ });
+    const isRead = { name: "UsageError", message: /which is read too/ };
+    await assert.rejects(lora(out, "--to", "peft", "--out", out), isRead);
+    await assert.rejects(lora(out, "--to", "kohya", "--out", join(out, "adapter_model.safetensors")), isRead);
+    const base = join(FIXTURES, "base", "llama");
+    const weights = join(base, "model.safetensors");
+    await assert.rejects(lora(out, "--to", "kohya", "--base", base, "--out", weights), isRead);
+    await assert.rejects(lora(out, "--to", "peft", "--base", weights, "--out", base), isRead);
   });
 });

@@ -1,11 +1,12 @@
 import { realpath, stat } from "node:fs/promises";
-import { basename, dirname, resolve } from "node:path";
+import { basename, dirname, extname, join, resolve } from "node:path";
 import type { Adapter } from "../adapter/adapter.ts";
 import { loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
+import { MOST_THREADS } from "../wasm/worker_code.ts";
 import { UsageError } from "./command.ts";
 
 /** An adapter named on the command line: `PATH`, `PATH=WEIGHT` or a URL. */
@@ -60,12 +61,12 @@ export function numberOption(value: string | undefined, flag: string, bounds: Nu
 /**
  * Reads `--threads`; absent, one per core: a command has the machine to itself.
  *
- * @throws {UsageError} If it is neither "auto" nor a whole number from 1.
+ * @throws {UsageError} If it is neither "auto" nor a whole number from 1 up to 32, which is all that the kernels use.
  */
 export function threadsOption(value: string | undefined): number | "auto" {
   return value === undefined || value === "auto"
     ? "auto"
-    : numberOption(value, "threads", { min: 1, whole: true }) ?? "auto";
+    : numberOption(value, "threads", { min: 1, max: MOST_THREADS, whole: true }) ?? "auto";
 }
 
 /**
@@ -146,14 +147,25 @@ export async function loadArgument(argument: AdapterArgument, options: LoadAdapt
 }
 
 /**
- * Refuses to write where something is read.
+ * Refuses to write where something is read: over it, as a file of a folder that is read, or into the folder of a file
+ * that is read, unless that is a GGUF file, whose name no folder of ours holds.
  *
- * @throws {UsageError} If `out` is one of the paths.
+ * @throws {UsageError} If `out`, what `option` names, is such a place.
  */
-export async function refuseOverwrite(out: string, paths: readonly string[]): Promise<void> {
-  const [to, ...from] = await Promise.all([out, ...paths].map((path) => realpath(path).catch(() => resolve(path))));
-  if (!from.includes(to!)) return;
-  throw new UsageError(`Cannot write to ${quote(out)}, which is read too: another --out is wanted`);
+export async function refuseOverwrite(out: string, paths: readonly string[], option = "out"): Promise<void> {
+  const to = await realPlace(out);
+  for (const from of await Promise.all(paths.map(realPlace))) {
+    const isPart = extname(to) !== "" && dirname(to) === from;
+    const holdsIt = dirname(from) === to && extname(from) !== "" && extname(from) !== ".gguf";
+    if (to !== from && !isPart && !holdsIt) continue;
+    throw new UsageError(`Cannot write to ${quote(out)}, which is read too: another --${option} is wanted`);
+  }
+}
+
+/** Where a path leads, though its last part may not be there yet. */
+async function realPlace(path: string): Promise<string> {
+  const folder = await realpath(dirname(resolve(path))).catch(() => dirname(resolve(path)));
+  return await realpath(path).catch(() => join(folder, basename(resolve(path))));
 }
 
 /** The mix of several adapters, each with its weight; none is the base alone. */
