@@ -9,8 +9,10 @@ import { assertSameBits } from "./compare.ts";
 import { fixture, generate, IDS, loadBase, logitsOf, withLlama } from "./models_support.ts";
 
 /** An adapter over q_proj of the first layer, changed by `edit`. */
-function smallAdapter(edit: { inner?: number; module?: string; value?: number } = {}): ReadonlyMap<string, Uint8Array> {
-  const { inner = 48, module = "model.layers.0.self_attn.q_proj", value = 0.5 } = edit;
+function smallAdapter(
+  edit: { inner?: number; module?: string; value?: number; table?: Float32Array<ArrayBuffer> } = {},
+): ReadonlyMap<string, Uint8Array> {
+  const { inner = 48, module = "model.layers.0.self_attn.q_proj", value = 0.5, table } = edit;
   const tensor = (rows: number, columns: number) => ({
     dtype: "F32" as const,
     shape: [rows, columns],
@@ -20,7 +22,12 @@ function smallAdapter(edit: { inner?: number; module?: string; value?: number } 
     [`base_model.model.${module}.lora_A.weight`, tensor(2, inner)],
     [`base_model.model.${module}.lora_B.weight`, tensor(48, 2)],
   ]);
-  const config = { peft_type: "LORA", r: 2, lora_alpha: 4, target_modules: [module] };
+  if (table) {
+    const bytes = new Uint8Array(table.buffer);
+    tensors.set("base_model.model.model.embed_tokens.weight", { dtype: "F32", shape: [131, 48], bytes });
+  }
+  const saved = table ? { modules_to_save: ["embed_tokens"] } : {};
+  const config = { peft_type: "LORA", r: 2, lora_alpha: 4, target_modules: [module], ...saved };
   return new Map([
     ["adapter_config.json", new TextEncoder().encode(JSON.stringify(config))],
     ["adapter_model.safetensors", encodeSafetensors(tensors)],
@@ -157,4 +164,61 @@ test("loss() gives the losses of forward()'s logits, row by row", async () => {
       assert.ok(Math.abs(losses[0]![t]! - (Math.log(total) - logits[rows[0]![t + 1]!]!)) < 1e-4);
     }
   });
+});
+
+test("an adapter's own table answers though it was loaded while the same one was merged", async () => {
+  await withLlama(async (model) => {
+    const table = Float32Array.from({ length: 131 * 48 }, (_, i) => Math.sin(i));
+    const files = smallAdapter({ table, value: 0.1 });
+    await model.loadAdapter("first", files);
+    const answer = await logitsOf(model, IDS, { adapter: "first" });
+    await model.merge("first");
+    await model.loadAdapter("second", files);
+    model.unmerge();
+    assertSameBits(await logitsOf(model, IDS, { adapter: "second" }), answer, "loaded while merged");
+  });
+});
+
+test("loss() rejects when adapters are unloaded or merged between two of its rows", async () => {
+  const rows = [[5, 17, 99], [8, 9, 42]];
+  for (const change of ["unload", "merge"] as const) {
+    await withLlama(async (model) => {
+      let checks = 0;
+      const watched = (onCheck: () => void): AbortSignal => {
+        const { signal } = new AbortController();
+        return Object.assign(signal, { throwIfAborted: onCheck });
+      };
+      await model.loss(rows.slice(0, 1), { adapter: "a", signal: watched(() => checks++) });
+      let merging: Promise<unknown> | null = null;
+      const atLast = () => {
+        if (--checks !== 0) return;
+        // After the last check of the first row: its answer is computed, the second is not begun.
+        queueMicrotask(() => {
+          if (change === "merge") merging = model.merge("a");
+          else model.unloadAdapter("a");
+        });
+      };
+      await assert.rejects(model.loss(rows, { adapter: "a", signal: watched(atLast) }), /Cannot go on: adapter/);
+      await merging;
+    });
+  }
+});
+
+test("a model that is disposed while an adapter finds its place keeps nothing of it", async () => {
+  const backend = await openBackend();
+  for (const name of ["llama-plain", "llama-modules-to-save", "llama-embedding"]) {
+    const adapter = await loadAdapter(fixture(`${name}/adapter`));
+    // One turn: some parts are placed, and the model does not know that they are its own.
+    for (const turns of [0, 1, 3, 10]) {
+      const model = await loadBase(backend, "llama");
+      const loading = model.loadAdapter("a", adapter).then(() => "loaded", (error) => error);
+      for (let turn = 0; turn < turns; turn++) await null;
+      model.dispose();
+      const outcome = await loading;
+      assert.ok(outcome === "loaded" || outcome instanceof DisposedError, `${name} after ${turns}: ${outcome}`);
+      assert.ok(turns > 0 || outcome !== "loaded", `${name}: loaded into a model that is gone`);
+      assert.equal(backend.bytes, 0, `${name} after ${turns}`);
+    }
+  }
+  backend.dispose();
 });

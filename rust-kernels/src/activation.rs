@@ -4,7 +4,7 @@ use crate::math::exp;
 use crate::simd::*;
 
 /// sqrt(2 / π) and the cubic term of the approximation (Hendrycks and Gimpel 2016), doubled.
-const TANH_SLOPE: f32 = 2.0 * 0.797_884_56;
+const TANH_SLOPE: f32 = 2.0 * 0.797_884_6;
 const TANH_CUBE: f32 = 0.044_715;
 
 /// y (count) = f(x), four elements at a call: `f` is large, and its tail would double it.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn tanh(y: *mut f32, x: *const f32, count: usize) {
 #[inline(always)]
 fn tanh_series(square: v128) -> v128 {
     let mut p = f32x4_splat(-5.704_988_7e-3);
-    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = madd(p, square, f32x4_splat(c));
     }
     f32x4_mul(p, square)

@@ -6,7 +6,6 @@
 
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
 import { checkAgainst } from "../adapter/match.ts";
-import type { Weight } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
@@ -113,7 +112,7 @@ async function replacePart(
   if (layer instanceof LoraExperts) return;
   if (layer instanceof LoraEmbedding) {
     // PEFT saves the whole table beside adapters of embeddings: it is nearly always the base's own.
-    if (await isSameTable(layers, layer.weight, values)) return;
+    if (await isSameTable(layers, layer, values)) return;
     layer.replaceFor(name, { weight: values });
     const head = layers.tied?.embedding === path ? layers.byPath.get(layers.tied.head) : undefined;
     if (tie && head instanceof LoraLinear) head.replaceFor(name, { weight: values });
@@ -128,12 +127,17 @@ function turned(name: string, values: StoredTensor): StoredTensor {
   return { dtype: "F32", shape, bytes };
 }
 
-/** Whether values are those of a table, bit for bit once they are stored as it is. */
-async function isSameTable({ backend }: ModelLayers, table: Weight, values: StoredTensor): Promise<boolean> {
+/**
+ * Whether values are those of a table, bit for bit once they are stored as it is. While adapters are merged into the
+ * table nobody knows: an adapter then keeps its own.
+ */
+async function isSameTable({ backend }: ModelLayers, layer: LoraEmbedding, values: StoredTensor): Promise<boolean> {
+  const table = layer.weight;
   if (values.shape[0] !== table.shape[0] || values.shape[1] !== table.shape[1]) return false;
   const other = backend.weight(matrixValues("", "weight", values), { dtype: table.dtype });
   try {
     for (let start = 0; start < table.shape[0]; start += COMPARED_ROWS) {
+      if (layer.merged) return false;
       const ids = numbersFrom({ start, end: Math.min(start + COMPARED_ROWS, table.shape[0]) });
       const rows = [table, other].map((weight) => backend.embedding(ids, weight));
       const [ours, theirs] = await Promise.all(rows.map((tensor) => backend.read(tensor)));

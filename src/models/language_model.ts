@@ -64,7 +64,10 @@ export class LanguageModel extends AdaptedModel {
     const flat = flattenRows("run forward", ids, this.config);
     const { backend, network, adapters } = this.#placed;
     const mixes = adapters.resolve(options.adapter, ids.length);
-    const logits = await network.logits(flat, { ...this.#pass(mixes, ids, options.signal), cache: null });
+    const logits = await network.logits(flat, {
+      ...this.#pass(mixes, ids, this.pauses(mixes, options.signal)),
+      cache: null,
+    });
     try {
       const values = await backend.read(logits);
       return { shape: [ids.length, flat.length / ids.length, this.config.vocabSize], values };
@@ -86,11 +89,13 @@ export class LanguageModel extends AdaptedModel {
     for (const row of ids) checkTokenIds("compute a loss", row, this.config);
     const { network, adapters } = this.#placed;
     const ranges = adapters.resolve(options.adapter, ids.length);
+    // One for all rows: a change between two of them is a change too.
+    const pause = this.pauses(ranges, options.signal);
     const losses: Float32Array[] = [];
     for (const { start, end, mix } of ranges) {
       for (const row of ids.slice(start, end)) {
         const tokens = Uint32Array.from(row);
-        const pass = { ...this.#pass([{ start: 0, end: 1, mix }], [row], options.signal), cache: null };
+        const pass = { ...this.#pass([{ start: 0, end: 1, mix }], [row], pause), cache: null };
         losses.push(await network.losses(tokens.subarray(0, -1), tokens.subarray(1), pass));
       }
     }
@@ -119,10 +124,11 @@ export class LanguageModel extends AdaptedModel {
     // The last token of a full context is chosen, but never seen.
     const room = Math.min(maxNewTokens, maxPositions + 1 - ids.length);
     const { backend, network, adapters, decoders } = this.#placed;
+    const mixes = adapters.resolve(options.adapter, 1);
     const decoder = new Decoder({
       backend,
       network,
-      pass: this.#pass(adapters.resolve(options.adapter, 1), [ids], options.signal),
+      pass: this.#pass(mixes, [ids], this.pauses(mixes, options.signal)),
       cache: { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) },
       live: decoders,
     });
@@ -141,13 +147,13 @@ export class LanguageModel extends AdaptedModel {
   #pass(
     mixes: readonly RowMix[],
     prompts: readonly (readonly number[])[],
-    signal: AbortSignal | undefined,
+    pause: NetworkPass["pause"],
   ): Omit<NetworkPass, "cache"> {
     const starts = new Map<string, number[]>();
     for (const [name] of mixes.flatMap(({ mix }) => mix)) {
       const tokens = this.adapters.get(name)?.invocationTokens;
       if (tokens && !starts.has(name)) starts.set(name, prompts.map((prompt) => findStart(prompt, tokens)));
     }
-    return { batch: mixes.at(-1)!.end, mixes, starts, pause: this.pauses(mixes, signal) };
+    return { batch: mixes.at(-1)!.end, mixes, starts, pause };
   }
 }

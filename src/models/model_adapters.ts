@@ -6,7 +6,7 @@
 
 import type { Adapter } from "../adapter/adapter.ts";
 import type { MergeLoss } from "../backend.ts";
-import { MismatchError } from "../errors.ts";
+import { DisposedError, MismatchError } from "../errors.ts";
 import type { LoraLayer } from "../lora/layer.ts";
 import { type AdapterChoice, type AdapterSelection, resolveChoice, resolveSelection } from "../lora/selection.ts";
 import type { Mix, RowMix } from "../lora/selection.ts";
@@ -20,6 +20,7 @@ export class ModelAdapters {
   readonly #loading: Set<string> = new Set();
   #merged: AdapterChoice = null;
   #merging = false;
+  #disposed = false;
   /** Grows with every merge and unmerge: what was begun before must not go on. */
   #epoch = 0;
 
@@ -54,12 +55,14 @@ export class ModelAdapters {
    * Gives every layer what the adapter has for it.
    *
    * @throws {MismatchError} If a part has no place; nothing changes.
+   * @throws {DisposedError} If the model was disposed, or reloaded, meanwhile.
    */
   async add(name: string, adapter: Adapter): Promise<void> {
     this.requireFree(name);
     this.#loading.add(name);
     try {
       await placeAdapter(this.#layers, name, adapter);
+      if (this.#disposed) throw new DisposedError(`Cannot load adapter "${name}": its model was disposed meanwhile`);
       this.#loaded.set(name, adapter);
     } catch (error) {
       this.#free(name);
@@ -176,6 +179,7 @@ export class ModelAdapters {
 
   /** Frees all factors. */
   dispose(): void {
+    this.#disposed = true;
     for (const module of this.#layers.byPath.values()) module.dispose();
     this.#loaded.clear();
   }
