@@ -11,7 +11,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { adapterArguments, adapterMix, checkAdapterPath, choiceOption, numberOption } from "../src/cli/arguments.ts";
-import { isUsageError, UsageError } from "../src/cli/command.ts";
+import { asUsageError, UsageError } from "../src/cli/command.ts";
 import { file } from "../src/fs/mod.ts";
 import { formatDuration, paint, print, tableWidth } from "../src/cli/terminal.ts";
 import type { LanguageModel } from "../src/models/mod.ts";
@@ -244,7 +244,8 @@ process.stdout.on("error", () => process.exit(1));
 main(process.argv.slice(2)).then((code) => {
   process.exitCode = code;
 }, (error) => {
-  const usage = isUsageError(error);
-  print(`${error instanceof Error ? error.message : error}\n${usage ? "Try: deno task demo --help\n" : ""}`, "stderr");
+  const usage = asUsageError(error);
+  const told = usage ?? error;
+  print(`${told instanceof Error ? told.message : told}\n${usage ? "Try: deno task demo --help\n" : ""}`, "stderr");
   process.exitCode = usage ? 2 : 1;
 });

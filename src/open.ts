@@ -35,8 +35,8 @@ export interface OpenBackendOptions {
   /** The WebAssembly build: relaxed SIMD where the runtime has it, else plain SIMD. */
   readonly variant?: "relaxed" | "simd";
   /**
-   * Threads of WebAssembly, the caller's included; `"auto"` is one per core, 8 at most. The default is 1: a server that
-   * answers on all cores already gains nothing. Where there can be none, as in a page that is not cross-origin isolated,
+   * Threads of WebAssembly, the caller's included; `"auto"` is one per core, 8 at most; of a number above
+   * 32, 32 are used. The default is 1: a server that answers on all cores already gains nothing. Where there can be none, as in a page that is not cross-origin isolated,
    * one thread computes and `backend.info.reason` says why.
    */
   readonly threads?: number | "auto";

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Adapter } from "../src/adapter/adapter.ts";
-import { combineAdapters, type CombineOptions } from "../src/adapter/combine.ts";
+import { combineAdapters, type CombineOptions, resizeAdapter } from "../src/adapter/combine.ts";
 import { LimitError, MismatchError, NumericError } from "../src/errors.ts";
 import { makeAdapter } from "./adapter_combine_support.ts";
 
@@ -78,8 +78,11 @@ test("combineAdapters() refuses adapters that are more than sums, by field, part
   for (const [field, adapter] of altered) {
     await assert.rejects(combineAdapters([{ adapter: plain }, { adapter }]), (error) => {
       assert.ok(error instanceof MismatchError && error.field === field, String(error));
+      // Only a changed base is what conversion undoes.
+      assert.equal(/lora convert --plain/.test(error.message), field === "init_lora_weights");
       return true;
     });
+    await assert.rejects(resizeAdapter(adapter, { rank: 1 }), /^MismatchError: Cannot resize "/);
   }
   const changes = [
     [{ magnitude: tensor }, /magnitude of module/],

@@ -63,6 +63,8 @@ test("lora combine, resize and compare refuse wrong arguments with 2, and write 
       [["combine", "--out", out], /without --adapter/],
       [["combine", "--adapter", adapter], /without --out/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "sum"], /one of exact, cat, svd/],
+      [["combine", "--adapter", adapter, "--out", out, "--rank", "3"], /by "exact" with --rank: none is wanted/],
+      [["combine", "--adapter", adapter, "--out", out, "--density", "0.5"], /by "exact" with --density/],
       [["resize", adapter, "--out", out], /either --rank or --energy/],
       [["combine", "--adapter", adapter, "--out", out, "--method", "dare_ties_svd"], /without --density/],
       [["combine", "--adapter", `${adapter}=2`, "--out", join(MULTI, ".", "qa")], /qa", which is read too/],

@@ -169,7 +169,7 @@ test("lora generate --threads tells how many compute, and refuses what is no num
   assert.deepEqual([counts, answers[1]!.tokens], [[1, 2], answers[0]!.tokens]);
   const refused = await lora(...options, "--threads", "many");
   assert.equal(refused.status, 2);
-  assert.match(refused.stderr, /^Cannot use --threads "many": a whole number from 1 is wanted\n/);
+  assert.match(refused.stderr, /^Cannot use --threads "many": a whole number from 1 up to 32 is wanted\n/);
 });
 
 test("lora generate --device webgpu is refused where there is none, and other devices by name", async () => {

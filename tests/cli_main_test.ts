@@ -41,10 +41,17 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
   const wrong: [string[], RegExp][] = [
     [["frobnicate"], new RegExp(`Cannot run "frobnicate": one of ${COMMANDS.join(", ")} is wanted`)],
     [["inspect"], /Cannot inspect 0 adapters: one is wanted/],
-    [["inspect", "a", "--nope"], /^Unknown option '--nope'\n/],
+    [["inspect", "a", "--nope"], /^Cannot read the options: unknown option '--nope'\n/],
+    [["merge", "--base", "--out", "o"], /^Cannot read the options: [^\n]*'--base[^\n]*\n/],
+    [["merge", "stray"], /^Cannot read the options: unexpected argument 'stray'[^\n]*\n/],
+    [["generate", "--model", "m", "--prompt", "x", "--prompt", "y"], /^Cannot answer 2 prompts at once: one --prompt/],
+    [
+      ["generate", "--model", "m", "--prompt", "x", "--threads", "33"],
+      /--threads "33": a whole number from 1 up to 32/,
+    ],
     [["inspect", "https://"], /Cannot read "https:\/\/": a whole URL is wanted/],
     [["generate", "--prompt", "x"], /Cannot run without --model/],
-    [["generate", "--model", "m", "--prompt", "x", "--dtype", "f8"], /--dtype "f8": one of f32, bf16 is wanted/],
+    [["generate", "--model", "m", "--prompt", "x", "--dtype", "f7"], /--dtype "f7": one of auto, f32, bf16, /],
     [["generate", "--model", "m", "--prompt", "x", "--top-p", "1.5"], /--top-p "1\.5": a number above 0 up to 1/],
     [["merge", "--base", "b", "--out", "o"], /adapter/],
   ];
@@ -54,7 +61,16 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
     assert.equal(status, 2, `${args}: ${stderr}`);
     assert.equal(stdout, "");
     assert.match(stderr, message);
-    assert.match(stderr, /\nTry: lora (?:\w+ )?--help\n$/);
+    assert.match(stderr, /^[^\n]+\nTry: lora (?:\w+ )?--help\n$/);
+  }
+});
+
+test("with --json wrong usage is an error with a code, whoever found it", async () => {
+  for (const wrong of [["--nope"], []]) {
+    const { status, stdout } = await lora("inspect", ...wrong, "--json");
+    const { error } = JSON.parse(stdout);
+    assert.deepEqual([status, error.name, error.code], [2, "UsageError", "usage"]);
+    assert.match(error.message, /^Cannot [^\n]+$/);
   }
 });
 

@@ -40,5 +40,10 @@ test("lora convert makes plain LoRA of an adapter of a changed base, by the base
       assert.deepEqual([...modules.values()].map(({ rank, scaling }) => [rank, scaling]), Array(4).fill([8, 2]));
     }
     assert.equal((await loadAdapter(folder(join(path, "same")))).baseChange, "pissa");
+    assert.doesNotMatch(same!.stderr, /nothing of it was made plain/);
+    const dora = join(FIXTURES, "llama-dora", "adapter");
+    const kept = await lora("convert", dora, "--to", "peft", "--out", join(path, "dora"), "--plain");
+    assert.equal(kept.status, 0, kept.stderr);
+    assert.match(kept.stderr, /nothing of it was made plain/);
   });
 });

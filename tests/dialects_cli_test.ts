@@ -54,6 +54,10 @@ test("lora convert refuses wrong words, a folder for a file, and loralib's files
     await assert.rejects(lora(source, source, "--to", "peft", "--out", out), usage);
     await assert.rejects(lora(source, "--to", "onnx", "--out", out), usage);
     await assert.rejects(lora(source, "--to", "peft"), usage);
+    for (const [to, name] of [["peft", "a.safetensors"], ["kohya", "a.pt"]] as const) {
+      const message = /named as a file of another dialect: a folder/;
+      await assert.rejects(lora(source, "--to", to, "--out", join(path, name)), { ...usage, message });
+    }
     await assert.rejects(lora(source, "--to", "gguf", "--out", out), { code: "architecture" });
     cpSync(source, join(path, "a.gguf"), { recursive: true });
     await assert.rejects(lora(source, "--to", "gguf", "--out", join(path, "a.gguf"), "--base", BASE), usage);

@@ -40,13 +40,20 @@ function nonAdditivePart({ kind, rank, loraB, magnitude, diagonal }: LoraModule)
   return diagonal && "diagonal";
 }
 
+/** What helps: extraction sees matrices of layers that are in both checkpoints, with the shapes of the base. */
+function remedyFor(field: string): string {
+  if (field === "init_lora_weights") return "; make it plain LoRA first, by toPlainLora() (lora convert --plain)";
+  if (/^(?:alora|layer_replication|fused experts|groups)/.test(field)) return "";
+  return "; merge it into a checkpoint, then make an adapter of the difference, by extractAdapter() (lora extract)";
+}
+
 function refuse(
   { name }: Adapter,
   action: string,
   { field, found }: { readonly field: string; readonly found: unknown },
 ): MismatchError {
   const message = `Cannot ${action} ${quote(name)} with ${field}: expected updates that are sums, s B A and s b`;
-  return new MismatchError(`${message}; merge the adapter into a checkpoint, or convert it to plain LoRA`, {
+  return new MismatchError(message + remedyFor(field), {
     code: "unsupported",
     file: name,
     field,

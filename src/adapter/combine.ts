@@ -149,6 +149,7 @@ export async function resizeAdapter(adapter: Adapter, options: ResizeOptions): P
   if (options.rank === undefined && options.energy === undefined) {
     throw new RangeError("Cannot resize an adapter without a size: expected rank or energy");
   }
+  if (adapter instanceof Adapter) requireAdditive(adapter, "resize");
   return await combineAdapters([{ adapter }], { name: adapter.name, ...options, method: "svd" });
 }
 

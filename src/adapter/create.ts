@@ -100,8 +100,9 @@ const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
  * Creates an adapter whose training has not begun, in 32-bit floats. It changes nothing yet: its ΔW is zero, or it begins
  * over a base from which its ΔW has been taken (`pissa`, `pissa_niter_N`, `olora`, `loftq`): see {@linkcode toPlainLora}.
  *
- * The same options give the same bits in every runtime; a module's factors depend on seed, path and weight only. (What
- * is normally distributed uses `Math.log` and `Math.cos`, whose last bit may differ between engines.)
+ * The same options give the same factors; those of a module depend on seed, path and weight only. What is uniform has the
+ * same bits in every runtime; what is normally distributed uses `Math.log` and `Math.cos`, whose last bit may differ
+ * between engines.
  *
  * @param options The base's layers, the fields of the config, and a seed.
  * @returns The adapter.

@@ -1,92 +1,12 @@
-import { MismatchError, NumericError } from "../errors.ts";
+import { NumericError } from "../errors.ts";
 import { encodeBf16 } from "../formats/bfloat16.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { encodeF16 } from "../formats/float16.ts";
 import { quote } from "../formats/quote.ts";
-import type { Adapter, LoraModule } from "./adapter.ts";
+import type { LoraModule } from "./adapter.ts";
 import type { FloatDtype } from "./factor_values.ts";
 import { type Matrix, transpose } from "./linear_algebra.ts";
 import type { Factors } from "./svd.ts";
-
-/** What the products B A of plain LoRA know about; whatever else a module or an adapter carries is refused by name. */
-const MODULE_PARTS: readonly (keyof LoraModule)[] = [
-  "name",
-  "kind",
-  "rank",
-  "alpha",
-  "scaling",
-  "inFeatures",
-  "outFeatures",
-  "dtype",
-  "loraA",
-  "loraB",
-];
-const ADAPTER_PARTS: readonly (keyof Adapter)[] = [
-  "name",
-  "format",
-  "config",
-  "modules",
-  "trainingState",
-  "sha256",
-  "id",
-  "bytes",
-  "report",
-];
-/** Fields of the config that make an adapter more than sums of B A over the original base. */
-const REFUSED_FIELDS: readonly string[] = [
-  "alora_invocation_tokens",
-  "arrow_config",
-  "bias",
-  "ensure_weight_tying",
-  "kasa_config",
-  "layer_replication",
-  "lora_bias",
-  "modules_to_save",
-  "target_parameters",
-  "trainable_token_indices",
-  "use_bdlora",
-  "use_dora",
-  "use_qalora",
-];
-const CHANGED_BASE = /^(?:pissa|olora|corda|lora_ga|loftq)/i;
-
-/**
- * Refuses an adapter that is more than ΔW = s B A of linear layers, by the name of what it is.
- *
- * @param adapter The adapter.
- * @param action What is to be done with it, for the message: `"combine"`.
- * @throws {MismatchError} If it is.
- */
-export function requirePlain(adapter: Adapter, action: string): void {
-  const refuse = (field: string, found: unknown) =>
-    new MismatchError(
-      `Cannot ${action} ${quote(adapter.name)} with ${field}: expected linear layers with lora_A and lora_B only; ` +
-        "merge the adapter into a checkpoint, or convert it to plain LoRA",
-      { code: "unsupported", file: adapter.name, field, found, expected: "plain LoRA" },
-    );
-  const { raw } = adapter.config;
-  const set = REFUSED_FIELDS.find((field) => !isNothing(raw.get(field)));
-  if (set !== undefined) throw refuse(set, raw.get(set));
-  const init = raw.get("init_lora_weights");
-  if (typeof init === "string" && CHANGED_BASE.test(init)) throw refuse("init_lora_weights", init);
-  const part = otherPart(adapter, ADAPTER_PARTS);
-  if (part !== undefined) throw refuse(part, part);
-  for (const module of adapter.modules.values()) {
-    const kind: string = module.kind;
-    const other = kind === "linear" ? otherPart(module, MODULE_PARTS) : kind;
-    if (other !== undefined) throw refuse(`${other} of module ${quote(module.name)}`, other);
-  }
-}
-
-function otherPart(value: object, known: readonly string[]): string | undefined {
-  return Object.entries(value).find(([part, content]) => !known.includes(part) && !isNothing(content))?.[0];
-}
-
-function isNothing(value: unknown): boolean {
-  if (value === undefined || value === null || value === false || value === "none") return true;
-  if (Array.isArray(value)) return value.length === 0;
-  return value instanceof Map && value.size === 0;
-}
 
 /**
  * Widens the factors of a module as matrices; the scaling is not in them, and a kernel's places are columns of A.

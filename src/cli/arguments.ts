@@ -6,6 +6,7 @@ import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Source } from "../formats/source.ts";
 import { file, folder } from "../fs/mod.ts";
+import { MOST_THREADS } from "../wasm/worker_code.ts";
 import { UsageError } from "./command.ts";
 
 /** An adapter named on the command line: `PATH`, `PATH=WEIGHT` or a URL. */
@@ -60,12 +61,12 @@ export function numberOption(value: string | undefined, flag: string, bounds: Nu
 /**
  * Reads `--threads`; absent, one per core: a command has the machine to itself.
  *
- * @throws {UsageError} If it is neither "auto" nor a whole number from 1.
+ * @throws {UsageError} If it is neither "auto" nor a whole number from 1 up to 32, which is all that the kernels use.
  */
 export function threadsOption(value: string | undefined): number | "auto" {
   return value === undefined || value === "auto"
     ? "auto"
-    : numberOption(value, "threads", { min: 1, whole: true }) ?? "auto";
+    : numberOption(value, "threads", { min: 1, max: MOST_THREADS, whole: true }) ?? "auto";
 }
 
 /**

@@ -75,10 +75,31 @@ function combineOptions(values: Values): CombineOptions {
     seed: numberOption(text("seed"), "seed", { min: 0, whole: true }),
     dtype: dtypeOption(text("dtype")),
   };
-  if (options.density === undefined && /^(ties|dare|magnitude)/.test(options.method ?? "")) {
-    throw new UsageError(`Cannot combine by "${options.method}" without --density: the share that it keeps is wanted`);
-  }
+  checkFit(options);
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+}
+
+interface Sizes {
+  readonly method?: string | undefined;
+  readonly rank?: number | undefined;
+  readonly energy?: number | undefined;
+  readonly density?: number | undefined;
+}
+
+/** What {@linkcode combineAdapters} would refuse too, as wrong usage. */
+function checkFit({ method = "exact", rank, energy, density }: Sizes): void {
+  const prunes = /^(ties|dare|magnitude)/.test(method);
+  const truncates = method.endsWith("svd");
+  if (prunes && density === undefined) {
+    throw new UsageError(`Cannot combine by "${method}" without --density: the share that it keeps is wanted`);
+  }
+  const refuse = (flag: string) => new UsageError(`Cannot combine by "${method}" with ${flag}: none is wanted`);
+  if (!prunes && density !== undefined) throw refuse("--density");
+  if (!truncates && rank !== undefined) throw refuse("--rank");
+  if (!truncates && energy !== undefined) throw refuse("--energy");
+  if (rank !== undefined && energy !== undefined) {
+    throw new UsageError("Cannot combine with two sizes: either --rank or --energy is wanted");
+  }
 }
 
 /** Reads `--dtype`; absent stays absent. */

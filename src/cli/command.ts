@@ -12,6 +12,8 @@ export interface Command {
 
 /** Wrong arguments: exit code 2. */
 export class UsageError extends Error {
+  /** Stable identifier, for programs. */
+  readonly code = "usage";
   /** Creates the error. */
   constructor(message: string) {
     super(message);
@@ -19,8 +21,12 @@ export class UsageError extends Error {
   }
 }
 
-/** Whether the arguments were wrong, as a command or `parseArgs` found. */
-export function isUsageError(error: unknown): error is Error {
-  if (error instanceof UsageError) return true;
-  return error instanceof TypeError && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
+/** The wrong arguments that a command or `parseArgs` found, in one line; null if the error is another. */
+export function asUsageError(error: unknown): UsageError | null {
+  if (error instanceof UsageError) return error;
+  if (!(error instanceof TypeError && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS"))) return null;
+  // It goes on to explain positionals, which no command takes for a mistyped option.
+  const what = error.message.replace(/\. To specify a positional argument .*$/s, "").replace(/\.$/, "");
+  const line = what.replace(/\s*\n\s*/g, " ");
+  return new UsageError(`Cannot read the options: ${line.charAt(0).toLowerCase()}${line.slice(1)}`);
 }

@@ -111,6 +111,11 @@ function openOutput(path: string, to: Dialect): Output {
 async function checkOutput(path: string, to: Dialect): Promise<void> {
   const entry = await stat(path).catch(() => undefined);
   const isFile = ENDINGS[to]?.includes(extname(path)) ?? false;
+  const isOfOther = !isFile && Object.values(ENDINGS).some((endings) => endings.includes(extname(path)));
+  if (entry === undefined && isOfOther) {
+    const wanted = ["a folder", ...ENDINGS[to] ?? []].join(", ");
+    throw new UsageError(`Cannot write ${to} to "${path}", named as a file of another dialect: ${wanted} is wanted`);
+  }
   if (entry === undefined || entry.isFile() === isFile) return;
   throw new UsageError(`Cannot write ${to} to "${path}": a ${isFile ? "file" : "folder"} is wanted`);
 }

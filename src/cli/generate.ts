@@ -13,7 +13,7 @@ import {
   requiredOption,
   threadsOption,
 } from "./arguments.ts";
-import type { Command } from "./command.ts";
+import { type Command, UsageError } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
 import { Progress } from "./progress.ts";
 import { formatDuration, isTerminal, paint, print, printable, printJson } from "./terminal.ts";
@@ -37,7 +37,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
-  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
+  --threads auto|N      threads of WebAssembly up to 32 (auto: one per core, 8 at most)
   --json                { text, tokens, promptTokens, tokensPerSecond, loadMs, backend }: tokens are the new ids, their
                         rate is that after the first one, backend is what computed them and why
 `;
@@ -45,7 +45,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 const OPTIONS = {
   model: { type: "string" },
   adapter: { type: "string", multiple: true, default: [] as string[] },
-  prompt: { type: "string" },
+  prompt: { type: "string", multiple: true, default: [] as string[] },
   chat: { type: "boolean", default: false },
   "max-new-tokens": { type: "string" },
   temperature: { type: "string" },
@@ -80,13 +80,16 @@ interface Request {
 
 function parseRequest(args: string[]): Request {
   const { values } = parseArgs({ args, options: OPTIONS });
+  if (values.prompt.length > 1) {
+    throw new UsageError(`Cannot answer ${values.prompt.length} prompts at once: one --prompt is wanted`);
+  }
   const topK = numberOption(values["top-k"], "top-k", { min: 1, whole: true });
   const topP = numberOption(values["top-p"], "top-p", { above: 0, max: 1 });
   const minP = numberOption(values["min-p"], "min-p", { min: 0, max: 1 });
   const seed = numberOption(values.seed, "seed", { min: 0, whole: true });
   return {
     model: requiredOption(values.model, "model"),
-    prompt: requiredOption(values.prompt, "prompt"),
+    prompt: requiredOption(values.prompt[0], "prompt"),
     adapters: adapterArguments(values.adapter),
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",

@@ -19,7 +19,8 @@ Usage: lora inspect ADAPTER [--json]
               trainingState: [name], invocationTokens, baseChange }; parts are "dora", "bias" and "diagonal"
 
 ‖ΔW‖ is the size of the update, its Frobenius norm before a magnitude of DoRA acts; of modules in one row the mean.
-FLOPs are multiplications and additions per token, or per place of a convolution.
+FLOPs are multiplications and additions per token, or per place of a convolution; those of fused experts are of all
+experts, though a token visits a few.
 `;
 
 /** Modules that differ in the number of their layer only. */

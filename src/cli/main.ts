@@ -15,8 +15,11 @@ import { readFileSync, realpathSync } from "node:fs";
 import process from "node:process";
 import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { type Command, isUsageError, UsageError } from "./command.ts";
+import { asUsageError, type Command, UsageError } from "./command.ts";
 import { isTerminal, print, printable, printJson } from "./terminal.ts";
+
+/** Exit code when the reader of stdout went away. */
+const BROKEN_PIPE = 1;
 
 interface Entry {
   readonly summary: string;
@@ -83,16 +86,12 @@ function describe(error: unknown): Record<string, unknown> {
 }
 
 function report(error: unknown, name: string, json: boolean): number {
-  const usage = isUsageError(error);
-  if (json) printJson({ error: describe(error) });
-  const message = printable(messageOf(error));
+  const usage = asUsageError(error);
+  const told = usage ?? error;
+  if (json) printJson({ error: describe(told) });
+  const message = printable(told instanceof Error ? told.message : String(told));
   print(message + (usage ? `\nTry: ${["lora", name, "--help"].filter(Boolean).join(" ")}` : "") + "\n", "stderr");
   return usage ? 2 : 1;
-}
-
-/** What went wrong; `parseArgs` goes on to explain positionals, which no command takes for a mistyped option. */
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message.replace(/\. To specify a positional argument .*$/s, "") : String(error);
 }
 
 /** The version in the manifest of the package or of the clone. */
@@ -123,13 +122,14 @@ async function runCommand(command: Command, name: string, args: string[]): Promi
   };
   const interrupt = () => stop(130);
   const terminate = () => stop(143);
-  const broken = (error: Error & { code?: string }) => error.code === "EPIPE" && stop(1);
+  const broken = (error: Error & { code?: string }) => error.code === "EPIPE" && stop(BROKEN_PIPE);
   process.once("SIGINT", interrupt).once("SIGTERM", terminate);
   process.stdout.on("error", broken);
   try {
     await command.run(args, controller.signal);
     await flush();
-    return stopped ?? 0;
+    // What came too late to stop it leaves it done; answers that nobody reads are none.
+    return stopped === BROKEN_PIPE ? BROKEN_PIPE : 0;
   } catch (error) {
     if (stopped === undefined) return report(error, name, args.includes("--json"));
     // The shell's prompt should not follow half a line.

@@ -39,7 +39,7 @@ Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f
   --dtype f32|bf16|f16  type of the floats written (that of the base; f32 from a .gguf)
   --out-type TYPE       type of the matrices of a .gguf: q8_0, f16 or f32 (as stored; what changes and is coarser: q8_0)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
-  --threads auto|N      threads of WebAssembly (auto: one per core, 8 at most)
+  --threads auto|N      threads of WebAssembly up to 32 (auto: one per core, 8 at most)
   --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
   --expand-groups       write convolutions with groups, into which no update can be merged, without groups
   --dry-run             check everything and tell what would be written

@@ -13,7 +13,8 @@ const MAX_CONFIG = 2 ** 20;
  * Reads what converters may need of a base model: its layers by the headers of its checkpoint, and architecture
  * and heads by its `config.json`, where it has one. No weights are read.
  *
- * @param base A folder with `model.safetensors` or its shards, or one safetensors file.
+ * @param base A folder with `model.safetensors` or its shards, or one safetensors file, which tells the layers alone; of a
+ * GGUF file the folder that `ggufFolder()` makes.
  * @param options A signal.
  * @returns The facts.
  * @throws {FormatError} If a file is malformed.

@@ -35,7 +35,7 @@ export interface ReadAdapter {
  * @param source A folder, or the one file that kohya, diffusers, GGUF and loralib have.
  * @param options What the dialect needs beside the files.
  * @returns The adapter and its dialect.
- * @throws {FormatError} If it is of no dialect known, or a tensor is no factor of a linear layer.
+ * @throws {FormatError} If it is of no dialect known, or a tensor is none that its dialect has a place for.
  * @throws {MismatchError} If a factor or a fact about the base is missing.
  * @throws {LimitError} If a cap is passed.
  * @throws {NumericError} If a factor or a scale is not finite.

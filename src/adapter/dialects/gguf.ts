@@ -206,7 +206,7 @@ export async function writeGgufAdapter(
 function requireArchitecture(architecture: string | undefined, file: string): string {
   if (architecture !== undefined && GGUF_ARCHITECTURES.includes(architecture)) return architecture;
   const found = architecture === undefined ? "without an architecture" : `of architecture ${quote(architecture)}`;
-  const expected = `one of ${GGUF_ARCHITECTURES.join(", ")}, as the base model tells`;
+  const expected = `one of ${GGUF_ARCHITECTURES.join(", ")}, as --base (readBaseFacts()) tells`;
   throw new MismatchError(`Cannot write ${quote(file)} ${found}: expected ${expected}`, {
     code: "architecture",
     file,

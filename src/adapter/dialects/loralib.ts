@@ -67,7 +67,7 @@ function requireAlpha(alpha: number | undefined, file: string): asserts alpha is
   if (alpha === undefined) {
     const message = `Cannot read ${quote(file)} of loralib without an alpha, which its files do not hold`;
     const details = { code: "alpha", file, field: "alpha", expected: "lora_alpha of the layers" };
-    throw new MismatchError(`${message}: expected the lora_alpha that its layers were made with`, details);
+    throw new MismatchError(`${message}: expected --alpha (alpha), the lora_alpha of its layers`, details);
   }
   if (Number.isFinite(Math.fround(alpha))) return;
   const message = `Cannot read ${quote(file)} with alpha ${alpha}: expected a finite 32-bit float`;

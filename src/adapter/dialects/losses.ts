@@ -129,7 +129,8 @@ function refuseLoss({ name }: Adapter, losses: readonly Loss[], { dialect }: Hol
   const kinds = [...new Set(losses.map(({ what }) => what.replace(/ are$/, "")))].join(", ");
   const first = losses[0]!.name;
   const message = `Cannot write ${quote(name)} as ${dialect}, which has no place for ${kinds}, first ${quote(first)}`;
-  return new MismatchError(`${message}: expected allowLoss, which leaves them out, or a dialect that holds them`, {
+  const expected = "--allow-loss (allowLoss), which leaves them out, or a dialect that holds them";
+  return new MismatchError(`${message}: expected ${expected}`, {
     code: "loss",
     file: name,
     tensor: first,

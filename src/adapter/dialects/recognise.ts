@@ -66,8 +66,8 @@ export async function recognise(source: Folder | Source, options: ReadDialectOpt
  * @param source A folder, or one file.
  * @param options Caps and a signal.
  * @returns The dialect.
- * @throws {FormatError} As {@linkcode recognise}.
- * @throws {MismatchError} As {@linkcode recognise}.
+ * @throws {FormatError} If it is of no dialect known, or holds tensors of something else, which the error names.
+ * @throws {MismatchError} If a folder holds no adapter, or several files that could be one.
  */
 export async function recogniseDialect(source: Folder | Source, options: ReadDialectOptions = {}): Promise<Dialect> {
   return (await recognise(source, options)).dialect;
