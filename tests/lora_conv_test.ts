@@ -224,6 +224,8 @@ forEachBackend("LoraConv refuses what does not fit, and frees all it packed", (b
   assert.throws(() => new LoraConv(backend, { weight: stored, stride: 0 }), ShapeError);
   assert.throws(() => new LoraConv(backend, { weight: stored, groups: 3 }), ShapeError);
   assert.throws(() => new LoraConv(backend, { weight: stored, padding: [1, 1] }), ShapeError);
+  const unknown = { paddingMode: "mirror" as "reflect" };
+  assert.throws(() => new LoraConv(backend, { weight: stored, ...unknown }), /paddingMode "mirror"/);
   layer.dispose();
   input.dispose();
   assert.equal(backend.bytes, 0);

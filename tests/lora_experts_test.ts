@@ -1,7 +1,7 @@
 /** Fused experts: A is expert-major, B rank-major, and rows are ordered by expert. */
 import assert from "node:assert/strict";
 import type { Backend } from "../src/backend.ts";
-import { ShapeError } from "../src/errors.ts";
+import { MismatchError, NumericError, ShapeError } from "../src/errors.ts";
 import { LoraExperts } from "../src/lora/lora_experts.ts";
 import { route } from "../src/models/mixture.ts";
 import { test } from "node:test";
@@ -84,6 +84,15 @@ forEachBackend("LoraExperts refuses factors and counts that do not fit", (backen
   const [a, b] = [matrix(6, IN, () => 1), matrix(OUT, 6, () => 1)];
   assert.throws(() => layer.addAdapter("b", factors(matrix(5, IN, () => 1), matrix(OUT, 5, () => 1))), ShapeError);
   assert.throws(() => layer.addAdapter("b", factors(b, a)), ShapeError);
+  assert.equal(backend.bytes, held);
+  const vector = { dtype: "F32" as const, shape: [OUT], bytes: new Uint8Array(4 * OUT) };
+  for (const field of ["magnitude", "loraBias", "diagonal"]) {
+    assert.throws(() => layer.addAdapter("b", { ...factors(a, b), [field]: vector }), MismatchError);
+  }
+  assert.throws(() => layer.addAdapter("a", { ...factors(a, b), scaling: Infinity }), NumericError);
+  assert.equal(backend.bytes, held);
+  assert.deepEqual(layer.adapters, ["a"], "a refused replacement keeps what it was to replace");
+  layer.addAdapter("a", factors(a, b));
   assert.equal(backend.bytes, held);
   const input = tensorOf(backend, x);
   assert.throws(() => layer.forward(input, [5, 0]), ShapeError);

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { Backend, WeightDtype } from "../src/backend.ts";
 import { DisposedError, MismatchError, NumericError, ShapeError } from "../src/errors.ts";
+import { LoraEmbedding } from "../src/lora/lora_embedding.ts";
 import { LoraLinear } from "../src/lora/lora_linear.ts";
 import type { AdapterSelection } from "../src/lora/selection.ts";
 import { forEachBackend } from "./backends.ts";
@@ -229,4 +230,22 @@ forEachBackend("dispose() frees the adapters and leaves weight and bias to the c
   layer.bias!.dispose();
   assert.equal(backend.bytes, 0);
   assert.throws(() => layer.forward(backend.tensor([1, IN])), DisposedError);
+});
+
+forEachBackend("a second merge while the first is under way is refused, and leaves no copy", async (backend) => {
+  const next = random(5);
+  const weight = weightOf(backend, randomMatrix(next, OUT, OUT));
+  const branch = randomBranch(next, { inFeatures: OUT, outFeatures: OUT, rank: 2, scaling: 1 });
+  const adapters = { a: { loraA: storedF32(branch.a), loraB: storedF32(branch.b), scaling: 1 } };
+  for (const Layer of [LoraLinear, LoraEmbedding]) {
+    const layer = new Layer(backend, { weight, shared: true, adapters });
+    const held = backend.bytes;
+    const first = layer.merge("a");
+    await assert.rejects(layer.merge("a"), /Cannot merge twice/);
+    await first;
+    layer.unmerge();
+    assert.equal(backend.bytes, held);
+    await layer.merge("a");
+    layer.dispose();
+  }
 });

@@ -7,6 +7,7 @@
 import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { quote } from "../formats/quote.ts";
 import { formatShape } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
@@ -76,6 +77,7 @@ export class LoraConv implements LoraLayer {
    * Packs the weight, and the adapters that are given.
    *
    * @throws {ShapeError} If shapes, groups or geometry do not fit each other.
+   * @throws {TypeError} If the padding mode is none of the four.
    */
   constructor(backend: Backend, options: LoraConvOptions) {
     const { weight, bias, groups = 1, adapters = {} } = options;
@@ -245,6 +247,8 @@ export class LoraConv implements LoraLayer {
   }
 }
 
+const PADDING_MODES: readonly PaddingMode[] = ["zeros", "reflect", "replicate", "circular"];
+
 function sizeOf(sizes: readonly number[]): number {
   return sizes.reduce((product, size) => product * size, 1);
 }
@@ -271,6 +275,10 @@ function readGeometry(kernel: readonly number[], options: LoraConvOptions): Conv
     });
   };
   const mode = options.paddingMode ?? "zeros";
+  if (!PADDING_MODES.includes(mode)) {
+    const expected = `expected one of ${PADDING_MODES.join(", ")}`;
+    throw new TypeError(`Cannot make a convolution with paddingMode ${quote(String(mode))}: ${expected}`);
+  }
   return {
     kernel,
     stride: list("stride", 1, 1),

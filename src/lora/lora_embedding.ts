@@ -16,6 +16,7 @@ import { assemble, coverRows } from "./rows.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
+  requireOrder,
   resolveChoice,
   resolveSelection,
   type RowMix,
@@ -193,10 +194,10 @@ export class LoraEmbedding implements LoraLayer {
   }
 
   #terms(mix: RowMix["mix"]): EmbeddingTerm[] {
-    return mix.flatMap(([name, weight]) => {
-      const adapter = this.#adapters.get(name);
-      return adapter ? [{ adapter, weight }] : [];
-    });
+    const own = mix.filter(([name]) => this.#adapters.has(name));
+    const terms = own.map(([name, weight]) => ({ adapter: this.#adapters.get(name)!, weight }));
+    if (terms.some(({ adapter }) => adapter.linear.magnitude)) requireOrder(own);
+    return terms;
   }
 
   #requireUnmerged(action: string): void {

@@ -5,11 +5,12 @@
  */
 
 import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backend.ts";
-import { ShapeError } from "../errors.ts";
+import { MismatchError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
 import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
+import { LinearAdapter } from "./linear_adapter.ts";
 import { LoraLinear } from "./lora_linear.ts";
 import { assemble, putRows, rowsOf } from "./rows.ts";
 import { type AdapterChoice, type AdapterSelection, resolveSelection, type RowMix, takeMixes } from "./selection.ts";
@@ -77,8 +78,11 @@ export class LoraExperts implements LoraLayer {
    * Packs one adapter under a name; one of that name is replaced.
    *
    * @throws {ShapeError} If A is not (rank · experts, in) or B not (out, rank · experts); nothing changes.
+   * @throws {MismatchError} If it has a magnitude, a bias on B or a diagonal: PEFT has none for experts.
+   * @throws {NumericError} If the scaling is not finite.
    */
   addAdapter(name: string, factors: LoraFactors): void {
+    requirePlain(name, factors);
     const [loraA, loraB] = [matrixValues(name, "A", factors.loraA), matrixValues(name, "B", factors.loraB)];
     const [rows, columns] = [loraA.shape[0], loraB.shape[1]];
     const count = this.experts.length;
@@ -89,15 +93,18 @@ export class LoraExperts implements LoraLayer {
       throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
     }
     const [a, b] = [floatsOf(loraA), floatsOf(loraB)];
+    const packed: LinearAdapter[] = [];
     try {
-      this.experts.forEach((expert, e) => {
+      this.experts.forEach((_, e) => {
         const own = { loraA: expertA(a, loraA.shape, e, count), loraB: expertB(b, loraB.shape, e, count) };
-        expert.addAdapter(name, { ...own, scaling: factors.scaling });
+        packed.push(new LinearAdapter(this.#backend));
+        packed[e]!.setFactors(name, { ...own, scaling: factors.scaling }, this.#shape);
       });
     } catch (error) {
-      this.removeAdapter(name);
+      for (const adapter of packed) adapter.dispose();
       throw error;
     }
+    this.experts.forEach((expert, e) => expert.takeAdapter(name, packed[e]!));
   }
 
   /** Frees the adapter of this name; false when there is none. */
@@ -207,6 +214,13 @@ export class LoraExperts implements LoraLayer {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Refuses what would be left out without a word. */
+function requirePlain(name: string, factors: LoraFactors): void {
+  const field = (["magnitude", "loraBias", "diagonal"] as const).find((part) => factors[part] !== undefined);
+  if (field === undefined) return;
+  throw new MismatchError(`Cannot add adapter "${name}" with ${field} to experts: expected A and B alone`, { field });
 }
 
 function rangeMixes(mixes: readonly RowMix[], { start, end }: { start: number; end: number }): RowMix[] {

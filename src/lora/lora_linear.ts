@@ -15,6 +15,7 @@ import { copyWeight, mergedBias, mergeTerms } from "./linear_merge.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
+  requireOrder,
   resolveChoice,
   resolveSelection,
   type RowMix,
@@ -135,6 +136,15 @@ export class LoraLinear implements LoraLayer {
   addAdapter(name: string, factors: LoraFactors): void {
     const adapter = new LinearAdapter(this.#backend);
     adapter.setFactors(name, factors, this.weight.shape);
+    this.takeAdapter(name, adapter);
+  }
+
+  /**
+   * Holds an adapter that was packed for this layer; one of that name is replaced.
+   *
+   * @internal
+   */
+  takeAdapter(name: string, adapter: LinearAdapter): void {
     this.removeAdapter(name);
     this.#adapters.set(name, adapter);
   }
@@ -188,10 +198,10 @@ export class LoraLinear implements LoraLayer {
   }
 
   #terms(mix: RowMix["mix"]): Term[] {
-    return mix.flatMap(([name, weight]) => {
-      const adapter = this.#adapters.get(name);
-      return adapter ? [{ adapter, weight }] : [];
-    });
+    const own = mix.filter(([name]) => this.#adapters.has(name));
+    const terms = own.map(([name, weight]) => ({ adapter: this.#adapters.get(name)!, weight }));
+    if (terms.some(({ adapter }) => adapter.magnitude)) requireOrder(own);
+    return terms;
   }
 
   #requireUnmerged(action: string): void {

@@ -6,7 +6,10 @@
 
 import { MismatchError, NumericError, ShapeError } from "../errors.ts";
 
-/** One adapter by name, the base (`null`), or a mix of adapters with weights. */
+/**
+ * One adapter by name, the base (`null`), or a mix of adapters with weights. A mix is applied in the order of its names;
+ * where that matters (an adapter with a magnitude), no name may be an integer: JavaScript puts such keys first.
+ */
 export type AdapterChoice = string | null | Readonly<Record<string, number>>;
 
 /** One choice for all rows, or an array with one per row. */
@@ -60,6 +63,21 @@ export function resolveChoice(choice: AdapterChoice, known: SelectionOptions["kn
     }
   }
   return mix.filter(([, weight]) => weight !== 0);
+}
+
+/**
+ * Refuses a mix that is applied in another order than it may have been written.
+ *
+ * @throws {MismatchError} If there are several names, and one is an integer.
+ */
+export function requireOrder(mix: Mix): void {
+  const integer = mix.find(([name]) => /^(0|[1-9][0-9]*)$/.test(name));
+  if (mix.length < 2 || !integer) return;
+  const message = `Cannot mix adapter "${integer[0]}" with others and a magnitude (DoRA), whose order matters`;
+  throw new MismatchError(`${message}: JavaScript puts integer keys first, expected names that are no integers`, {
+    field: "adapter",
+    found: integer[0],
+  });
 }
 
 /**
