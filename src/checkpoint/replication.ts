@@ -15,6 +15,9 @@ export interface ReplicatedLayers {
   readonly report: readonly ReportLine[];
 }
 
+/** The tensors of each layer, with what follows its number in their names. */
+type Layers = Map<number, [string, CheckpointTensor][]>;
+
 /** More than any model has, by an order: a config from elsewhere decides it. */
 const MAX_LAYERS = 4096;
 const LAYER = /^(.*(?:^|\.)(?:layers|layer|h|blocks))\.(\d+)\.(.+)$/;
@@ -43,14 +46,8 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
   if (all.some((one) => JSON.stringify(one) !== JSON.stringify(ranges))) {
     throw refuse("expected the same of all adapters");
   }
-  const lists = new Map<string, Map<number, [string, CheckpointTensor][]>>();
-  for (const [name, tensor] of checkpoint.tensors) {
-    const [, list, index, rest] = LAYER.exec(name) ?? [];
-    if (list === undefined) continue;
-    const layers = lists.get(list) ?? new Map<number, [string, CheckpointTensor][]>();
-    lists.set(list, layers.set(Number(index), [...layers.get(Number(index)) ?? [], [rest!, tensor]]));
-  }
-  const [[list, layers] = ["", new Map<number, [string, CheckpointTensor][]>()]] = lists;
+  const lists = layerLists(checkpoint.tensors);
+  const [[list, layers] = ["", new Map() as Layers]] = lists;
   if (lists.size !== 1) throw refuse(`expected one list of layers, the base has ${lists.size}`);
   for (const range of ranges) {
     const absent = absentLayer(range, layers);
@@ -69,6 +66,18 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
     why: "layer_replication; copies are layers of their own, with their own updates",
   }];
   return { tensors, layers: order.length, report };
+}
+
+/** The lists of layers, such as `model.layers`, by name. */
+function layerLists(tensors: BaseTensors): Map<string, Layers> {
+  const lists = new Map<string, Layers>();
+  for (const [name, tensor] of tensors) {
+    const [, list, index, rest] = LAYER.exec(name) ?? [];
+    if (list === undefined) continue;
+    const layers: Layers = lists.get(list) ?? new Map();
+    lists.set(list, layers.set(Number(index), [...layers.get(Number(index)) ?? [], [rest!, tensor]]));
+  }
+  return lists;
 }
 
 /** The first layer of a range that the base lacks; found after as many steps as the base has layers, at most. */
