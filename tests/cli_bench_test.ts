@@ -41,7 +41,7 @@ test("measureCases() stops with the signal's reason", async () => {
 test("lora bench covers square products, batches, single rows, adapters and merging", () => {
   const shapes = BENCH_CASES.map(({ name, shape }) => `${name} ${shape}`);
   for (const size of [256, 512, 1024]) assert.ok(shapes.includes(`GEMM f32 ${size} x ${size} x ${size}`));
-  for (const dtype of ["f32", "bf16"]) assert.ok(shapes.includes(`GEMV ${dtype} 1 x 4096 x 4096`));
+  for (const dtype of ["f32", "bf16", "int8", "int4"]) assert.ok(shapes.includes(`GEMV ${dtype} 1 x 4096 x 4096`));
   assert.equal(shapes.filter((shape) => shape.includes("LoRA r=16")).length, 2);
-  assert.equal(new Set(shapes).size, 9);
+  assert.equal(new Set(shapes).size, 13);
 });

@@ -173,6 +173,20 @@ test("folder() replaces a link by the new file and leaves what it pointed to", a
   });
 });
 
+test("folder() refuses to remove or replace a folder, with the system's error as cause", async () => {
+  await inTemporaryFolder(async (path) => {
+    mkdirSync(join(path, "inner"));
+    writeFileSync(join(path, "a.txt"), "a");
+    const place = folder(path);
+    await assert.rejects(place.remove("inner"), (error: unknown) => {
+      assert.ok(error instanceof IntegrityError && error.cause instanceof Error);
+      return /^E[A-Z]+$/.test(error.code) && error.file === "inner";
+    });
+    await assert.rejects(place.rename("a.txt", "inner"), { name: "IntegrityError", file: "a.txt" });
+    assert.deepEqual(await place.list(), ["a.txt"]);
+  });
+});
+
 test("folder() and file() refuse what is no path", () => {
   assert.throws(() => folder(7 as unknown as string), TypeError);
   assert.throws(() => file(new URL("https://example.com/x")), TypeError);

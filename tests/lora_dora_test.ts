@@ -1,13 +1,14 @@
 /** Linear layers whose adapters have a magnitude (DoRA) or a bias on B. */
 import assert from "node:assert/strict";
-import type { Backend, Tensor, WeightDtype } from "../src/backend.ts";
+import type { Backend, MatrixValues, Tensor, WeightDtype } from "../src/backend.ts";
 import { ShapeError } from "../src/errors.ts";
+import { LoraEmbedding } from "../src/lora/lora_embedding.ts";
 import { LoraLinear } from "../src/lora/lora_linear.ts";
 import type { AdapterSelection } from "../src/lora/selection.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear } from "./models_support.ts";
-import { at, type Matrix, matrix, rowRange } from "./reference.ts";
+import { at, linear, type Matrix, matrix, rowRange } from "./reference.ts";
 import { differences, dot, effectiveWeight, layerForward, type Part, type PartTerm } from "./reference_layers.ts";
 import { inverseNorms } from "./reference_rows.ts";
 import { random, randomBranch, randomMatrix, storedF32, tensorOf, vectorOf, weightOf } from "./values.ts";
@@ -183,6 +184,58 @@ forEachBackend("a merge into a shared weight leaves the weight as it is", async 
   assert.equal(tied.merged, false);
   y.dispose();
   assert.ok(backend.bytes - held < 3000 && bias.values.length === OUT);
+});
+
+/** Blocks [2, 64] of ggml whose largest codes are not used: a second quantization finds other scales. */
+function sparseBlocks(dtype: "q8_0" | "q4_0" | "q4_1"): MatrixValues {
+  const [size, head] = { q8_0: [34, 2], q4_0: [18, 2], q4_1: [20, 4] }[dtype] as [number, number];
+  const bytes = new Uint8Array(4 * size);
+  for (let i = 0; i < bytes.length; i++) {
+    const [at, low] = [i % size, i * 7 % 11];
+    // d = 2⁻⁶, and q4_1's minimum 0.5, in f16.
+    if (at < head) bytes[i] = [0x00, 0x24, 0x00, 0x38][at]!;
+    else bytes[i] = dtype === "q8_0" ? i * 37 % 80 : low + 2 + ((i * 5 % 11 + 2) << 4);
+  }
+  return { shape: [2, 64], dtype, bytes };
+}
+
+forEachBackend("a merge into a shared quantized weight adds the adapter, and loses nothing", async (backend) => {
+  const next = random(3);
+  const branch = randomBranch(next, { inFeatures: 64, outFeatures: 2, rank: 2, scaling: 1e-3 });
+  const x = randomMatrix(next, 3, 64);
+  for (const dtype of ["q8_0", "q4_0", "q4_1"] as const) {
+    const weight = backend.weight(sparseBlocks(dtype), { dtype: dtype === "q8_0" ? "int8" : "int4" });
+    const values = await backend.readWeight(weight);
+    const factors = { loraA: storedF32(branch.a), loraB: storedF32(branch.b), scaling: branch.scaling };
+    const layer = new LoraLinear(backend, { weight, shared: true, adapters: { a: factors } });
+    assert.deepEqual(await layer.merge("a"), { error: 0 }, dtype);
+    const want = linear(x, matrix(2, 64, (o, i) => values[o * 64 + i]!), {
+      adapters: [{ start: 0, end: 3, branches: [branch] }],
+    });
+    assertNear(await backend.read(layer.forward(tensorOf(backend, x))), want.values, 2e-6, dtype);
+    layer.unmerge();
+    assertSameBits(await backend.readWeight(weight), values, `${dtype}: the base`);
+    layer.dispose();
+    weight.dispose();
+  }
+});
+
+forEachBackend("a second merge while the first is under way is refused, and leaves no copy", async (backend) => {
+  const next = random(5);
+  const weight = weightOf(backend, randomMatrix(next, OUT, OUT));
+  const branch = randomBranch(next, { inFeatures: OUT, outFeatures: OUT, rank: 2, scaling: 1 });
+  const adapters = { a: { loraA: storedF32(branch.a), loraB: storedF32(branch.b), scaling: 1 } };
+  for (const Layer of [LoraLinear, LoraEmbedding]) {
+    const layer = new Layer(backend, { weight, shared: true, adapters });
+    const held = backend.bytes;
+    const first = layer.merge("a");
+    await assert.rejects(layer.merge("a"), /Cannot merge twice/);
+    await first;
+    layer.unmerge();
+    assert.equal(backend.bytes, held);
+    await layer.merge("a");
+    layer.dispose();
+  }
 });
 
 forEachBackend("an adapter's own weight and bias answer for its rows alone, and merge", async (backend) => {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { loadAdapter } from "../src/adapter/load.ts";
@@ -40,11 +40,20 @@ async function run({ base, out }: Place, options: MergeOptions & { readonly weig
 }
 
 /** Stops the merge in the first shard, of one piece, which is finished then. */
-async function interrupt(place: Place): Promise<void> {
+async function interrupt(place: Place, weight = 1): Promise<void> {
   const controller = new AbortController();
   const reason = new Error("stopped");
   const onProgress = () => controller.abort(reason);
-  await assert.rejects(run(place, { signal: controller.signal, onProgress }), reason);
+  await assert.rejects(run(place, { signal: controller.signal, onProgress, weight }), reason);
+}
+
+/** The same folder, with calls of one's own. */
+function withOwn(out: Workspace, own: Partial<Workspace>): Workspace {
+  const copy: Record<string, unknown> = { name: out.name };
+  for (const name of ["create", "remove", "rename", "has", "open", "list", "sha256", "location"] as const) {
+    copy[name] = (out[name] as (...parameters: never[]) => unknown).bind(out);
+  }
+  return Object.assign(copy, own) as unknown as Workspace;
 }
 
 const lines = ({ report }: MergeReport) => report.map(({ what, why }) => `${what}; ${why}`).join("\n");
@@ -124,20 +133,91 @@ test("a merge interrupted between two final names goes on there; meanwhile the f
     const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
     for (let last = 1; last <= 6; last++) {
       let renames = 0;
-      const out = Object.assign(Object.create(place.out), {
-        rename: (from: string, to: string) => {
+      const out = withOwn(place.out, {
+        rename: (from, to) => {
           if (++renames === last) throw new IntegrityError("the disk is gone");
           return place.out.rename(from, to);
         },
       });
-      for (const name of ["create", "remove", "has", "open", "list", "sha256", "location"] as const) {
-        out[name] = (place.out[name] as (...parameters: never[]) => unknown).bind(place.out);
-      }
       await assert.rejects(run({ ...place, out }), IntegrityError);
       assert.equal(await place.out.has("config.json"), false);
       const done: string[] = [];
       const report = await run(place, { onProgress: ({ name }) => done.push(name) });
       assert.deepEqual([done, report.digests], [[FIRST, SECOND], whole.digests]);
+      assert.deepEqual([...contents(place.path).keys()].sort(), [...report.files].sort());
+    }
+  });
+});
+
+test("a merge whose finished file another merge took away says so, and leaves the earlier output", async () => {
+  await inPlace(async (place) => {
+    await run(place, { weight: 3 });
+    const before = contents(place.path);
+    let isTaken = false;
+    const create = async (name: string) => {
+      if (name.startsWith("config.json") && !isTaken) {
+        isTaken = true;
+        await interrupt(place, 0.5);
+      }
+      return await place.out.create(name);
+    };
+    await assert.rejects(run({ ...place, out: withOwn(place.out, { create }) }), {
+      name: "IntegrityError",
+      code: "changed",
+      // The first shard holds no merged tensor: it is the earlier one's, byte for byte.
+      file: SECOND,
+    });
+    const now = contents(place.path);
+    for (const [name, bytes] of before) assert.deepEqual(now.get(name), bytes, name);
+    await run(place, { weight: 3 });
+    assert.deepEqual(contents(place.path), before);
+  });
+});
+
+test("a merge refuses a folder with a file's name and keeps all: before it begins, and before it removes anything", async () => {
+  await inPlace(async (place) => {
+    const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
+    await run(place, { weight: 0.5 });
+    await place.out.remove("config.json");
+    const before = contents(place.path);
+    const config = join(place.path, "config.json");
+    mkdirSync(config);
+    const refusal = { name: "IntegrityError", code: "not-a-file", file: "config.json" };
+    await assert.rejects(run(place, { onProgress: () => assert.fail("it began") }), refusal);
+    assert.deepEqual(contents(place.path), before);
+    rmdirSync(config);
+    let made = 0;
+    await assert.rejects(run(place, { onProgress: () => void (made++ === 0 && mkdirSync(config)) }), refusal);
+    const now = contents(place.path);
+    for (const [name, bytes] of before) assert.deepEqual(now.get(name), bytes, name);
+    rmdirSync(config);
+    const done: string[] = [];
+    const report = await run(place, { onProgress: ({ name }) => done.push(name) });
+    assert.match(lines(report), /^2 of 2 finished files/);
+    assert.deepEqual([done, report.digests], [[FIRST, SECOND], whole.digests]);
+  });
+});
+
+test("a journal from elsewhere hinders no merge: foreign names, no JSON, a link that leads out", async () => {
+  await inPlace(async (place) => {
+    const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
+    const journal = join(place.path, JOURNAL);
+    for (const name of ["../../../etc/passwd", "nul", "base.txt"]) {
+      await interrupt(place);
+      const state = JSON.parse(readFileSync(journal, "utf8"));
+      writeFileSync(journal, JSON.stringify({ ...state, finished: { [name]: { bytes: 1, sha256: "0".repeat(64) } } }));
+      const report = await run(place);
+      assert.deepEqual([lines(report).slice(0, 6), report.digests], ["0 of 1", whole.digests], name);
+    }
+    const spoil = [
+      () => writeFileSync(journal, "{"),
+      () => symlinkSync(join(place.path, "..", "base", FIRST), journal),
+    ];
+    for (const put of spoil) {
+      put();
+      const report = await run(place);
+      assert.match(lines(report), /^the merge starts anew; the interrupted run's journal cannot be read/);
+      assert.deepEqual(report.digests, whole.digests);
       assert.deepEqual([...contents(place.path).keys()].sort(), [...report.files].sort());
     }
   });

@@ -109,7 +109,7 @@ function term(values: readonly number[], levels: number): number[] {
 
 /**
  * What `linear` makes of x against a weight of integers: per row and block of 32 a term, and a second one for what it
- * leaves, against int8 always, against int4 where the block's maximum is 1.41 times the root mean square of the row's.
+ * leaves, against int8 always, against int4 where the block's maximum is twice the root mean square of the row's.
  * WebGPU takes x as it is.
  */
 export function activations(x: Matrix, dtype: WeightDtype, { name }: Backend): Matrix {
@@ -123,7 +123,7 @@ export function activations(x: Matrix, dtype: WeightDtype, { name }: Backend): M
       maxima.push(largest(values));
       return values;
     });
-    return dtype === "int8" ? 0 : Math.sqrt(2 * maxima.reduce((sum, most) => sum + most * most, 0) / maxima.length);
+    return dtype === "int8" ? 0 : Math.sqrt(4 * maxima.reduce((sum, most) => sum + most * most, 0) / maxima.length);
   });
   let block = 0;
   const perRow = Math.ceil(columns / 32);

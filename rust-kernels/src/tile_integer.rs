@@ -31,60 +31,69 @@ struct Hidden {
 
 impl Hidden {
     #[inline(always)]
-    fn new<const MR: usize>() -> Self {
+    fn new() -> Self {
         let groups = BLOCK / 8;
         Hidden {
             nibble: i32x4_splat(core::hint::black_box(0x0f0f_0f0f)),
             half: u32x4_splat(core::hint::black_box(HALF_MASK)),
-            groups: if MR == 1 { groups } else { core::hint::black_box(groups) },
+            groups: core::hint::black_box(groups),
         }
     }
 }
 
-/// Computes the formula above into `[MR][8]` floats.
+/// Computes the formula above into `[NP][MR][8]` floats, for NP panels that are `size` bytes apart.
 ///
 /// # Safety
-/// `x` is the first of `MR` adjacent records, which are `records` times `step` bytes and go once over the panel's blocks.
+/// `x` is the first of `MR` adjacent records, which are `records` times `step` bytes and go once over the panels' blocks.
 #[inline(never)]
-pub unsafe fn dot_panel<const DTYPE: u32, const MR: usize>(
+pub unsafe fn dot_panels<const DTYPE: u32, const MR: usize, const NP: usize>(
     sums: *mut f32,
     x: *const u8,
     step: usize,
     panel: *const u8,
+    size: usize,
     records: usize,
 ) {
-    let hidden = Hidden::new::<MR>();
-    let (mut x, mut w) = (x, panel.add(FACTORS));
-    let mut local = [[zero(); 2]; MR];
+    let hidden = Hidden::new();
+    let (mut x, mut at) = (x, FACTORS);
+    let mut local = [[[zero(); 2]; MR]; NP];
     if MR > 1 {
-        core::ptr::write_bytes(sums, 0, MR * 8);
+        core::ptr::write_bytes(sums, 0, NP * MR * 8);
     }
     for _ in 0..records {
-        let dots = dots::<DTYPE, MR>(x, w, &hidden);
-        let mut scales = [[zero(); 2]; 2];
-        for i in 0..1 + (DTYPE == INT4_MIN) as usize {
-            scales[i] = load_scales(w.add(scales_at(DTYPE) + 16 * i), hidden.half);
+        let mut w = [panel.add(at); NP];
+        for p in 1..NP {
+            w[p] = panel.add(at).add(p * size);
         }
-        for i in 0..MR {
-            let rest = x.add(i * RECORD + Q_BYTES) as *const f32;
-            let values = floats::<DTYPE>(dots[i], &scales, rest);
-            let at = sums.add(i * 8) as *mut v128;
-            for half in 0..2 {
-                if MR == 1 {
-                    local[i][half] = f32x4_add(local[i][half], values[half]);
-                } else {
-                    // volatile: in memory they leave the registers to the integer sums
-                    let sum = at.add(half).read_volatile();
-                    at.add(half).write_volatile(f32x4_add(sum, values[half]));
+        let dots = dots::<DTYPE, MR, NP>(x, &w, &hidden);
+        for p in 0..NP {
+            let mut scales = [[zero(); 2]; 2];
+            for i in 0..1 + (DTYPE == INT4_MIN) as usize {
+                scales[i] = load_scales(w[p].add(scales_at(DTYPE) + 16 * i), hidden.half);
+            }
+            for i in 0..MR {
+                let rest = x.add(i * RECORD + Q_BYTES) as *const f32;
+                let values = floats::<DTYPE>(dots[p][i], &scales, rest);
+                let to = sums.add((p * MR + i) * 8) as *mut v128;
+                for half in 0..2 {
+                    if MR == 1 {
+                        local[p][i][half] = f32x4_add(local[p][i][half], values[half]);
+                    } else {
+                        // volatile: in memory they leave the registers to the integer sums
+                        let sum = to.add(half).read_volatile();
+                        to.add(half).write_volatile(f32x4_add(sum, values[half]));
+                    }
                 }
             }
         }
-        w = w.add(*(x.add(RECORD - 4) as *const usize) * block_bytes(DTYPE));
+        at += *(x.add(RECORD - 4) as *const usize) * block_bytes(DTYPE);
         x = x.add(step);
     }
     if MR == 1 {
-        store(sums, local[0][0]);
-        store(sums.add(4), local[0][1]);
+        for p in 0..NP {
+            store(sums.add(p * 8), local[p][0][0]);
+            store(sums.add(p * 8 + 4), local[p][0][1]);
+        }
     }
 }
 
@@ -102,38 +111,50 @@ unsafe fn floats<const DTYPE: u32>(dots: [v128; 2], scales: &[[v128; 2]; 2], res
     })
 }
 
-/// Σ q w of a block, less what q's or w's offset adds.
+/// Σ q w of a block of each panel, less what q's or w's offset adds.
 #[cfg(target_feature = "relaxed-simd")]
 #[inline(always)]
-unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
-    let mut sums = [[zero(); 2]; MR];
-    if DTYPE == INT8 {
-        let columns = w.add(256) as *const i16;
-        let low = i32x4_shl(i32x4_load_extend_i16x4(columns), 6);
-        let high = i32x4_shl(i32x4_load_extend_i16x4(columns.add(4)), 6);
-        sums = [[low, high]; MR];
-    }
-    if DTYPE == INT4 {
-        for i in 0..MR {
-            sums[i] = [splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32); 2];
+unsafe fn dots<const DTYPE: u32, const MR: usize, const NP: usize>(
+    x: *const u8,
+    w: &[*const u8; NP],
+    hidden: &Hidden,
+) -> [Sums<MR>; NP] {
+    let mut sums = [[[zero(); 2]; MR]; NP];
+    for p in 0..NP {
+        if DTYPE == INT8 {
+            let columns = w[p].add(256) as *const i16;
+            let low = i32x4_shl(i32x4_load_extend_i16x4(columns), 6);
+            let high = i32x4_shl(i32x4_load_extend_i16x4(columns.add(4)), 6);
+            sums[p] = [[low, high]; MR];
+        }
+        if DTYPE == INT4 {
+            for i in 0..MR {
+                sums[p][i] = [splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32); 2];
+            }
         }
     }
-    // one row: two chains, because a sum waits for the one before
-    let mut other = [[zero(); 2]; MR];
     for g in 0..hidden.groups {
-        let (a, b) = pairs(DTYPE, w, g, hidden.nibble);
-        for i in 0..MR {
-            let q = splat(x.add(i * RECORD + 8 * g) as *const f32);
-            sums[i] = [dot::<DTYPE>(a[0], q, sums[i][0]), dot::<DTYPE>(a[1], q, sums[i][1])];
+        if MR == 1 {
+            let q = [0, 4].map(|k| splat(x.add(8 * g + k) as *const f32));
+            for p in 0..NP {
+                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
+                for half in 0..2 {
+                    sums[p][0][half] = dot::<DTYPE>(b[half], q[1], dot::<DTYPE>(a[half], q[0], sums[p][0][half]));
+                }
+            }
+        } else {
+            for p in 0..NP {
+                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
+                for (k, w) in [(0, a), (4, b)] {
+                    for i in 0..MR {
+                        let q = splat(x.add(i * RECORD + 8 * g + k) as *const f32);
+                        for half in 0..2 {
+                            sums[p][i][half] = dot::<DTYPE>(w[half], q, sums[p][i][half]);
+                        }
+                    }
+                }
+            }
         }
-        for i in 0..MR {
-            let q = splat(x.add(i * RECORD + 8 * g + 4) as *const f32);
-            let into = if MR == 1 { &mut other[i] } else { &mut sums[i] };
-            *into = [dot::<DTYPE>(b[0], q, into[0]), dot::<DTYPE>(b[1], q, into[1])];
-        }
-    }
-    if MR == 1 {
-        sums[0] = [i32x4_add(sums[0][0], other[0][0]), i32x4_add(sums[0][1], other[0][1])];
     }
     sums
 }
@@ -165,7 +186,22 @@ unsafe fn dot<const DTYPE: u32>(w: v128, q: v128, sum: v128) -> v128 {
 /// The same sums with 16-bit factors: a vector of 4 columns x 4 k is two of 2 columns x 4 k.
 #[cfg(not(target_feature = "relaxed-simd"))]
 #[inline(always)]
-unsafe fn dots<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
+unsafe fn dots<const DTYPE: u32, const MR: usize, const NP: usize>(
+    x: *const u8,
+    w: &[*const u8; NP],
+    hidden: &Hidden,
+) -> [Sums<MR>; NP] {
+    let mut sums = [[[zero(); 2]; MR]; NP];
+    for p in 0..NP {
+        sums[p] = dots_of::<DTYPE, MR>(x, w[p], hidden);
+    }
+    sums
+}
+
+/// The same of one panel.
+#[cfg(not(target_feature = "relaxed-simd"))]
+#[inline(always)]
+unsafe fn dots_of<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
     let mut parts = [[[zero(); 2]; 2]; MR];
     for g in 0..hidden.groups {
         let (a, b) = pairs(DTYPE, w, g, hidden.nibble);

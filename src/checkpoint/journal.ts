@@ -1,3 +1,4 @@
+import { IntegrityError } from "../errors.ts";
 import { stringifyJson } from "../formats/json_writer.ts";
 import { type JsonValue, parseJson } from "../formats/json.ts";
 import { readText } from "../formats/json_file.ts";
@@ -26,15 +27,21 @@ const SHA256 = /^[0-9a-f]{64}$/;
  *
  * @param workspace The output folder.
  * @param options A signal.
- * @returns The journal; null if there is none, or none that can be trusted.
+ * @returns The journal; null if there is none, `"unreadable"` if it is torn, or a link that leads out of the folder.
  */
-export async function readJournal(workspace: Workspace, options: ReadOptions): Promise<Journal | null> {
-  if (!await workspace.has(JOURNAL, options)) return null;
+export async function readJournal(
+  workspace: Workspace,
+  options: ReadOptions,
+): Promise<Journal | "unreadable" | null> {
   try {
+    if (!await workspace.has(JOURNAL, options)) return null;
     const text = await readText(workspace.open(JOURNAL), { ...options, maxBytes: MAX_BYTES });
-    return parseJournal(parseJson(text, { file: JOURNAL }));
+    return parseJournal(parseJson(text, { file: JOURNAL })) ?? "unreadable";
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof RangeError) return null;
+    options.signal?.throwIfAborted();
+    if (error instanceof SyntaxError || error instanceof RangeError || error instanceof IntegrityError) {
+      return "unreadable";
+    }
     throw error;
   }
 }

@@ -38,7 +38,7 @@ export async function writeMerge(merge: PlannedMerge, options: MergeOptions): Pr
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });
   try {
     const { output, report } = isWorkspace(sink)
-      ? await openStaging(sink, await merge.identity(backend), options)
+      ? await openStaging(sink, await merge.identity(backend), namesOf(merge), options)
       : { output: new Transaction(sink), report: [] };
     await writeAll(merge, { output, backend }, options);
     return summarise(merge, output.files, [...report, ...plan.report]);
@@ -47,11 +47,20 @@ export async function writeMerge(merge: PlannedMerge, options: MergeOptions): Pr
   }
 }
 
+function namesOf({ files, companions }: PlannedMerge): Set<string> {
+  return new Set([
+    ...files.map(({ name }) => name),
+    ...companions.keys(),
+    ...(companions.size > 0 ? [DIGESTS_FILE] : []),
+  ]);
+}
+
 async function writeAll(
   { files, plan, companions, sink }: PlannedMerge,
   { output, backend }: { readonly output: MergeOutput; readonly backend: Backend },
   options: MergeOptions,
 ): Promise<void> {
+  let isWhole = false;
   try {
     const { jobs = 1, onProgress } = options;
     await new MergeWriter({ files, targets: plan.targets, backend, output, jobs, onProgress }).run(options);
@@ -59,10 +68,11 @@ async function writeAll(
     const others = isListed ? await withDigests(output.files, companions) : companions;
     for (const [name, bytes] of others) await output.writeCompanion(name, bytes);
     options.signal?.throwIfAborted();
+    isWhole = true;
     await output.commit();
   } catch (error) {
     // What the same merge would meet again is no reason to keep anything.
-    await output.abort(error instanceof IntegrityError || options.signal?.aborted === true);
+    await output.abort(isWhole || error instanceof IntegrityError || options.signal?.aborted === true);
     throw error;
   }
 }

@@ -16,10 +16,13 @@ const REASONS: ReadonlyMap<string, string> = new Map([
   ["EROFS", "the file system is read-only"],
 ]);
 
-/** The `code` that the operating system gave an error, such as `"ENOENT"`. */
+/** The system's codes, and those of Node's refusals of files; `ERR_INVALID_ARG_TYPE` and its like are mistakes in code. */
+const CODE = /^(?:ERR_FS_|E(?!RR_))[A-Z0-9_]+$/;
+
+/** The `code` that the operating system gave an error, such as `"ENOENT"`; Node's `"ERR_FS_EISDIR"` is `"EISDIR"`. */
 export function systemCode(error: unknown): string | undefined {
   const code = error instanceof Error && "code" in error ? error.code : undefined;
-  return typeof code === "string" && /^E[A-Z0-9]+$/.test(code) ? code : undefined;
+  return typeof code === "string" && CODE.test(code) ? code.replace(/^ERR_FS_(?=E[A-Z0-9]+$)/, "") : undefined;
 }
 
 /**

@@ -145,6 +145,15 @@ export function embedBackward(
   }
 }
 
+/** Puts the rows that adapters have of their own into a table (vocab, dim); of several, the last one's. */
+export function putOwnRows(table: Float32Array, dim: number, terms: readonly EmbeddingTerm[]): void {
+  for (const { adapter: { ownRows } } of terms) {
+    for (const [row, place] of ownRows?.places ?? []) {
+      table.set(ownRows!.values.subarray(place * dim, (place + 1) * dim), row * dim);
+    }
+  }
+}
+
 /** The sums of the rows of x (n, dim) that belong to one id. */
 function sumById(backend: Backend, x: Tensor, ids: Uint32Array, counts: (id: number) => boolean): SparseRows {
   const positions = new Map<number, number[]>();

@@ -70,9 +70,13 @@ function scale(values: Float32Array, gain: Float32Array, width: number, columns:
   for (let i = 0; i < values.length; i++) values[i]! *= gain[columns ? i % width : Math.floor(i / width)]!;
 }
 
-/** A copy of a weight in its own dtype. */
+/** Types that a second quantization of their own values may change: scales and minima are not always found again. */
+const QUANTIZED: readonly WeightDtype[] = ["f8", "int8", "int4", "nf4"];
+
+/** A copy of a weight with the same values: in its own dtype where that holds them bit for bit, or else in f32. */
 export async function copyWeight(backend: Backend, weight: Weight): Promise<Weight> {
-  return backend.weight(floatMatrix(weight.shape, await backend.readWeight(weight)), { dtype: weight.dtype });
+  const dtype = QUANTIZED.includes(weight.dtype) ? "f32" : weight.dtype;
+  return backend.weight(floatMatrix(weight.shape, await backend.readWeight(weight)), { dtype });
 }
 
 /** The bias with Σ s b_B, each behind the gains of its stage and of those after it; null where it is the base's. */

@@ -8,7 +8,7 @@ import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
-import { embedBackward, type EmbeddingTerm, embedRows, type SparseRows } from "./embedding_rows.ts";
+import { embedBackward, type EmbeddingTerm, embedRows, putOwnRows, type SparseRows } from "./embedding_rows.ts";
 import type { LoraFactors } from "./factors.ts";
 import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
 import { copyWeight, mergeTerms } from "./linear_merge.ts";
@@ -31,7 +31,7 @@ export interface LoraEmbeddingOptions {
   readonly paddingId?: number;
   /** Adapters by name: A (rank, vocab), B (dim, rank), m (dim). */
   readonly adapters?: Readonly<Record<string, LoraFactors>>;
-  /** Others use the table too, as a tied head does: a merge works on a copy, and they keep what they had. */
+  /** Others use the table too, as a tied head does: a merge works on a copy, f32 if the table is quantized. */
   readonly shared?: boolean;
 }
 
@@ -85,6 +85,7 @@ export class LoraEmbedding implements LoraLayer {
   readonly #shared: boolean;
   readonly #adapters: Map<string, EmbeddingAdapter> = new Map();
   #copy: Weight | null = null;
+  #merging = false;
   #disposed = false;
 
   /** Packs the adapters that are given. */
@@ -252,13 +253,17 @@ export class LoraEmbedding implements LoraLayer {
   async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const terms = this.#terms(resolveChoice(adapter, this.#adapters));
     if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
-    const copy = this.#shared ? await copyWeight(this.#backend, this.weight) : null;
+    if (this.merged || this.#merging) {
+      throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
+    }
     const linear = terms.map(({ adapter, weight }) => ({ adapter: adapter.linear, weight }));
     const edit = terms.some(({ adapter }) => adapter.ownRows)
-      ? (values: Float32Array) => this.#edit(values, terms)
+      ? (values: Float32Array) => putOwnRows(values, this.weight.shape[1], terms)
       : null;
+    let copy: Weight | null = null;
+    this.#merging = true;
     try {
+      copy = this.#shared ? await copyWeight(this.#backend, this.weight) : null;
       const options = { base: this.weight, target: copy ?? this.weight, columns: true, ...(edit && { edit }) };
       const loss = await mergeTerms(this.#backend, linear, options);
       this.#copy = copy;
@@ -266,15 +271,8 @@ export class LoraEmbedding implements LoraLayer {
     } catch (error) {
       copy?.dispose();
       throw error;
-    }
-  }
-
-  #edit(table: Float32Array, terms: readonly EmbeddingTerm[]): void {
-    const dim = this.weight.shape[1];
-    for (const { adapter: { ownRows } } of terms) {
-      for (const [row, place] of ownRows?.places ?? []) {
-        table.set(ownRows!.values.subarray(place * dim, (place + 1) * dim), row * dim);
-      }
+    } finally {
+      this.#merging = false;
     }
   }
 

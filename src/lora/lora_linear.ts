@@ -28,7 +28,10 @@ export interface LoraLinearOptions {
   readonly bias?: Tensor;
   /** Adapters by name. */
   readonly adapters?: Readonly<Record<string, LoraFactors>>;
-  /** Others use the weight too, as a tied head does: a merge works on a copy, and they keep what they had. */
+  /**
+   * Others use the weight too, as a tied head does: a merge works on a copy, and they keep what they had. The copy of a
+   * quantized weight is f32, so that such a merge loses nothing.
+   */
   readonly shared?: boolean;
 }
 
@@ -86,6 +89,7 @@ export class LoraLinear implements LoraLayer {
   readonly #shared: boolean;
   readonly #adapters: Map<string, LinearAdapter> = new Map();
   #merged: Merged | null = null;
+  #merging = false;
   #disposed = false;
 
   /** Packs the adapters that are given. */
@@ -238,11 +242,14 @@ export class LoraLinear implements LoraLayer {
   async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const terms = this.#terms(resolveChoice(adapter, this.#adapters));
     if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    if (this.merged) throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
+    if (this.merged || this.#merging) {
+      throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
+    }
     const backend = this.#backend;
-    const copy = this.#shared ? await copyWeight(backend, this.weight) : null;
-    let bias: Tensor | null = null;
+    let [copy, bias]: [Weight | null, Tensor | null] = [null, null];
+    this.#merging = true;
     try {
+      copy = this.#shared ? await copyWeight(backend, this.weight) : null;
       bias = mergedBias(backend, this, terms);
       const loss = await mergeTerms(backend, terms, { base: this.weight, target: copy ?? this.weight });
       this.#merged = { copy, bias };
@@ -251,6 +258,8 @@ export class LoraLinear implements LoraLayer {
       copy?.dispose();
       bias?.dispose();
       throw error;
+    } finally {
+      this.#merging = false;
     }
   }
 
