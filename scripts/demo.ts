@@ -55,7 +55,7 @@ Usage: deno task demo [--model PATH] [--adapter PATH[=WEIGHT]]… [OPTION]…
   --chat                wrap the prompts in the model's chat template
   --text FILE           show the perplexity of the lines of this file
   --tokens N            new tokens of each answer (20)
-  --dtype f32|bf16      precision of the weights in memory (f32: merging rounds less)
+  --dtype f32|bf16|f16  precision of the weights in memory (f32: merging rounds less)
 `;
 
 const OPTIONS = {
@@ -76,7 +76,8 @@ const EXAMPLES = 4;
 const TINY_PROMPTS = ["The movie", "This phone is", "I am so"];
 const PROMPTS = ["The best thing about this phone is", "In this paper, we", "I could not believe"];
 /** Logits of merged and unmerged weights, relative to the largest: rounding of the products, and of W' itself. */
-const TOLERANCE = { f32: 1e-4, bf16: 5e-2 } as const;
+// f16 has 3 bits more than bf16.
+const TOLERANCE = { f32: 1e-4, bf16: 5e-2, f16: 5e-2 / 8 } as const;
 const TEXT_TOKENS = 512;
 
 type Options = ReturnType<typeof parseOptions>;
@@ -86,7 +87,7 @@ function parseOptions(args: string[]) {
   return {
     ...values,
     tokens: numberOption(values.tokens, "tokens", { min: 2, whole: true }) ?? 20,
-    dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16"]) ?? "f32",
+    dtype: choiceOption(values.dtype, "dtype", ["f32", "bf16", "f16"]) ?? "f32",
   };
 }
 

@@ -113,7 +113,7 @@ export function choicesOf(
 export async function loadAll(
   path: string,
   adapters: readonly AdapterArgument[],
-  dtype: "f32" | "bf16",
+  dtype: "f32" | "bf16" | "f16",
 ): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const source = await modelArgument(path);

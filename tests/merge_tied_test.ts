@@ -125,8 +125,17 @@ test("replicated layers are written as layers of their own, each with its own up
     assertClose(tensors.get(name(layer)), plus(at(noise([6, 4], source)), delta), name(layer));
   });
   assert.deepEqual([config.num_hidden_layers, report.report.length], [3, 1]);
-  const wrong = await adapterOf(parts, { layer_replication: [[0, 4]] });
-  await assert.rejects(merge(base, [wrong]), { name: "MismatchError", field: "layer_replication" });
+  for (const ranges of [[[0, 4]], [[0, 2], [0, 1_000_000_000]], [[2 ** 50, 2 ** 51]]]) {
+    const wrong = await adapterOf(parts, { layer_replication: ranges });
+    await assert.rejects(merge(base, [wrong]), { name: "MismatchError", field: "layer_replication" });
+  }
+  const many = await adapterOf(parts, { layer_replication: Array.from({ length: 1366 }, () => [0, 3]) });
+  await assert.rejects(merge(base, [many]), {
+    name: "LimitError",
+    field: "layer_replication",
+    limit: 4096,
+    value: 4098,
+  });
 });
 
 test("new tensors of a sharded base are in its index", async () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { urlSource } from "../src/formats/url.ts";
+import { urlFolder, urlSource } from "../src/formats/url.ts";
 import { FILE, type Handler, ranges, serve, status } from "./url_support.ts";
 
 test("urlSource() tries again where there is no answer, a broken one or a busy server's, and gives up at last", async () => {
@@ -35,6 +35,28 @@ test("urlSource() tries again where there is no answer, a broken one or a busy s
   await serve(status(403), async (origin, log) => {
     await assert.rejects(urlSource(origin).size(), { name: "IntegrityError" });
     assert.equal(log.length, 1);
+  });
+});
+
+test("urlSource() and urlFolder() refuse retries that would have no end, or are none", () => {
+  for (const retries of [NaN, Infinity, -1, 1.5, "2"] as number[]) {
+    for (const open of [urlSource, urlFolder]) {
+      assert.throws(() => open("https://example.com/a", { retries }), { name: "TypeError", message: /retries/ });
+    }
+  }
+});
+
+test("urlSource() has a typed error for more bytes than there is memory for", async () => {
+  const total = 2 ** 49;
+  const handler: Handler = (request, response) => {
+    const range = String(request.headers.range).replace("bytes=", "bytes ");
+    const headers = { "content-range": `${range}/${total}`, etag: '"v1"' };
+    response.writeHead(206, headers).end(range.startsWith("bytes 0-65535") ? new Uint8Array(65_536) : "");
+  };
+  await serve(handler, async (origin, log) => {
+    const refusal = { name: "OutOfMemoryError", field: "length", file: `${origin}/`, found: total };
+    await assert.rejects(urlSource(origin).read(0, total), refusal);
+    assert.equal(log.length, 2);
   });
 });
 

@@ -1,5 +1,5 @@
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
-import { MismatchError } from "../errors.ts";
+import { LimitError, MismatchError } from "../errors.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { MergeTarget } from "./merge_plan.ts";
@@ -15,6 +15,11 @@ export interface ReplicatedLayers {
   readonly report: readonly ReportLine[];
 }
 
+/** The tensors of each layer, with what follows its number in their names. */
+type Layers = Map<number, [string, CheckpointTensor][]>;
+
+/** More than any model has, by an order: a config from elsewhere decides it. */
+const MAX_LAYERS = 4096;
 const LAYER = /^(.*(?:^|\.)(?:layers|layer|h|blocks))\.(\d+)\.(.+)$/;
 
 /**
@@ -24,6 +29,7 @@ const LAYER = /^(.*(?:^|\.)(?:layers|layer|h|blocks))\.(\d+)\.(.+)$/;
  * @param adapters The adapters, which must agree.
  * @returns The layers; those of the base where no adapter replicates any.
  * @throws {MismatchError} If the adapters disagree, or the base has not such layers.
+ * @throws {LimitError} If there would be more than 4096 layers.
  */
 export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapter[]): ReplicatedLayers {
   const all = adapters.map(({ config }) => config.layerReplication);
@@ -40,18 +46,15 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
   if (all.some((one) => JSON.stringify(one) !== JSON.stringify(ranges))) {
     throw refuse("expected the same of all adapters");
   }
-  const lists = new Map<string, Map<number, [string, CheckpointTensor][]>>();
-  for (const [name, tensor] of checkpoint.tensors) {
-    const [, list, index, rest] = LAYER.exec(name) ?? [];
-    if (list === undefined) continue;
-    const layers = lists.get(list) ?? new Map<number, [string, CheckpointTensor][]>();
-    lists.set(list, layers.set(Number(index), [...layers.get(Number(index)) ?? [], [rest!, tensor]]));
-  }
-  const [[list, layers] = ["", new Map<number, [string, CheckpointTensor][]>()]] = lists;
+  const lists = layerLists(checkpoint.tensors);
+  const [[list, layers] = ["", new Map() as Layers]] = lists;
   if (lists.size !== 1) throw refuse(`expected one list of layers, the base has ${lists.size}`);
+  for (const range of ranges) {
+    const absent = absentLayer(range, layers);
+    if (absent !== undefined) throw refuse(`the base has no layer ${absent}`);
+  }
+  checkCount(checkpoint.name, ranges);
   const order = ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i));
-  const absent = order.find((index) => !layers.has(index));
-  if (absent !== undefined) throw refuse(`the base has no layer ${absent}`);
   const tensors = new Map([...checkpoint.tensors].filter(([name]) => !LAYER.test(name)));
   order.forEach((from, to) =>
     layers.get(from)!.forEach(([rest, tensor]) => tensors.set(`${list}.${to}.${rest}`, tensor))
@@ -63,6 +66,37 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
     why: "layer_replication; copies are layers of their own, with their own updates",
   }];
   return { tensors, layers: order.length, report };
+}
+
+/** The lists of layers, such as `model.layers`, by name. */
+function layerLists(tensors: BaseTensors): Map<string, Layers> {
+  const lists = new Map<string, Layers>();
+  for (const [name, tensor] of tensors) {
+    const [, list, index, rest] = LAYER.exec(name) ?? [];
+    if (list === undefined) continue;
+    const layers: Layers = lists.get(list) ?? new Map();
+    lists.set(list, layers.set(Number(index), [...layers.get(Number(index)) ?? [], [rest!, tensor]]));
+  }
+  return lists;
+}
+
+/** The first layer of a range that the base lacks; found after as many steps as the base has layers, at most. */
+function absentLayer(
+  [start, end]: readonly [number, number],
+  layers: ReadonlyMap<number, unknown>,
+): number | undefined {
+  let index = start;
+  while (index < end && layers.has(index)) index++;
+  return index < end ? index : undefined;
+}
+
+function checkCount(base: string, ranges: readonly (readonly [number, number])[]): void {
+  const value = ranges.reduce((sum, [start, end]) => sum + end - start, 0);
+  if (value <= MAX_LAYERS) return;
+  throw new LimitError(
+    `Cannot merge into ${quote(base)} with layer_replication to ${value} layers: expected at most ${MAX_LAYERS}`,
+    { field: "layer_replication", limit: MAX_LAYERS, value },
+  );
 }
 
 /** The tensors that are copies under another name. */

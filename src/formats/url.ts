@@ -1,10 +1,11 @@
 import { IntegrityError, LimitError, MismatchError } from "../errors.ts";
+import { allocate } from "./allocate.ts";
 import { concat } from "./concat.ts";
 import { plainFileName } from "./file_name.ts";
 import { quote } from "./quote.ts";
 import type { Folder, ReadOptions, Source } from "./source.ts";
 import { isTransient, type Patience, persist, UNREACHABLE } from "./url_retry.ts";
-import { checkUrl, nameOfUrl, requestRange, type UrlOptions } from "./url_request.ts";
+import { checkUrl, checkUrlOptions, nameOfUrl, requestRange, type UrlOptions } from "./url_request.ts";
 
 export type { UrlOptions };
 
@@ -23,7 +24,7 @@ const DEFAULT_MAX_WHOLE = 64_000_000;
  * @param url The file, without credentials.
  * @param options Headers and limits.
  * @returns The source.
- * @throws {TypeError} If the URL is not an absolute http: or https: URL, or holds credentials.
+ * @throws {TypeError} If the URL is not an absolute http: or https: URL, or holds credentials, or an option is out of range.
  *
  * @example
  * ```ts
@@ -34,7 +35,7 @@ const DEFAULT_MAX_WHOLE = 64_000_000;
  * ```
  */
 export function urlSource(url: URL | string, options: UrlOptions = {}): Source {
-  return new UrlSource(checkUrl(url), options);
+  return new UrlSource(checkUrl(url), checkUrlOptions(options));
 }
 
 /**
@@ -45,12 +46,12 @@ export function urlSource(url: URL | string, options: UrlOptions = {}): Source {
  * @param url The folder, with or without a slash at its end, without credentials.
  * @param options Headers and limits.
  * @returns The folder; it cannot list its files.
- * @throws {TypeError} If the URL is not an absolute http: or https: URL, or holds credentials.
+ * @throws {TypeError} If the URL is not an absolute http: or https: URL, or holds credentials, or an option is out of range.
  */
 export function urlFolder(url: URL | string, options: UrlOptions = {}): Folder {
   const base = checkUrl(url);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  return new UrlFolder(base, options);
+  return new UrlFolder(base, checkUrlOptions(options));
 }
 
 class UrlFolder implements Folder {
@@ -206,7 +207,7 @@ class UrlSource implements Source {
 
   /** Reads exactly `length` bytes. */
   async #body(response: Response, length: number, signal: AbortSignal | undefined): Promise<Uint8Array> {
-    const bytes = new Uint8Array(length);
+    const bytes = allocate(this.name, length);
     let at = 0;
     for await (const chunk of this.#chunks(response, signal)) {
       if (at + chunk.length > length) throw this.#refuse(`more than ${length} bytes`, `${length}`);

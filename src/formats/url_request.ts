@@ -35,6 +35,17 @@ export function checkUrl(url: URL | string): URL {
 }
 
 /**
+ * Checks the options of a URL, and returns them.
+ *
+ * @throws {TypeError} If `retries` is no whole number from 0: with NaN there would be no end.
+ */
+export function checkUrlOptions(options: UrlOptions): UrlOptions {
+  const { retries = 0 } = options;
+  if (Number.isSafeInteger(retries) && retries >= 0) return options;
+  throw new TypeError(`Cannot open a URL with retries ${String(retries)}: expected a whole number from 0`);
+}
+
+/**
  * Names a URL in error messages.
  *
  * @param url The URL.
