@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { loadAdapter } from "../src/adapter/load.ts";
 import type { Backend, Tensor } from "../src/backend.ts";
-import { ShapeError } from "../src/errors.ts";
+import { LimitError, ShapeError } from "../src/errors.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { type ConvFactors, LoraConv, type LoraConvOptions } from "../src/lora/lora_conv.ts";
 import { forEachBackend } from "./backends.ts";
@@ -226,6 +226,9 @@ forEachBackend("LoraConv refuses what does not fit, and frees all it packed", (b
   assert.throws(() => new LoraConv(backend, { weight: stored, padding: [1, 1] }), ShapeError);
   const unknown = { paddingMode: "mirror" as "reflect" };
   assert.throws(() => new LoraConv(backend, { weight: stored, ...unknown }), /paddingMode "mirror"/);
+  const vast = new LoraConv(backend, { weight: stored, padding: 1e9 });
+  assert.throws(() => vast.forward(input), LimitError);
+  vast.dispose();
   layer.dispose();
   input.dispose();
   assert.equal(backend.bytes, 0);

@@ -5,7 +5,7 @@
  */
 
 import type { Backend, GatherLists, Tensor } from "../backend.ts";
-import { ShapeError } from "../errors.ts";
+import { LimitError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 
 /** What lies beyond the border of an input. */
@@ -35,10 +35,14 @@ export interface Patches {
   readonly sources: Int32Array;
 }
 
+/** Positions of all patches of one sequence: 256 MB of indices, a 3 x 3 kernel over 2700 x 2700. */
+const MAX_POSITIONS = 2 ** 26;
+
 /**
  * Finds the patches of an input.
  *
  * @throws {ShapeError} If the input is smaller than the kernel, or than a padding that mirrors it.
+ * @throws {LimitError} If the patches of a sequence have more than 2²⁶ positions, as a vast padding makes them.
  */
 export function findPatches(inputSize: readonly number[], geometry: ConvGeometry): Patches {
   const { kernel, stride, padding, dilation } = geometry;
@@ -50,6 +54,7 @@ export function findPatches(inputSize: readonly number[], geometry: ConvGeometry
     const message = `Cannot run a convolution of kernel ${formatShape(kernel)} on ${formatShape(inputSize)} positions`;
     throw new ShapeError(`${message}: expected more`, { field: "x", found: inputSize });
   }
+  requireFeasible([...outputSize, ...kernel].reduce((product, size) => product * size, 1));
   const seen = inputSize.map((size, d) => {
     return {
       size,
@@ -69,6 +74,13 @@ export function findPatches(inputSize: readonly number[], geometry: ConvGeometry
     })
   );
   return { outputSize, count: outputs.length, sources };
+}
+
+/** Refuses before anything is made: what a mistyped padding asks for would fill the memory. */
+function requireFeasible(value: number): void {
+  if (value <= MAX_POSITIONS) return;
+  const message = `Cannot run a convolution whose patches have ${value} positions: expected at most ${MAX_POSITIONS}`;
+  throw new LimitError(message, { field: "padding", limit: MAX_POSITIONS, value });
 }
 
 /** The position of the input that stands at one outside of it; −1 for a zero. */
