@@ -7,7 +7,7 @@ import { memorySink } from "../mod.ts";
 import { readBaseFacts, writeAdapter } from "../src/adapter/mod.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { file, folder } from "../src/fs/mod.ts";
-import { ggufFolder } from "../src/models/mod.ts";
+import { ggufFolder, type ModelDtype } from "../src/models/mod.ts";
 import type { BlockFormat } from "./gguf/blocks.ts";
 import { rewriteGguf } from "./gguf/rewrite.ts";
 
@@ -19,6 +19,11 @@ export const ADAPTER: string = fileURLToPath(new URL("../tests/fixtures/smollm2/
 /** The model as scripts/setup_models.sh leaves it: Q4_1, with a Q8_0 embedding. */
 export function modelPath(home: string): string {
   return join(home, "models", `${NAME}.gguf`);
+}
+
+/** How our engine stores the Q4_1 file for a variant of the bench: "q4_1" is the file as it stands. */
+export function ownDtype(variant: string): ModelDtype {
+  return variant === "q4_1" ? "auto" : variant as ModelDtype;
 }
 
 /** The model in a format; the file is made the first time and kept in the cache. */

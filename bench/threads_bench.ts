@@ -10,6 +10,7 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { median } from "../src/cli/bench_timing.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { type LanguageModel, loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
@@ -74,8 +75,6 @@ async function models(): Promise<Bodies[]> {
     { name: `decode of ${TOKENS}, ${dtype}`, unit: "tokens/s", work: TOKENS, run: decode },
   ];
 }
-
-const median = (list: readonly number[]) => list.toSorted((a, b) => a - b)[list.length >> 1]!;
 
 async function measure({ name, unit, work, run }: Bodies): Promise<void> {
   const times: number[][] = backends.map(() => []);

@@ -1,10 +1,9 @@
 /** This package: decoding, prefill and an unmerged adapter, decoding in turns with reading memory. */
-import type { WeightDtype } from "../../src/backend.ts";
 import type { Body } from "../../src/cli/bench_timing.ts";
 import { file, folder } from "../../src/fs/mod.ts";
 import { type LanguageModel, loadModel } from "../../src/models/mod.ts";
 import { attempt, engineName, openStopwatch, readJob, report } from "../child.ts";
-import { ADAPTER, modelIn } from "../model_files.ts";
+import { ADAPTER, modelIn, ownDtype } from "../model_files.ts";
 import { DECODE_PROMPT, decodeTokens, PREFILL_FLOP, PREFILL_TOKENS, prefillPrompt } from "../model_work.ts";
 import { openReader } from "../read_bandwidth.ts";
 import { wants } from "../shapes.ts";
@@ -16,9 +15,7 @@ const job = readJob();
 report({ kind: "engine", engine: engineName() });
 const path = await modelIn(job.home, "q4_1");
 const backend = await openThreads(job.threads);
-// "q4_1" is the file as it stands
-const dtype = job.variant === "q4_1" ? "auto" : job.variant as WeightDtype;
-const model = await loadModel(file(path), { backend, dtype });
+const model = await loadModel(file(path), { backend, dtype: ownDtype(job.variant) });
 const weightBytes = backend.bytes;
 await model.loadAdapter("adapter", folder(ADAPTER));
 const reader = await openReader(job.threads);
