@@ -2,7 +2,7 @@ import { MismatchError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
-import type { BaseModule, CreateAdapterOptions } from "./create.ts";
+import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import type { NewModule } from "./create_module.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { registeredFirst } from "./module_places.ts";
