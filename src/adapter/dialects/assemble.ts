@@ -56,7 +56,7 @@ const SCALE_TOLERANCE = 2 ** -20;
  */
 export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
   const { name, file, carried, limits, replacements = new Map(), tokenRows = new Map() } = parts;
-  const pairs = carried?.folded.size ? restoreFolded(parts.pairs, carried) : parts.pairs;
+  const pairs = carried?.folded.size ? await restoreFolded(parts.pairs, carried) : parts.pairs;
   const report = [...parts.report ?? []];
   const alphas = pairs.map(({ name, a, alpha }) => ({ name, rank: a.shape[0]!, alpha }));
   const variants = new Map<string, JsonValue>([
