@@ -9,7 +9,7 @@ import { encodeF16 } from "../src/formats/float16.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Source } from "../src/formats/source.ts";
-import { readTorch } from "../src/formats/torch.ts";
+import { readTorch, readTorchMetadata } from "../src/formats/torch.ts";
 import { encodeTorch } from "../src/formats/torch_writer.ts";
 import { deltaOf, peftFiles, store } from "./dialects_support.ts";
 import { random } from "./values.ts";
@@ -251,4 +251,22 @@ test("a torch file of thousands of tensors is written as readers want it", async
   assert.deepEqual([...read.keys()], [...tensors.keys()]);
   assert.deepEqual(toFloat32(read.get("t2499")!), Float32Array.of(2499));
   assert.equal((await readTorch(memorySource("a.pt", encodeTorch(new Map())))).size, 0);
+});
+
+test("readTorchMetadata() gives the texts of encodeTorch(), none of other files, and refuses what is no text", async () => {
+  const tensors = new Map([["w", scalar("F32", 2)]]);
+  const texts = new Map([["a", "b"], ["\u00e9", "\n"]]);
+  const bytes = encodeTorch(tensors, texts);
+  const source = memorySource("a.pt", bytes);
+  assert.deepEqual(await readTorchMetadata(source), texts);
+  assert.deepEqual(await readTorch(source), tensors);
+  assert.deepEqual(await readTorchMetadata(memorySource("a.pt", encodeTorch(tensors))), new Map());
+  await assert.rejects(readTorchMetadata(source, { maxPickleBytes: 5 }), { name: "LimitError" });
+  const length = '{"a":"b"'.length;
+  const at = new TextDecoder("latin1").decode(bytes).indexOf('{"a":"b"');
+  for (const wrong of ['{"a": 7 ', '["a","b"', "{{{{{{{{", '{"a":"\xff"']) {
+    const changed = bytes.slice();
+    for (let i = 0; i < length; i++) changed[at + i] = wrong.charCodeAt(i);
+    await assert.rejects(readTorchMetadata(memorySource("a.pt", changed)), { name: "FormatError" }, wrong);
+  }
 });

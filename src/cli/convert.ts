@@ -18,7 +18,8 @@ import { formatReport } from "./report.ts";
 import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
 
 const HELP =
-  `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
+  `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told; the file
+carries what it takes to come back with every bit and scale, where that tool passes over it.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
                     [--rank R] [--merged NAME=1,0,1]… [--split LAYERS]… [--join LAYERS]…
@@ -30,7 +31,7 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
   --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture
                     and heads, and kohya's names are looked up in its list of layers; no weights are read
-  --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
+  --alpha N         lora_alpha of loralib's layers, which only files from here hold: needed to read all others
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
   --plain           an adapter of PiSSA, OLoRA or KaSA, whose training began with a changed base, as plain LoRA of twice

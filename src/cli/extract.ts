@@ -24,7 +24,8 @@ Usage: lora extract --base BASE --tuned TUNED --out OUT (--rank R | --energy E) 
   --dtype f32|bf16|f16  type of the values written (f32)
   --json                { out, sha256, bytes, parameters, modules, report: [{ module, what, why, error }] }
 
-What differs and is no matrix of a layer, such as a norm, is left out and told.
+Norms and biases that differ are stored in full, and rows of an embedding where they are fewer values than factors. What
+has no place in an adapter, such as fused experts, is left out and told.
 `;
 
 const OPTIONS = {

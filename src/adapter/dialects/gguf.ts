@@ -13,14 +13,15 @@ import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
-import { carryText, readCarried } from "./carried.ts";
+import { carryTexts, readCarried } from "./carried.ts";
 import { FactorPairs } from "./factor_pairs.ts";
-import { foldScales } from "./fold.ts";
+import { countExact, foldScales } from "./fold.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "./gguf_names.ts";
 import { requireHeld } from "./losses.ts";
 import { reorderHeads, type RowOrder, transposeStored } from "./matrix_bytes.ts";
 import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
+import { alphaOf, sharedNumber } from "./scale_config.ts";
 import { cappedSize, checkName } from "./tensor_file.ts";
 
 /** Default name of the file. */
@@ -70,7 +71,7 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
     file: source.name,
     // llama.cpp takes an alpha that is absent or 0 for the rank.
     pairs: complete.map((pair) => ({ ...pair, alpha: alpha || pair.a.shape[0]! })),
-    carried: readCarried(gguf.metadata.get(CONFIG_KEY), source.name, limits),
+    carried: readCarried(gguf.metadata.get(CONFIG_KEY), { file: source.name, metadata: gguf.metadata, limits }),
     report: reportQuantised(quantised, source.name),
     limits,
   });
@@ -157,8 +158,9 @@ function orderRows(
 }
 
 /**
- * Writes an adapter that llama.cpp loads. One alpha serves all modules; where theirs differ, or s is not alpha / r, s goes
- * into B and the alpha is 0, which means s = 1: exact for powers of two, else rounded once to F32 and reported.
+ * Writes an adapter that llama.cpp loads. One alpha serves all modules: the one that suits most, rounded to F32. What
+ * it leaves of the others' scales goes into B: exact for powers of two, else rounded once to F32 and reported. What the
+ * rounding took is in the metadata, so that {@linkcode readGgufAdapter} gives every bit again.
  *
  * @param adapter Plain LoRA of linear layers and of the embedding.
  * @param sink Where the file goes.
@@ -177,11 +179,9 @@ export async function writeGgufAdapter(
   const held = requireHeld(adapter, { dialect: "gguf", kinds: ["linear", "embedding"] }, options);
   const architecture = requireArchitecture(options.architecture, file);
   const heads = headCounts(null, architecture, options);
-  const alpha = commonAlpha(held.modules);
-  const folded = foldScales(held.modules, (module) => alpha === 0 ? 1 : module.scaling, {
-    file,
-    why: "a GGUF adapter has one alpha, and s = alpha / r",
-  });
+  const alpha = sharedAlpha(held.modules);
+  const why = "a GGUF adapter has one alpha, in 32 bits, and s = alpha / r";
+  const folded = foldScales(held.modules, scaleOf(alpha), { file, why });
   const tensors = new Map<string, StoredTensor>();
   for (const { name, kind, loraA, loraB } of folded.modules) {
     const tensor = ggufTensorName(name, architecture);
@@ -194,8 +194,10 @@ export async function writeGgufAdapter(
     ["general.type", { type: "string", value: "adapter" }],
     ["adapter.type", { type: "string", value: "lora" }],
     [ALPHA_KEY, { type: "f32", value: alpha }],
-    [CONFIG_KEY, { type: "string", value: carryText(held.config, folded) }],
   ]);
+  for (const [key, value] of await carryTexts(held.config, folded, CONFIG_KEY)) {
+    metadata.set(key, { type: "string", value });
+  }
   for (const [key, value] of [["head_count", heads?.q], ["head_count_kv", heads?.k]] as const) {
     if (value !== undefined) metadata.set(`${architecture}.attention.${key}`, { type: "u32", value });
   }
@@ -216,14 +218,15 @@ function requireArchitecture(architecture: string | undefined, file: string): st
   });
 }
 
-/** The alpha that gives every module its scale, in 32 bits; 0 if there is none. */
-function commonAlpha(modules: Iterable<LoraModule>): number {
-  let common: number | undefined;
-  for (const { alpha, rank, scaling } of modules) {
-    common ??= alpha;
-    if (alpha !== common || alpha / rank !== scaling || Math.fround(alpha) !== alpha) return 0;
-  }
-  return common ?? 0;
+/** llama.cpp takes an alpha of 0 for the rank. */
+function scaleOf(alpha: number): (module: LoraModule) => number {
+  return ({ rank }) => alpha === 0 ? 1 : alpha / rank;
+}
+
+/** The alpha that suits most modules; 0 where more have a power of two as their scale. */
+function sharedAlpha(modules: readonly LoraModule[]): number {
+  const alpha = Math.fround(sharedNumber(modules.map(({ scaling, rank }) => alphaOf(scaling, rank))));
+  return Number.isFinite(alpha) && countExact(modules, scaleOf(alpha)) >= countExact(modules, scaleOf(0)) ? alpha : 0;
 }
 
 function refuseModule(module: string, architecture: string, file: string): MismatchError {

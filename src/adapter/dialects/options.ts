@@ -24,7 +24,7 @@ export interface ReadDialectOptions extends BaseFacts, ReadOptions {
   readonly limits?: AdapterLimits;
   /** Of a PEFT folder without safetensors, `adapter_model.bin` is read, as data. */
   readonly allowPickle?: boolean;
-  /** The alpha, where the file has none: loralib. */
+  /** The alpha, where the file has none: loralib's that this package did not write. */
   readonly alpha?: number;
   /** The part of a pipeline that is wanted, as in the file's keys: `"unet"`, `"lora_te1"`. */
   readonly component?: string;
