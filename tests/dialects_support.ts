@@ -202,6 +202,7 @@ export async function strip(name: string, bytes: Uint8Array): Promise<Uint8Array
   for (const [tensor, info] of tensors) stored.set(tensor, await readGgufTensor(source, info));
   const fields = Array.from(metadata, ([key, value]): [string, GgufField] => {
     if (typeof value === "string") return [key, { type: "string", value }];
+    if (Array.isArray(value)) return [key, { type: "u32s", value }];
     return [key, { type: key.endsWith(".alpha") ? "f32" : "u32", value: value as number }];
   });
   return encodeGguf(new Map(fields.filter(([key]) => !/peft_config|^lowrank/.test(key))), stored);
