@@ -15,10 +15,12 @@ import { DIALECTS, readAdapter, writeAdapter } from "../src/adapter/dialects/con
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { toPlainLora } from "../src/adapter/to_plain.ts";
+import { extractAdapter } from "../src/checkpoint/extract.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
+import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { folder } from "../src/fs/mod.ts";
 
 interface Case {
@@ -32,7 +34,7 @@ const LLAMA = "base/llama";
 
 const [out] = process.argv.slice(2);
 if (out === undefined) throw new Error("Cannot write adapters without a folder: expected its path");
-const kinds = [fixtureCases, madeCases, initialisedCases, createdKindCases, convertedCases];
+const kinds = [fixtureCases, madeCases, initialisedCases, createdKindCases, extractedCases, convertedCases];
 for (const cases of kinds) for (const one of await cases()) await write(out, one);
 
 async function load(path: string): Promise<Adapter> {
@@ -128,6 +130,35 @@ async function createdKindCases(): Promise<Case[]> {
     const weightOf = (module: string) => checkpoint.read(`${module}.weight`);
     const adapter = step(await createAdapter({ r: 4, loraAlpha: 6, weightOf, ...options }));
     return { name: `created-${name}`, base, adapter };
+  }));
+}
+
+/** What is extracted of checkpoints whose norms, biases and embeddings differ too. */
+async function extractedCases(): Promise<Case[]> {
+  const bert = "encoder.layer.0.attention.self.query";
+  const [weight, bias] = [`${bert}.weight`, `${bert}.bias`];
+  const norm = "encoder.layer.1.output.LayerNorm";
+  const all = [weight, "encoder.layer.1.output.dense.bias", `${norm}.weight`, `${norm}.bias`];
+  const changes: [name: string, base: string, tensors: readonly string[]][] = [
+    ["norms", LLAMA, ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]],
+    ["biases", "base/bert", [weight, bias]],
+    ["all-biases", "base/bert", all],
+  ];
+  return await Promise.all(changes.map(async ([name, base, changed]) => {
+    const from = folder(join(FIXTURES, base));
+    const checkpoint = await openCheckpoint(from);
+    const tensors = new Map<string, StoredTensor>();
+    for (const tensor of checkpoint.tensors.keys()) {
+      const stored = await checkpoint.read(tensor);
+      const isTable = tensor.endsWith("embed_tokens.weight");
+      // Of a table the first rows alone.
+      const size = isTable ? 5 * stored.shape[1]! : changed.includes(tensor) ? Infinity : 0;
+      const values = toFloat32(stored).map((value, i) => value + (i < size ? 0.1 * Math.sin(1.3 * i) : 0));
+      tensors.set(tensor, { ...stored, bytes: new Uint8Array(values.buffer) });
+    }
+    const config = await from.open("config.json").read(0, await from.open("config.json").size());
+    const files = new Map([["model.safetensors", encodeSafetensors(tensors)], ["config.json", config]]);
+    return { name: `extracted-${name}`, base, adapter: await extractAdapter(from, memoryFolder(files), { rank: 4 }) };
   }));
 }
 

@@ -59,9 +59,15 @@ export interface Sink {
   /** Folder name or URL without credentials. */
   readonly name: string;
   /** Begins a file. Nothing has its final name before `commit()`. */
-  create(file: string): Promise<SinkFile>;
+  create(file: string, options?: NewFileOptions): Promise<SinkFile>;
   /** Where it really is: a folder and a sink with one location are one place. */
   location?(): Promise<string>;
+}
+
+/** What is known of a file before it is written. */
+export interface NewFileOptions {
+  /** The length that it will have, for the way in which it is best written; it is not checked. */
+  readonly bytes?: number;
 }
 
 /** A file being written. */

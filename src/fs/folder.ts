@@ -3,7 +3,7 @@ import { readdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
 import { FormatError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
+import type { NewFileOptions, ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
 import { createAtomicFile, isPartialOf, syncDirectory } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
@@ -64,8 +64,8 @@ class DiskFolder implements Workspace {
     return await realpath(this.#path).catch(() => this.#path);
   }
 
-  async create(file: string): Promise<SinkFile> {
-    return await createAtomicFile(this.#path, checkPlainName(file, this.name));
+  async create(file: string, options: NewFileOptions = {}): Promise<SinkFile> {
+    return await createAtomicFile(this.#path, checkPlainName(file, this.name), options);
   }
 
   async rename(from: string, to: string): Promise<void> {

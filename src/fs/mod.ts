@@ -13,4 +13,13 @@
 
 export { file } from "./file.ts";
 export { folder, type FolderOptions } from "./folder.ts";
-export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "../formats/source.ts";
+export type {
+  Folder,
+  HeldSource,
+  NewFileOptions,
+  ReadOptions,
+  Sink,
+  SinkFile,
+  Source,
+  Workspace,
+} from "../formats/source.ts";

@@ -33,6 +33,10 @@ export interface AssembleParts {
   readonly fields?: ReadonlyMap<string, JsonValue>;
   /** Tokens that switch the adapter on, or null; absent where the dialect has no place for them. */
   readonly invocationTokens?: readonly number[] | null;
+  /** Full tensors by their name in the base. */
+  readonly replacements?: Adapter["replacements"];
+  /** New rows by path of the embedding. */
+  readonly tokenRows?: Adapter["tokenRows"];
   /** What reading found. */
   readonly report?: readonly ReportLine[];
   /** Caps; what is absent has its default. */
@@ -53,7 +57,7 @@ const SCALE_TOLERANCE = 2 ** -20;
  * @throws {NumericError} If a factor or an alpha is not finite.
  */
 export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
-  const { name, file, carried, invocationTokens, limits } = parts;
+  const { name, file, carried, invocationTokens, limits, replacements = new Map(), tokenRows = new Map() } = parts;
   const pairs = carried?.folded.size ? await restoreFolded(parts.pairs, carried) : parts.pairs;
   const report = [...parts.report ?? []];
   const alphas = pairs.map(({ name, a, alpha }) => ({ name, rank: a.shape[0]!, alpha }));
@@ -74,17 +78,19 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
   config ??= scaleConfig(alphas, new Map([...variants, ...tokens, ...parts.fields ?? []]), limits);
   const read = moduleReader(config, { file, maxRank: limits?.rank ?? DEFAULT_LIMITS.rank });
   const modules = new Map(pairs.map((pair) => [pair.name, read(pair)]));
-  const weights = encodeWeights(modules.values());
+  const weights = encodeWeights(modules.values(), { replacements, tokenRows });
   const { sha256, id } = await identify(weights, config);
   return new Adapter({
     name,
     config,
     modules,
     trainingState: new Map(),
+    replacements,
+    tokenRows,
     sha256,
     id,
     bytes: weights.length,
-    report: [...report, ...reportAdapter(config, { modules })],
+    report: [...report, ...reportAdapter(config, { modules, replacements })],
   });
 }
 

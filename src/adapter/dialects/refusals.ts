@@ -25,7 +25,8 @@ const KINDS: readonly (readonly [RegExp, string])[] = [
 ];
 
 /** Last names of embeddings and convolutions, whose factors cannot be told from those of linear layers by their shapes. */
-const EMBEDDING = /^(?:embed_tokens|embed_in|embeddings?|tok_embeddings|token_embd|word_embeddings|wte|wpe)$/;
+const EMBEDDING =
+  /^(?:embed_tokens|embed_in|embeddings?|tok_embeddings|token_embd|(?:word|position|token_type)_embeddings|wte|wpe)$/;
 const CONVOLUTION = /^conv(?:\d*d?|_(?:in|out|shortcut|\d+))$/;
 
 /**
