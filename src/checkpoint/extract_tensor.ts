@@ -5,6 +5,7 @@
  */
 
 import type { ReportLine, TokenRows } from "../adapter/adapter.ts";
+import { clampFactors } from "../adapter/clamp.ts";
 import type { ScaledPair } from "../adapter/dialects/factor_pairs.ts";
 import { isEmbedding } from "../adapter/dialects/refusals.ts";
 import type { FloatDtype } from "../adapter/factor_values.ts";
@@ -26,6 +27,8 @@ export interface FactorOptions extends ReadOptions {
   readonly rank?: number;
   /** Share of Σ σ² that every module keeps, above 0 up to 1. */
   readonly energy?: number;
+  /** Clips U S and V at ± this quantile of their values, above 0.5 up to 1: kohya's `clamp_quantile`. */
+  readonly svdClamp?: number;
   /** Element type of the factors, rounded once; F32 if absent. */
   readonly dtype?: FloatDtype;
   /** Decides the random vectors of the decomposition; 0 if absent. */
@@ -93,7 +96,8 @@ export async function extractTensor(pair: TensorPair, options: FactorOptions): P
     const line = { module, what: `${rows.indices.length} of ${matrix.rows} rows differ`, why: ROWS_WHY, error: 0 };
     return { name, rows, line };
   }
-  const factors = { left: cut(vectors.left, kept), right: cut(vectors.right, kept) };
+  const whole = { left: cut(vectors.left, kept), right: cut(vectors.right, kept) };
+  const factors = options.svdClamp === undefined ? whole : clampFactors(whole, options.svdClamp);
   const stored = storePair(module, factors, pair, options);
   const error = Math.sqrt(await residual(matrix, storedFactors(stored, isTurned(module, isGpt2)), options) / energy);
   const what = `rank ${kept} of ${Math.min(matrix.rows, matrix.columns)}`;
