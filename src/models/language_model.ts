@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { CacheDtype } from "../backend.ts";
 import type { RowMix } from "../lora/selection.ts";
 import { AdaptedModel, type AdaptedModelParts } from "./adapted_model.ts";
 import type { CausalNetwork, NetworkPass } from "./causal_network.ts";
@@ -27,6 +28,8 @@ export interface LanguageModelParts extends AdaptedModelParts<CausalNetwork> {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values. */
+  readonly cache: CacheDtype;
 }
 
 /** New tokens for which the cache has room at first; it grows when they are more. */
@@ -38,12 +41,15 @@ export class LanguageModel extends AdaptedModel {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values of the positions that it has seen. */
+  readonly cache: CacheDtype;
 
   /** Takes a network whose parameters match the config. */
   constructor(parts: LanguageModelParts) {
     super(parts);
     this.config = parts.config;
     this.eosIds = parts.eosIds;
+    this.cache = parts.cache;
   }
 
   get #placed(): Placement<CausalNetwork> {
@@ -129,7 +135,14 @@ export class LanguageModel extends AdaptedModel {
       backend,
       network,
       pass: this.#pass(mixes, [ids], this.pauses(mixes, options.signal)),
-      cache: { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) },
+      cache: {
+        layers,
+        batch: 1,
+        kvHeads,
+        headDim,
+        capacity: ids.length + Math.min(room, FIRST_ROOM),
+        dtype: this.cache,
+      },
       live: decoders,
     });
     return new Generation({

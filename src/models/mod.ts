@@ -17,6 +17,7 @@
  * @module
  */
 
+export { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
 export { AdaptedModel } from "./adapted_model.ts";
 export type { BertConfig } from "./bert_config.ts";
