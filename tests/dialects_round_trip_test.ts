@@ -222,7 +222,7 @@ function otherKinds(): readonly Held[] {
     matrix(4, 2),
   ]]);
   return [
-    [conv, {}, ["peft", "kohya", "diffusers"]],
+    [conv, {}, ["peft", "kohya", "diffusers", "loralib"]],
     [new Map([...conv, ["mid_block.conv1.lora_magnitude_vector", matrix(1, 4, 1, 1)]]), { use_dora: true }, [
       "peft",
       "kohya",

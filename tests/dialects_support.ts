@@ -22,7 +22,7 @@ import { encodeTorch } from "../src/formats/torch_writer.ts";
 import { random } from "./values.ts";
 
 /** Heads of the llama that random adapters are for: q has 4 of 4 rows, k and v have 2. */
-export const FACTS: Required<Omit<BaseFacts, "merged">> & { readonly modules: readonly string[] } = {
+export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels">> & { readonly modules: readonly string[] } = {
   architecture: "llama",
   heads: 4,
   kvHeads: 2,
@@ -40,6 +40,12 @@ export function store(dtype: string, rows: number, columns: number, value: () =>
   if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
   if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
+}
+
+/** A matrix of small whole numbers, of which every product and sum is exact. */
+export function whole(rows: number, columns: number, seed: number, dtype = "F32"): StoredTensor {
+  const next = random(seed);
+  return store(dtype, rows, columns, () => Math.round(next() * 4));
 }
 
 /** Files of a PEFT folder. */
@@ -202,6 +208,7 @@ export async function strip(name: string, bytes: Uint8Array): Promise<Uint8Array
   for (const [tensor, info] of tensors) stored.set(tensor, await readGgufTensor(source, info));
   const fields = Array.from(metadata, ([key, value]): [string, GgufField] => {
     if (typeof value === "string") return [key, { type: "string", value }];
+    if (Array.isArray(value)) return [key, { type: "u32s", value }];
     return [key, { type: key.endsWith(".alpha") ? "f32" : "u32", value: value as number }];
   });
   return encodeGguf(new Map(fields.filter(([key]) => !/peft_config|^lowrank/.test(key))), stored);

@@ -22,7 +22,7 @@ const HELP =
 carries what it takes to come back with every bit and scale, where that tool passes over it.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
-                    [--rank R] [--merged NAME=1,0,1]… [--split LAYERS]… [--join LAYERS]…
+                    [--rank R] [--merged NAME=1,0,1]… [--kernel NAME=3]… [--split LAYERS]… [--join LAYERS]…
                     [--plain] [--initial ADAPTER] [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
@@ -38,6 +38,7 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
                     the rank: reads the weights of --base
   --initial ADAPTER the same for any such initialisation, by the adapter as it was before training
   --merged NAME=…   layers of loralib's MergedLinear, by the end of their paths: which of their slices are adapted
+  --kernel NAME=K   kernel_size of loralib's convolutions, by the end of their paths; --base tells it too
   --split LAYERS    takes fused layers apart: "flux", or such as "*.qkv_proj=*.q_proj,*.k_proj,*.v_proj"; by the heads
                     of --base, or in equal parts
   --join LAYERS     puts parts together, the other way round
@@ -55,6 +56,7 @@ const OPTIONS = {
   plain: { type: "boolean", default: false },
   initial: { type: "string" },
   merged: { type: "string", multiple: true, default: [] as string[] },
+  kernel: { type: "string", multiple: true, default: [] as string[] },
   split: { type: "string", multiple: true, default: [] as string[] },
   join: { type: "string", multiple: true, default: [] as string[] },
   "allow-loss": { type: "boolean", default: false },
@@ -80,11 +82,17 @@ async function openAdapter(path: string): Promise<Folder | Source> {
   return /^https?:\/\//i.test(path) ? urlFolder(new URL(path)) : await modelArgument(path);
 }
 
-async function readFacts(path: string | undefined, options: ReadOptions): Promise<BaseFacts> {
-  if (path === undefined) return {};
+/** What the base tells, and what the command line does. */
+async function readFacts(
+  path: string | undefined,
+  layers: Required<Pick<BaseFacts, "merged" | "kernels">>,
+  options: ReadOptions,
+): Promise<BaseFacts> {
+  if (path === undefined) return layers;
   const base = await modelArgument(path);
   const isGguf = !("open" in base) && path.endsWith(".gguf");
-  return await readBaseFacts(isGguf ? await ggufFolder(base, options) : base, options);
+  const facts = await readBaseFacts(isGguf ? await ggufFolder(base, options) : base, options);
+  return { ...facts, ...layers, kernels: { ...facts.kernels, ...layers.kernels } };
 }
 
 function openOutput(path: string, to: Dialect): Output {
@@ -140,14 +148,14 @@ export const convert: Command = {
     const out = requiredOption(values.out, "out");
     const alpha = numberOption(values.alpha, "alpha", {});
     const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
-    const { split, join, merged } = layerOptions(values);
+    const { split, join, ...layers } = layerOptions(values);
     await checkOutput(out, to);
     const read = [path, values.base, values.initial].filter((place) => place !== undefined);
     await refuseOverwrite(out, read);
-    const facts = await readFacts(values.base, { signal });
+    const facts = await readFacts(values.base, layers, { signal });
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
-    const options = { ...facts, merged, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
+    const options = { ...facts, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
     const { dialect, adapter: found } = await readAdapter(await openAdapter(path), {
       ...options,
       ...(component !== undefined && { component }),

@@ -139,7 +139,7 @@ export interface FoldedModules {
  * Folds scales into B where a file cannot say them: ΔW = s B A = s' (s / s' B) A. Powers of two are exact.
  *
  * @param modules The modules.
- * @param scalingOf The scale s' that the file will give a module, never 0.
+ * @param scalingOf The scale s' that the file will give a module, never 0: the very number that its reader has.
  * @param reason What the file lacks, for the report.
  * @returns The modules.
  * @throws {NumericError} If a product leaves the range of 32-bit floats.
@@ -154,9 +154,8 @@ export function foldScales(
   const roundings: number[] = [];
   const written = Array.from(modules, (module) => {
     const { name, rank, loraB } = module;
-    const alpha = alphaOf(scalingOf(module), rank);
-    // What readers divide: it may be off by one in the last place of the scale.
-    const scaling = alpha / rank;
+    const scaling = scalingOf(module);
+    const alpha = alphaOf(scaling, rank);
     const factor = foldingFactor(module.scaling, scaling);
     const rounding = factor === 0 ? 0 : Math.abs(scaling * factor / module.scaling - 1);
     if (rounding > F64_ROUNDING) roundings.push(rounding);

@@ -158,7 +158,7 @@ export async function writeMlx(
   refuseTokenNorms(modules);
   const scale = sharedNumber(modules.map(({ scaling }) => scaling));
   const why = "the config of mlx-lm has one scale";
-  const folded = foldScales(modules, () => scale, { file: MLX_FILE, why });
+  const folded = foldScales(modules, ({ rank }) => alphaOf(scale, rank) / rank, { file: MLX_FILE, why });
   const tensors = new Map<string, StoredTensor>();
   for (const { name, loraA, loraB, magnitude } of folded.modules) {
     tensors.set(`${name}.lora_a`, transposeStored(loraA)).set(`${name}.lora_b`, transposeStored(loraB));
