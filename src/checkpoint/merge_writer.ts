@@ -63,7 +63,7 @@ export class MergeWriter {
     const { files, output, jobs } = this.#parts;
     await forEachOf(files, jobs, options, async (file, options) => {
       if (output.finished(file.name)) this.#skip(file);
-      else await output.write(file.name, (write) => this.#writeFile(file, write, options));
+      else await output.write(file, (write) => this.#writeFile(file, write, options));
     });
   }
 

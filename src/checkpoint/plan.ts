@@ -6,6 +6,7 @@
 
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
+import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError, NumericError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
@@ -93,13 +94,10 @@ function checkMergeable(adapter: Adapter, weight: number): void {
     throw new MismatchError(`${message}; run it unmerged`, { code: "unsupported", field: "alora_invocation_tokens" });
   }
   if (adapter.baseChange === null) return;
-  const message = `Cannot merge ${quote(adapter.name)}, whose training changed the base first (${adapter.baseChange})`;
-  throw new MismatchError(`${message}: convert it to plain LoRA, or load it with residualBase for that changed base`, {
-    code: "unsupported",
-    file: adapter.name,
-    field: adapter.baseChange === "kasa" ? "kasa_config" : "init_lora_weights",
-    found: adapter.baseChange,
-  });
+  const field = baseFieldOf(adapter.baseChange);
+  const message = `Cannot merge ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
+    `changed the base first: ${BASE_REMEDY}`;
+  throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
 }
 
 /**

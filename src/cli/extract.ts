@@ -12,19 +12,21 @@ import { printJson } from "./terminal.ts";
 
 const HELP = `Make an adapter of what differs between two checkpoints of one model, with the error of every module.
 
-Usage: lora extract --base BASE --tuned TUNED --out OUT (--rank R | --energy E) [--seed SEED] [--dtype f32|bf16|f16]
-                    [--json]
+Usage: lora extract --base BASE --tuned TUNED --out OUT (--rank R | --energy E) [--svd-clamp Q] [--seed SEED]
+                    [--dtype f32|bf16|f16] [--json]
 
   --base BASE           the model before: Hugging Face folder, or a .safetensors or .gguf file, or its URL
   --tuned TUNED         the same model after
   --out OUT             folder to write, which PEFT and lora load
   --rank R              rank of every module: the largest singular values of its difference
   --energy E            instead, or within the rank: the share of the squared singular values that each module keeps
+  --svd-clamp Q         clip the factors at their Q-quantile, such as 0.99 (none are)
   --seed SEED           of the random vectors that find them (0)
   --dtype f32|bf16|f16  type of the values written (f32)
   --json                { out, sha256, bytes, parameters, modules, report: [{ module, what, why, error }] }
 
-What differs and is no matrix of a layer, such as a norm, is left out and told.
+Norms and biases that differ are stored in full, and rows of an embedding where they are fewer values than factors. What
+has no place in an adapter, such as fused experts, is left out and told.
 `;
 
 const OPTIONS = {
@@ -33,6 +35,7 @@ const OPTIONS = {
   out: { type: "string" },
   rank: { type: "string" },
   energy: { type: "string" },
+  "svd-clamp": { type: "string" },
   seed: { type: "string" },
   dtype: { type: "string" },
   json: { type: "boolean", default: false },
@@ -49,6 +52,7 @@ export const extract: Command = {
     const options = {
       rank: numberOption(values.rank, "rank", { min: 1, whole: true }),
       energy: numberOption(values.energy, "energy", { above: 0, max: 1 }),
+      svdClamp: numberOption(values["svd-clamp"], "svd-clamp", { above: 0.5, max: 1 }),
       seed: numberOption(values.seed, "seed", { min: 0, whole: true }),
       dtype: dtypeOption(values.dtype),
     };

@@ -4,7 +4,6 @@ import type { Backend } from "../backend.ts";
 import { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 import { type LanguageModel, loadModel, MODEL_DTYPES, type ModelDtype } from "../models/mod.ts";
 import {
-  type AdapterArgument,
   adapterArguments,
   adapterMix,
   checkAdapterPath,
@@ -16,6 +15,7 @@ import {
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
+import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
 import { formatDuration, isTerminal, paint, print, printable, printJson } from "./terminal.ts";
 
@@ -25,6 +25,9 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 
   --model MODEL         Hugging Face folder, or a .gguf file
   --adapter ADAPTER     PEFT folder or URL; several are mixed, each with its weight (1 if none is given)
+  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base alone
+                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in their order
+  --residual-base       the model is the changed base that the adapters' initialisation left
   --prompt TEXT         text to continue; with --chat, what the user says
   --chat                wrap the prompt in the model's chat template
   --max-new-tokens N    stop after N tokens (128)
@@ -47,6 +50,8 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 const OPTIONS = {
   model: { type: "string" },
   adapter: { type: "string", multiple: true, default: [] as string[] },
+  initial: { type: "string", multiple: true, default: [] as string[] },
+  "residual-base": { type: "boolean", default: false },
   prompt: { type: "string", multiple: true, default: [] as string[] },
   chat: { type: "boolean", default: false },
   "max-new-tokens": { type: "string" },
@@ -64,7 +69,7 @@ const OPTIONS = {
 
 interface Request {
   readonly model: string;
-  readonly adapters: readonly AdapterArgument[];
+  readonly adapters: readonly AdapterOverBase[];
   readonly prompt: string;
   readonly json: boolean;
   readonly dtype: ModelDtype;
@@ -82,11 +87,12 @@ interface Request {
   };
 }
 
-function parseRequest(args: string[]): Request {
+async function parseRequest(args: string[]): Promise<Request> {
   const { values } = parseArgs({ args, options: OPTIONS });
   if (values.prompt.length > 1) {
     throw new UsageError(`Cannot answer ${values.prompt.length} prompts at once: one --prompt is wanted`);
   }
+  const { initial, "residual-base": residualBase } = values;
   const topK = numberOption(values["top-k"], "top-k", { min: 1, whole: true });
   const topP = numberOption(values["top-p"], "top-p", { above: 0, max: 1 });
   const minP = numberOption(values["min-p"], "min-p", { min: 0, max: 1 });
@@ -94,7 +100,7 @@ function parseRequest(args: string[]): Request {
   return {
     model: requiredOption(values.model, "model"),
     prompt: requiredOption(values.prompt[0], "prompt"),
-    adapters: adapterArguments(values.adapter),
+    adapters: await overBase(adapterArguments(values.adapter), { initial, residualBase }),
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",
     cache: choiceOption(values.cache, "cache", CACHE_DTYPES) ?? "f32",
@@ -149,7 +155,10 @@ async function load(request: Request, backend: Backend | undefined, signal: Abor
   const options = { dtype, cache, threads, signal, onProgress, ...(backend && { backend }) };
   const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
-    for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
+    for (const { name, source, initial, residualBase } of request.adapters) {
+      const base = { ...(initial && { initial }), ...(residualBase && { residualBase }) };
+      await model.loadAdapter(name, source, { ...base, signal });
+    }
     return model;
   } catch (error) {
     model.dispose();
@@ -161,7 +170,7 @@ async function load(request: Request, backend: Backend | undefined, signal: Abor
 export const generate: Command = {
   help: HELP,
   async run(args, signal) {
-    const request = parseRequest(args);
+    const request = await parseRequest(args);
     for (const adapter of request.adapters) await checkAdapterPath(adapter);
     const start = performance.now();
     const backend = await openDevice(request.device, request.threads);

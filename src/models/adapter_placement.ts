@@ -6,6 +6,7 @@
 
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
 import { checkAgainst } from "../adapter/match.ts";
+import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
@@ -46,9 +47,10 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
 
 function checkPlaces(layers: ModelLayers, adapter: Adapter): void {
   if (adapter.baseChange !== null) {
-    const message = `Cannot run ${quote(adapter.name)}: its training changed the base ("${adapter.baseChange}"), ` +
-      "expected an adapter over the base as it is; convert it to plain LoRA";
-    throw new MismatchError(message, { file: adapter.name, field: "init_lora_weights", found: adapter.baseChange });
+    const field = baseFieldOf(adapter.baseChange);
+    const message = `Cannot run ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
+      `changed the base first: ${BASE_REMEDY}`;
+    throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
   }
   checkAgainst(adapter, shapesFor(layers, adapter));
   for (const { name, kind } of adapter.modules.values()) {

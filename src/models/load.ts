@@ -134,10 +134,11 @@ async function loadParts<Network extends PlacedNetwork>(
       throw error;
     }
   };
+  const readWeight = (module: string, options: ReadOptions) => checkpoint.read(tensorOf(`${module}.weight`), options);
   const placement = await place(loading);
   try {
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    return { placement, place, tokenizer: await openTokenizer(folder, loading) };
+    return { placement, place, readWeight, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
     placement.dispose();
     throw error;

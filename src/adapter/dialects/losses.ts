@@ -13,6 +13,8 @@ export interface Holds {
   readonly kinds?: readonly LoraKind[];
   /** Parts of modules. */
   readonly parts?: readonly ("magnitude" | "loraBias")[];
+  /** Whether it can hold the tokens that switch an adapter on. */
+  readonly invocationTokens?: boolean;
 }
 
 /** What is written of an adapter. */
@@ -33,12 +35,13 @@ interface Loss {
   readonly what: string;
 }
 
+const INVOCATION = "alora_invocation_tokens";
 /** Fields of the config that are not what they were when their tensors are left out. */
 const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
   ["bias", "none"],
   ["modules_to_save", null],
   ["trainable_token_indices", null],
-  ["alora_invocation_tokens", null],
+  [INVOCATION, null],
   ["ensure_weight_tying", false],
   ["target_parameters", null],
 ]);
@@ -55,7 +58,7 @@ const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
  */
 export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false }: WriteDialectOptions): Held {
   refuseChangedBase(adapter, holds);
-  const losses = adapterLosses(adapter);
+  const losses = adapterLosses(adapter, holds);
   const modules: LoraModule[] = [];
   for (const module of adapter.modules.values()) {
     const { held, lost } = reduceModule(module, holds);
@@ -64,8 +67,9 @@ export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false 
   }
   if (losses.length === 0) return { modules, config: adapter.config, report: [] };
   if (!allowLoss || modules.length === 0) throw refuseLoss(adapter, losses, holds);
-  const raw = new Map([...adapter.config.raw].map(([field, value]) => [field, CLEARED.get(field) ?? value] as const));
-  for (const field of CLEARED.keys()) if (raw.has(field)) raw.set(field, CLEARED.get(field)!);
+  const raw = new Map(adapter.config.raw);
+  for (const [field, value] of CLEARED) if (raw.has(field)) raw.set(field, value);
+  if (holds.invocationTokens) raw.set(INVOCATION, adapter.config.raw.get(INVOCATION) ?? null);
   raw.set("use_dora", modules.some(({ magnitude }) => magnitude));
   raw.set("lora_bias", modules.some(({ loraBias }) => loraBias));
   const report = Array.from(Map.groupBy(losses, ({ what }) => what), ([what, names]): ReportLine => ({
@@ -89,12 +93,12 @@ function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: H
   });
 }
 
-function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter): Loss[] {
+function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter, holds: Holds): Loss[] {
   const losses: Loss[] = [];
   for (const name of replacements.keys()) losses.push({ name, what: "full tensors are" });
   for (const name of tokenRows.keys()) losses.push({ name, what: "tables of new token rows are" });
-  if (invocationTokens !== null) {
-    losses.push({ name: "alora_invocation_tokens", what: "lists of invocation tokens are" });
+  if (invocationTokens !== null && !holds.invocationTokens) {
+    losses.push({ name: INVOCATION, what: "lists of invocation tokens are" });
   }
   if (config.ensureWeightTying) losses.push({ name: "ensure_weight_tying", what: "ties of embedding and head are" });
   return losses;

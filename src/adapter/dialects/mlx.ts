@@ -18,20 +18,18 @@ import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
 import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
-import { type CarriedConfig, carryConfig, readCarried } from "./carried.ts";
+import { carryConfig, carryRoundings, CONFIG_KEY, readCarried } from "./carried.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { type FoldedModules, foldScales } from "./fold.ts";
 import { requireHeld } from "./losses.ts";
 import { transposeStored } from "./matrix_bytes.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
-import { alphaOf, commonest } from "./scale_config.ts";
+import { alphaOf, commonest, sharedNumber } from "./scale_config.ts";
 import { readTensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
 export const MLX_FILE = "adapters.safetensors";
-/** Key of the config with PEFT's, which mlx-lm does not know. */
-const CONFIG_KEY = "peft_config";
 const DEFAULT_SCALE = 20;
 const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
 
@@ -70,7 +68,7 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
     name: folder.name,
     file: file.name,
     pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphaOf(config.scale, pair.a.shape[0]!) })),
-    carried: config.carried,
+    carried: readCarried(config.peft, { file: CONFIG_FILE, metadata: file.metadata, limits }),
     fields: config.fields,
     report: config.report,
     limits,
@@ -95,7 +93,8 @@ function requireBytes(stored: StoredTensor, tensor: string, file: string): Store
 
 interface MlxConfig {
   readonly scale: number;
-  readonly carried: CarriedConfig | null;
+  /** PEFT's config, which mlx-lm does not know. */
+  readonly peft: JsonValue | undefined;
   readonly fields: ReadonlyMap<string, JsonValue>;
   readonly report: readonly ReportLine[];
 }
@@ -114,7 +113,7 @@ async function readConfig(folder: Folder, options: ReadDialectOptions): Promise<
   const dropout = parameters.get("dropout");
   return {
     ...readScale(parameters),
-    carried: readCarried(config.get(CONFIG_KEY), CONFIG_FILE, limits),
+    peft: config.get(CONFIG_KEY),
     fields: new Map<string, JsonValue>([["use_dora", kind === "dora"], ["lora_dropout", dropout ?? 0]]),
   };
 }
@@ -139,8 +138,9 @@ function refuseConfig(field: string, found: JsonValue, expected: string): Format
 }
 
 /**
- * Writes a folder that mlx-lm loads. The factors are transposed; where the scales of modules differ, they go into b and
- * the scale is 1: exact for powers of two, else rounded once to F32 and reported.
+ * Writes a folder that mlx-lm loads. The factors are transposed; the scale is the one that suits most modules, and what it
+ * leaves of the others' goes into b: exact for powers of two, else rounded once to F32 and reported. What the rounding
+ * took is in the header of the tensors, so that {@linkcode readMlx} gives every bit again.
  *
  * @param adapter LoRA of linear layers and embeddings, or DoRA of linear layers.
  * @param sink Where the files go.
@@ -156,19 +156,18 @@ export async function writeMlx(
   const held = requireHeld(adapter, { dialect: "mlx", kinds: ["linear", "embedding"], parts: ["magnitude"] }, options);
   const { modules } = held;
   refuseTokenNorms(modules);
-  const [first] = modules;
-  const scale = modules.every(({ scaling }) => scaling === first?.scaling) ? first?.scaling ?? 1 : 1;
+  const scale = sharedNumber(modules.map(({ scaling }) => scaling));
   const why = "the config of mlx-lm has one scale";
-  const folded = foldScales(modules, () => scale, { file: MLX_FILE, why });
+  const folded = foldScales(modules, ({ rank }) => alphaOf(scale, rank) / rank, { file: MLX_FILE, why });
   const tensors = new Map<string, StoredTensor>();
   for (const { name, loraA, loraB, magnitude } of folded.modules) {
     tensors.set(`${name}.lora_a`, transposeStored(loraA)).set(`${name}.lora_b`, transposeStored(loraB));
     if (magnitude) tensors.set(`${name}.m`, magnitude);
   }
-  const config = mlxConfig(folded, scale, held.config);
+  const config = await mlxConfig(folded, scale, held.config);
   const text = stringifyJson(config, { indent: 4, sortKeys: true });
   const files = new Map([
-    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"]]))],
+    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"], ...carryRoundings(folded)]))],
     [CONFIG_FILE, new TextEncoder().encode(text)],
   ]);
   await writeFiles(sink, files, options);
@@ -186,7 +185,11 @@ function refuseTokenNorms(modules: readonly LoraModule[]): void {
   });
 }
 
-function mlxConfig(folded: FoldedModules, scale: number, config: LoraConfig): Map<string, JsonValue> {
+async function mlxConfig(
+  folded: FoldedModules,
+  scale: number,
+  config: LoraConfig,
+): Promise<Map<string, JsonValue>> {
   const { modules } = folded;
   const names = modules.map(({ name }) => name);
   const layers = names.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
@@ -201,7 +204,7 @@ function mlxConfig(folded: FoldedModules, scale: number, config: LoraConfig): Ma
     ["fine_tune_type", config.useDora ? "dora" : "lora"],
     ["num_layers", Math.max(1, ...layers)],
     ["lora_parameters", parameters],
-    [CONFIG_KEY, carryConfig(config, folded)],
+    [CONFIG_KEY, await carryConfig(config, folded)],
   ]);
 }
 
