@@ -82,6 +82,12 @@ export interface SinkFile {
   sha256?(): Promise<string>;
 }
 
+/** A lock that is held. */
+export interface FolderLock {
+  /** Gives it back. */
+  release(): Promise<void>;
+}
+
 /** A folder on whose files a later run can build. */
 export interface Workspace extends Folder, Sink {
   /** The names of all files, sorted. */
@@ -90,6 +96,12 @@ export interface Workspace extends Folder, Sink {
   rename(from: string, to: string): Promise<void>;
   /** Removes a file and every unfinished write of it; absent is as good. */
   remove(file: string): Promise<void>;
+  /**
+   * Keeps others from working in the folder until it is released; a process that dies releases its locks.
+   *
+   * @throws {IntegrityError} If another one has the lock of that name.
+   */
+  lock?(name: string): Promise<FolderLock>;
   /** sha256, in hexadecimal, of a file. */
   sha256(file: string, options?: ReadOptions): Promise<string>;
 }

@@ -3,10 +3,11 @@ import { readdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
 import { FormatError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { NewFileOptions, ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
+import type { FolderLock, NewFileOptions, ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
 import { createAtomicFile, isPartialOf, syncDirectory } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
+import { lockFolder } from "./lock.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
 
 /** Options of {@linkcode folder}. */
@@ -89,6 +90,10 @@ class DiskFolder implements Workspace {
       const refusal = fileError("remove", join(this.#path, file), file, error);
       if (!(refusal instanceof MismatchError)) throw refusal;
     }
+  }
+
+  async lock(name: string): Promise<FolderLock> {
+    return await lockFolder(this.#path, checkPlainName(name, this.name));
   }
 
   async sha256(file: string, options: ReadOptions = {}): Promise<string> {

@@ -15,6 +15,7 @@ export { file } from "./file.ts";
 export { folder, type FolderOptions } from "./folder.ts";
 export type {
   Folder,
+  FolderLock,
   HeldSource,
   NewFileOptions,
   ReadOptions,
