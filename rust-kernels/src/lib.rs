@@ -15,6 +15,7 @@ compile_error!("build for wasm32-unknown-unknown (scripts/build_kernels.sh)");
 
 mod activations;
 mod blocks;
+mod cache;
 mod dequantize;
 
 mod halves;

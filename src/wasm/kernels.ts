@@ -89,7 +89,9 @@ export interface Kernels {
   readonly rope: Kernel;
   /** (cache, x, batch, length, capacity, dim, past). */
   readonly append: Kernel;
-  /** (y, q, keys, values, length, capacity, heads, kvHeads, dim, past, window, from, count, scratch): some heads. */
+  /** (cache, x, batch, length, capacity, heads, dim, past, dtype): into a cache of f16 or int8. */
+  readonly append_rounded: Kernel;
+  /** (y, q, keys, values, length, capacity, heads, kvHeads, dim, past, window, dtype, from, count, scratch): some heads. */
   readonly attention: Kernel;
   /** (length, past, heads, kvHeads, dim). */
   readonly attention_scratch: Measure;

@@ -201,10 +201,10 @@ function attentionKernels(
   return {
     attention_scratch: (...sizes) => forAll(kernels.attention_scratch(...sizes)),
     attention(...values) {
-      const [, , , , length = 0, , heads = 0, kvHeads = 0, dim = 0, past = 0, , , total = 0] = values;
-      const scratch = [13, kernels.attention_scratch(length, past, heads, kvHeads, dim)] as const;
+      const [, , , , length = 0, , heads = 0, kvHeads = 0, dim = 0, past = 0, , , , total = 0] = values;
+      const scratch = [14, kernels.attention_scratch(length, past, heads, kvHeads, dim)] as const;
       const work = total * dim * (past + length) * Math.max(4 * length, 2 * FLOP_PER_BYTE);
-      share("attention", values, { counted: 12, total, unit: 1, steps: [[11, 1]], work, scratch });
+      share("attention", values, { counted: 13, total, unit: 1, steps: [[12, 1]], work, scratch });
     },
   };
 }
