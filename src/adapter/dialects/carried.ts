@@ -23,7 +23,7 @@ import { type FloatDtype, isFloatTensor } from "../factor_values.ts";
 import type { AdapterLimits } from "../limits.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { scaleReader, scalingOf } from "../lora_module.ts";
-import type { ScaledPair } from "./factor_pairs.ts";
+import { rankOf, type ScaledPair } from "./factor_pairs.ts";
 import { type FoldedModules, foldingFactor, isProduct, unfoldFactor } from "./fold.ts";
 import { applyRounding, encodeRounding } from "./rounding.ts";
 import { alphaOf } from "./scale_config.ts";
@@ -157,7 +157,7 @@ export async function restoreFolded(
   const restored: ScaledPair[] = [];
   for (const pair of pairs) {
     const mark = folded.get(pair.name);
-    const rank = pair.a.shape[0]!;
+    const rank = rankOf(pair);
     const scaling = scalingOf(config, scaleOf(pair.name).alpha, rank);
     const b = mark ? await restoreB(pair.b, foldingFactor(scaling, pair.alpha / rank), mark) : pair.b;
     if (!b) return pairs;
