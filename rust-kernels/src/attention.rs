@@ -117,18 +117,18 @@ pub unsafe extern "C" fn attention(
         let own = side * block + skipped * stride;
         let (keys, values) = (rows(keys.add(own)), rows(values.add(own)));
         let head = Head { q: q.add(at), y: y.add(at), keys, values, past: past - skipped, ..all };
-        if length < MANY {
-            stream(&head, here, scratch, scratch.add(tile_floats(dim)));
-        } else {
-            all_blocks(head, here, scratch);
-        }
+        attend(head, here, scratch);
         index += here;
     }
 }
 
 /// `heads` query heads of one head of the cache.
-unsafe fn all_blocks(mut head: Head, heads: usize, scratch: *mut f32) {
-    let panels = Panels::new(&head, scratch.add(tile_floats(head.dim)));
+unsafe fn attend(mut head: Head, heads: usize, scratch: *mut f32) {
+    let rest = scratch.add(tile_floats(head.dim));
+    if head.length < MANY {
+        return stream(&head, heads, scratch, rest);
+    }
+    let panels = Panels::new(&head, rest);
     panels.fill(&head, scratch);
     // a block would multiply the masked values of its last rows by 0
     let rows = if panels.are_finite(head.dim) { BLOCK } else { 1 };
