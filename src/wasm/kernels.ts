@@ -67,7 +67,7 @@ export interface Kernels {
   readonly merge: Measure;
   /** (k, totalRank, dtype). */
   readonly merge_scratch: Measure;
-  /** (dst, dstDtype, w, dtype, branches, count, n, k, scratch), row-major: 1 when all results are finite. */
+  /** (dst, dstDtype, w, dtype, branches, count, n, k, from, scratch), row-major: 0 when all results are finite. */
   readonly merge_rows: Measure;
   /** (n, k, totalRank). */
   readonly merge_rows_scratch: Measure;
