@@ -18,6 +18,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { randomNumbers } from "./merge_stress_model.ts";
 
+/** Names of what is unfinished, or there only while a merge is. */
+const UNFINISHED = /\.(partial|merged|lock)$|^merge\.state\.json$/;
 const LORA = fileURLToPath(new URL("../src/cli/main.ts", import.meta.url));
 const COPY = fileURLToPath(new URL("./merge_stress_copy.ts", import.meta.url));
 
@@ -113,7 +115,7 @@ export class FolderDigests {
   /** Reads only what is not the file (place, size, times) that it was before. */
   of(path: string): Digests {
     if (!existsSync(path)) return new Map();
-    const names = readdirSync(path).filter((name) => !/\.partial$|\.merged$|^merge\.state\.json$/.test(name));
+    const names = readdirSync(path).filter((name) => !UNFINISHED.test(name));
     return new Map(names.sort().map((name) => [name, this.#digest(join(path, name))]));
   }
 
@@ -206,7 +208,7 @@ function countKill(
 
 function checkFinished(out: string, found: Digests, wanted: Digests): void {
   assert.deepEqual(found, wanted, "the digests differ");
-  const left = readdirSync(out).filter((name) => /\.(partial|merged)$|^merge\.state\.json$/.test(name));
+  const left = readdirSync(out).filter((name) => UNFINISHED.test(name));
   assert.deepEqual(left, [], "something unfinished is left");
 }
 

@@ -86,7 +86,7 @@ test("every dialect refuses tensors that are no factors, by their names and what
     ["mlx", "model.embed_tokens.m", /a norm for every token/],
     ["mlx", `${PATH}.lora_a_scales`, /quantised/],
     ["mlx", `${PATH}.weight`, /weight of the base/],
-    ["mlx", "model.layers.0.mlp.switch_mlp.up_proj.lora_a", /fused experts/, [3, 2, 4]],
+    ["mlx", "model.layers.0.mlp.experts.up_proj.lora_a", /fused experts/, [3, 2, 4]],
     ["gguf", "blk.0.attn_q.weight.lora_a", /convolution/, [2, 4, 1, 1]],
     ["loralib", "features.conv1.lora_A", /convolution/],
     ["loralib", `${PATH}.bias`, /a bias of the base/],

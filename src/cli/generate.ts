@@ -1,6 +1,7 @@
 import { setImmediate } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
+import { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 import { type LanguageModel, loadModel, MODEL_DTYPES, type ModelDtype } from "../models/mod.ts";
 import {
   adapterArguments,
@@ -37,6 +38,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --seed N              start of the random numbers: the same seed gives the same text
   --dtype DTYPE         the weights in memory: f32, bf16, f16, f8, int8, int4, nf4, or auto: a quantized .gguf file's
                         own Q4_0, Q4_1 and Q8_0 matrices, all else bf16 (auto)
+  --cache DTYPE         the keys and values of past tokens in memory: f32, f16 (half as much) or int8 (a quarter) (f32)
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
@@ -59,6 +61,7 @@ const OPTIONS = {
   "min-p": { type: "string" },
   seed: { type: "string" },
   dtype: { type: "string" },
+  cache: { type: "string" },
   device: { type: "string" },
   threads: { type: "string" },
   json: { type: "boolean", default: false },
@@ -70,6 +73,7 @@ interface Request {
   readonly prompt: string;
   readonly json: boolean;
   readonly dtype: ModelDtype;
+  readonly cache: CacheDtype;
   readonly device: DeviceChoice;
   readonly threads: number | "auto";
   readonly sampling: {
@@ -99,6 +103,7 @@ async function parseRequest(args: string[]): Promise<Request> {
     adapters: await overBase(adapterArguments(values.adapter), { initial, residualBase }),
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",
+    cache: choiceOption(values.cache, "cache", CACHE_DTYPES) ?? "f32",
     device: choiceOption(values.device, "device", DEVICES) ?? "auto",
     threads: threadsOption(values.threads),
     sampling: {
@@ -146,7 +151,8 @@ function decodeRate(times: readonly number[]): number {
 async function load(request: Request, backend: Backend | undefined, signal: AbortSignal): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
-  const options = { dtype: request.dtype, threads: request.threads, signal, onProgress, ...(backend && { backend }) };
+  const { dtype, cache, threads } = request;
+  const options = { dtype, cache, threads, signal, onProgress, ...(backend && { backend }) };
   const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
     for (const { name, source, initial, residualBase } of request.adapters) {

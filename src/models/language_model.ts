@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { CacheDtype } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import type { RowMix } from "../lora/selection.ts";
 import { AdaptedModel, type AdaptedModelParts } from "./adapted_model.ts";
@@ -30,6 +31,8 @@ export interface LanguageModelParts extends AdaptedModelParts<CausalNetwork> {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values. */
+  readonly cache: CacheDtype;
 }
 
 /** New tokens for which the cache has room at first; it grows when they are more. */
@@ -41,12 +44,15 @@ export class LanguageModel extends AdaptedModel {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values of the positions that it has seen. */
+  readonly cache: CacheDtype;
 
   /** Takes a network whose parameters match the config. */
   constructor(parts: LanguageModelParts) {
     super(parts);
     this.config = parts.config;
     this.eosIds = parts.eosIds;
+    this.cache = parts.cache;
   }
 
   get #placed(): Placement<CausalNetwork> {
@@ -209,7 +215,8 @@ export class LanguageModel extends AdaptedModel {
 
   #cacheFor(ids: readonly number[], room: number): KvCacheOptions {
     const { layers, kvHeads, headDim } = this.config;
-    return { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) };
+    const capacity = ids.length + Math.min(room, FIRST_ROOM);
+    return { layers, batch: 1, kvHeads, headDim, capacity, dtype: this.cache };
   }
 
   /** A pass over these prompts: adapters with invocation tokens begin at the last of those. */

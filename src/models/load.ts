@@ -4,7 +4,8 @@
  * @module
  */
 
-import type { Backend } from "../backend.ts";
+import type { Backend, CacheDtype } from "../backend.ts";
+import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import type { JsonValue } from "../formats/json.ts";
@@ -34,6 +35,11 @@ export interface LoadModelOptions extends ReadOptions {
   readonly dtype?: ModelDtype;
   /** Activations stay f32 against matrices of integers: slower, and what their dequantized values would give. */
   readonly exact?: boolean;
+  /**
+   * How `generate` stores the keys and values of each position: `"f32"`, or half as much in `"f16"`, or a quarter in
+   * `"int8"`, whose rounding can change a token. The default is `"f32"`.
+   */
+  readonly cache?: CacheDtype;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
 }
@@ -64,6 +70,8 @@ const MAX_CONFIG_BYTES = 1_000_000;
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
   checkDtype(options);
+  const { cache = "f32" } = options;
+  checkCacheDtype("load a model with a cache of", cache);
   const folder = await openFolder(source, options);
   const { json, file } = await readConfig(folder, options);
   const plan = planCausal(json, file);
@@ -71,7 +79,7 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
   const parts = await loadParts(folder, plan, options);
   const eosIds = [...new Set([...ownEosIds, ...parts.tokenizer?.eosIds ?? []])];
-  return new LanguageModel({ ...parts, config, eosIds });
+  return new LanguageModel({ ...parts, config, eosIds, cache });
 }
 
 /**

@@ -17,6 +17,7 @@
  * @module
  */
 
+export { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
 export { AdaptedModel } from "./adapted_model.ts";
 export { BatchGeneration, type BatchPiece } from "./batch_generation.ts";

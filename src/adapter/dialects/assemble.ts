@@ -14,7 +14,7 @@ import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { moduleReader, scaleReader, scalingOf } from "../lora_module.ts";
 import { encodeWeights } from "../save.ts";
 import { type CarriedConfig, restoreFolded } from "./carried.ts";
-import type { ScaledPair } from "./factor_pairs.ts";
+import { rankOf, type ScaledPair } from "./factor_pairs.ts";
 import { scaleConfig } from "./scale_config.ts";
 
 /** What {@linkcode assembleAdapter} takes. */
@@ -60,7 +60,7 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
   const { name, file, carried, invocationTokens, limits, replacements = new Map(), tokenRows = new Map() } = parts;
   const pairs = carried?.folded.size ? await restoreFolded(parts.pairs, carried) : parts.pairs;
   const report = [...parts.report ?? []];
-  const alphas = pairs.map(({ name, a, alpha }) => ({ name, rank: a.shape[0]!, alpha }));
+  const alphas = pairs.map((pair) => ({ name: pair.name, rank: rankOf(pair), alpha: pair.alpha }));
   const variants = new Map<string, JsonValue>([
     ["use_dora", pairs.some(({ magnitude }) => magnitude)],
     ["lora_bias", pairs.some(({ loraBias }) => loraBias)],
@@ -72,10 +72,7 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
     report.push({ module: difference.at, what, why: "the file counts, as it does for the tools it is made for" });
     config = null;
   }
-  const tokens = new Map<string, JsonValue>(
-    invocationTokens ? [["alora_invocation_tokens", [...invocationTokens]]] : [],
-  );
-  config ??= scaleConfig(alphas, new Map([...variants, ...tokens, ...parts.fields ?? []]), limits);
+  config ??= scaleConfig(alphas, new Map([...variants, ...ownFields(pairs, parts)]), limits);
   const read = moduleReader(config, { file, maxRank: limits?.rank ?? DEFAULT_LIMITS.rank });
   const modules = new Map(pairs.map((pair) => [pair.name, read(pair)]));
   const weights = encodeWeights(modules.values(), { replacements, tokenRows });
@@ -92,6 +89,16 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
     bytes: weights.length,
     report: [...report, ...reportAdapter(config, { modules, replacements })],
   });
+}
+
+/** Keys of the config for what is told by the file. */
+function ownFields(pairs: readonly ScaledPair[], { invocationTokens, fields = new Map() }: AssembleParts) {
+  const own = new Map<string, JsonValue>(fields);
+  if (invocationTokens) own.set("alora_invocation_tokens", [...invocationTokens]);
+  const [parameters = [], modules = []] = [true, false].map((isParameter) =>
+    pairs.filter(({ place }) => (place?.isParameter ?? false) === isParameter).map(({ name }) => name)
+  );
+  return parameters.length === 0 ? own : own.set("target_modules", modules).set("target_parameters", parameters);
 }
 
 interface FileFacts {

@@ -37,6 +37,7 @@ interface Loss {
 }
 
 const INVOCATION = "alora_invocation_tokens";
+const PARAMETERS = "target_parameters";
 /** Fields of the config that are not what they were when their tensors are left out. */
 const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
   ["bias", "none"],
@@ -44,7 +45,7 @@ const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
   ["trainable_token_indices", null],
   [INVOCATION, null],
   ["ensure_weight_tying", false],
-  ["target_parameters", null],
+  [PARAMETERS, null],
 ]);
 
 /**
@@ -69,8 +70,8 @@ export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false 
   if (losses.length === 0) return { modules, config: adapter.config, report: [] };
   if (!allowLoss || modules.length === 0) throw refuseLoss(adapter, losses, holds);
   const raw = new Map(adapter.config.raw);
-  for (const [field, value] of CLEARED) if (raw.has(field)) raw.set(field, value);
-  if (holds.invocationTokens) raw.set(INVOCATION, adapter.config.raw.get(INVOCATION) ?? null);
+  const kept = [holds.invocationTokens ? INVOCATION : null, holds.kinds?.includes("experts") ? PARAMETERS : null];
+  for (const [field, value] of CLEARED) if (raw.has(field) && !kept.includes(field)) raw.set(field, value);
   raw.set("use_dora", modules.some(({ magnitude }) => magnitude));
   raw.set("lora_bias", modules.some(({ loraBias }) => loraBias));
   const report = Array.from(Map.groupBy(losses, ({ what }) => what), ([what, names]): ReportLine => ({
