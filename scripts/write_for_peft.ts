@@ -12,6 +12,7 @@ import { combineAdapters, resizeAdapter } from "../src/adapter/combine.ts";
 import { type BaseModule, createAdapter, type CreateAdapterOptions } from "../src/adapter/create.ts";
 import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
 import { DIALECTS, readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
+import type { Dialect } from "../src/adapter/dialects/options.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { toPlainLora } from "../src/adapter/to_plain.ts";
@@ -22,6 +23,7 @@ import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { folder } from "../src/fs/mod.ts";
+import { foreign } from "../tests/dialects_support.ts";
 
 interface Case {
   readonly name: string;
@@ -162,17 +164,29 @@ async function extractedCases(): Promise<Case[]> {
   }));
 }
 
-/** What comes back from other dialects. */
+/** What comes back from other dialects, with what the files carry for that and, marked "alone", without. */
 async function convertedCases(): Promise<Case[]> {
   const cases: Case[] = [];
-  const facts = await readBaseFacts(folder(join(FIXTURES, LLAMA)));
-  for (const name of ["llama-patterns", "llama-dora-rslora", "llama-bf16"]) {
+  const others = DIALECTS.filter((dialect) => dialect !== "peft");
+  const tables = ["gguf", "mlx", "loralib"] as const;
+  const converted: readonly (readonly [name: string, base: string, dialects: readonly Dialect[]])[] = [
+    ["llama-patterns", LLAMA, others],
+    ["llama-dora-rslora", LLAMA, others],
+    ["llama-bf16", LLAMA, others],
+    ["llama-embedding", LLAMA, tables],
+    ["moe", "base/mixtral", ["mlx"]],
+  ];
+  for (const [name, base, dialects] of converted) {
     const adapter = await load(`${name}/adapter`);
-    for (const to of DIALECTS.filter((dialect) => dialect !== "peft")) {
+    const facts = await readBaseFacts(folder(join(FIXTURES, base)));
+    for (const to of dialects) {
       const sink = memorySink();
       await writeAdapter(adapter, to, sink, { ...facts, allowLoss: true });
-      const read = await readAdapter(memoryFolder(sink.files), { alpha: adapter.config.loraAlpha });
-      cases.push({ name: `${name}-from-${to}`, base: LLAMA, adapter: read.adapter });
+      const read = await readAdapter(memoryFolder(sink.files));
+      cases.push({ name: `${name}-from-${to}`, base, adapter: read.adapter });
+      if (!tables.some((table) => table === to)) continue;
+      const alone = await readAdapter(await foreign(sink.files), { alpha: adapter.config.loraAlpha });
+      cases.push({ name: `${name}-from-${to}-alone`, base, adapter: alone.adapter });
     }
   }
   return cases;

@@ -161,6 +161,14 @@ test("convolutions without their kernel, or with one that loralib does not compu
   for (const kernel of [4, [3], [3, 3, 3], [3, 1], 0, [], [1.5, 1.5]]) {
     await assert.rejects(read({ conv1: kernel }), { name: "MismatchError" }, `${kernel}`);
   }
+  const { adapter: named } = await readAdapter(
+    memorySource(
+      "a.safetensors",
+      encodeSafetensors(new Map([["c.lora_A", whole(2, 3, 1)], ["c.lora_B", whole(4, 2, 2)]])),
+    ),
+    { alpha: 2, kernels: { c: [1] } },
+  );
+  assert.deepEqual(named.modules.get("c")!.loraA.shape, [2, 3, 1], "a name that is no convolution's");
   for (const kernel of [[3], [3, 3, 3], [3, 1]]) {
     const area = kernel.reduce((a, b) => a * b);
     const a = { ...whole(1, 2 * area, 1), shape: [1, 2, ...kernel] };

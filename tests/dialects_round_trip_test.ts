@@ -83,7 +83,7 @@ test("what other tools read of these files is the same to the rounding of a 32-b
       const difference = deltaError(read, adapter);
       assert(error === 0 ? difference < 1e-15 : difference < 6e-8, `${to} ${difference}, ${error}`);
     });
-    await fc.assert(property, { numRuns: 50, seed: 7 });
+    await fc.assert(property, { numRuns: 30, seed: 7 });
   }
 });
 
@@ -109,7 +109,7 @@ test("a file that was changed since means what it says, whatever it carries", as
       const difference = deltaError(read, other.adapter);
       assert(difference < 1.2e-7, `${to} ${difference}`);
     });
-    await fc.assert(property, { numRuns: 50, seed: 8 });
+    await fc.assert(property, { numRuns: 30, seed: 8 });
   }
 });
 
@@ -156,12 +156,13 @@ test("what is no rounding of a file's B is passed over", async () => {
   await writeAdapter(adapter, "loralib", sink, { file: "lora.safetensors", alpha: 3 });
   const source = memorySource("lora.safetensors", sink.files.get("lora.safetensors")!);
   const { metadata } = await readSafetensorsHeader(source);
-  const [key] = [...metadata.keys()].filter((key) => key.startsWith("lowrank.rounding."));
-  assert(key !== undefined);
+  const roundings: Record<string, string> = JSON.parse(metadata.get("lowrank.rounding")!);
+  const [[module, rounding]] = Object.entries(roundings) as [[string, string]];
   const folded = (await readAdapter(await foreign(sink.files), { alpha: 3 })).adapter;
   assertSame((await readAdapter(source)).adapter, adapter, "as it is");
-  for (const text of ["", "!", "AAAA", metadata.get(key)!.slice(0, 4), btoa("\xff".repeat(400))]) {
-    const file = encodeSafetensors(await tensorsOf(source), new Map(metadata).set(key, text));
+  for (const text of ["", "!", "AAAA", rounding.slice(0, 4), btoa("\xff".repeat(400))]) {
+    const carried = new Map(metadata).set("lowrank.rounding", JSON.stringify({ ...roundings, [module]: text }));
+    const file = encodeSafetensors(await tensorsOf(source), carried);
     const { adapter: read } = await readAdapter(memorySource("lora.safetensors", file));
     assertSame(read, folded, text);
   }

@@ -4,7 +4,7 @@
  *
  * ```text
  * scaling_folded_into_lora_B  in the config: { module: { dtype, sha256 } } of B as it was
- * lowrank.rounding.<module>   beside it: see rounding.ts, in base64; absent where division alone gives B again
+ * lowrank.rounding            beside it: { module: text }, see rounding.ts, in base64; none where division gives B again
  * ```
  *
  * Nothing of it changes what a file means. B is restored where it has that digest, and gives the B of the file again, bit
@@ -60,7 +60,7 @@ export interface CarryingFile {
 export const CONFIG_KEY = "peft_config";
 /** Key beside those of PEFT, which ignores it. */
 const FOLDED_KEY = "scaling_folded_into_lora_B";
-const ROUNDING_KEY = "lowrank.rounding.";
+const ROUNDING_KEY = "lowrank.rounding";
 
 /**
  * Makes the config that a file carries.
@@ -82,19 +82,25 @@ export async function carryConfig(config: LoraConfig, { folded }: FoldedModules)
  * Makes the metadata that a file carries beside the config.
  *
  * @param folded What was folded.
- * @returns A text for each module of whose B rounding took something, by key.
+ * @returns A text by key, where rounding took something.
  */
 export function carryRoundings({ modules, folded }: FoldedModules): ReadonlyMap<string, string> {
-  const texts = new Map<string, string>();
+  const texts = new Map<string, JsonValue>();
   for (const { name, loraB: product } of modules) {
     const original = folded.get(name);
     if (!original) continue;
     const { loraB, factor } = original;
     const quotient = unfoldFactor(product, { factor, dtype: loraB.dtype as FloatDtype });
     const rounding = quotient && encodeRounding(loraB, quotient);
-    if (rounding) texts.set(ROUNDING_KEY + name, encodeBase64(rounding));
+    if (rounding) texts.set(name, encodeBase64(rounding));
   }
-  return texts;
+  return texts.size === 0 ? new Map() : new Map([[ROUNDING_KEY, stringifyJson(texts)]]);
+}
+
+function readRoundings({ file, metadata }: CarryingFile): ReadonlyMap<string, JsonValue> {
+  const text = metadata.get(ROUNDING_KEY);
+  const json = typeof text === "string" ? parseJson(text, { file: `${ROUNDING_KEY} of ${file}`, maxDepth: 1 }) : null;
+  return json instanceof Map ? json : new Map();
 }
 
 /**
@@ -122,7 +128,8 @@ export async function carryTexts(
  * @returns The config, or null.
  * @throws {FormatError} If it is none, or asks for what is not computed.
  */
-export function readCarried(carried: unknown, { file, metadata, limits }: CarryingFile): CarriedConfig | null {
+export function readCarried(carried: unknown, from: CarryingFile): CarriedConfig | null {
+  const { file, limits } = from;
   const name = `${CONFIG_KEY} of ${file}`;
   const json = typeof carried === "string"
     ? parseJson(carried, { file: name, maxDepth: 16, keepNumberText: true })
@@ -132,10 +139,11 @@ export function readCarried(carried: unknown, { file, metadata, limits }: Carryi
   const marks = raw.get(FOLDED_KEY);
   raw.delete(FOLDED_KEY);
   const folded = new Map<string, FoldedMark>();
+  const roundings = readRoundings(from);
   for (const [module, mark] of marks instanceof Map ? marks : []) {
     const [dtype, digest] = mark instanceof Map ? [mark.get("dtype"), mark.get("sha256")] : [];
     if (typeof dtype !== "string" || !isFloatTensor({ dtype }) || typeof digest !== "string") continue;
-    const text = metadata.get(ROUNDING_KEY + module);
+    const text = roundings.get(module);
     const rounding = typeof text === "string" ? decodeBase64(text) : null;
     folded.set(module, { dtype: dtype as FloatDtype, digest, rounding });
   }

@@ -59,7 +59,7 @@ export async function readLoralib(source: Source, options: ReadDialectOptions = 
     layers.set(path, { ...layers.get(path), [part === "A" ? "a" : "b"]: stored });
   }
   const hints = hintsOf(file, options);
-  const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true, conv: true } });
+  const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true, conv: "any name" } });
   const times = new Map<string, number>();
   for (const [path, factors] of layers) {
     const plain = plainFactors(path, factors, { ...hints, file: file.name });

@@ -69,8 +69,8 @@ export function refuseKind(tensor: string, file: string, what: string): FormatEr
 
 /** Kinds of layers beside linear ones that a dialect's factors may belong to. */
 export interface OtherKinds {
-  /** Convolutions: factors of three to five dimensions. */
-  readonly conv?: boolean;
+  /** Convolutions: factors of three to five dimensions; those of three by their names only, or by any. */
+  readonly conv?: boolean | "any name";
   /** Embeddings, which have their names only to be told by. */
   readonly embedding?: boolean;
 }
@@ -93,7 +93,8 @@ export function requireKind(
 ): void {
   const dimensions = stored.shape.length;
   const isConv = isConvolution(module);
-  if (dimensions > 2 && kinds.conv && (dimensions === 4 || isConv)) return;
+  const isTold = dimensions === 4 || isConv || kinds.conv === "any name";
+  if (dimensions > 2 && kinds.conv && isTold) return;
   if (dimensions > 3 || isConv) throw refuseKind(tensor, file, "a factor of a convolution");
   if (dimensions === 3) throw refuseKind(tensor, file, "a factor of fused experts or of a convolution");
   if (isEmbedding(module) && !kinds.embedding) throw refuseKind(tensor, file, "a factor of an embedding");
