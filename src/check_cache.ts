@@ -6,7 +6,7 @@
 
 import type { AttentionOptions, Cache, CacheDtype, CacheShape, Tensor } from "./backend.ts";
 import { CACHE_DTYPES } from "./cache.ts";
-import { blockWords, dtypeOf, PackedCache } from "./packed_cache.ts";
+import { dtypeOf, PackedCache } from "./packed_cache.ts";
 import {
   formatShape,
   refuse,
@@ -43,10 +43,8 @@ export interface AppendSizes {
   readonly heads: number;
   /** Elements of a head. */
   readonly d: number;
-  /** How the elements are to be rounded; of f32, and where x is a cache too, their words are copied. */
+  /** How the elements are stored. */
   readonly dtype: CacheDtype;
-  /** Words of a position. */
-  readonly words: number;
 }
 
 /** Checks the arguments of `append`. */
@@ -65,7 +63,7 @@ export function checkAppend(cache: Tensor | Cache, x: Tensor | Cache, past: numb
   if (past + length > capacity) {
     throw refuseValue("run append", "past + length", past + length, `at most the capacity of ${capacity}`);
   }
-  return { batch, capacity, length, heads, d, dtype, words: heads * blockWords(d, dtype) };
+  return { batch, capacity, length, heads, d, dtype };
 }
 
 function appended(x: Tensor, cache: readonly number[], [batch, dim]: readonly [number, number]): number {

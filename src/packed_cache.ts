@@ -12,7 +12,7 @@ export function blockWords(d: number, dtype: CacheDtype): number {
   return { f32: d, f16: 4 * groups, int8: 1 + 2 * groups }[dtype];
 }
 
-/** A cache of any backend: a tensor of words (batch, capacity, heads · words of a block). */
+/** A cache of any backend: a tensor of words (batch · heads, capacity, words of a block). */
 export class PackedCache implements Cache {
   /** `[batch, capacity, heads, d]`. */
   readonly shape: CacheShape;
@@ -26,7 +26,7 @@ export class PackedCache implements Cache {
     const [batch, capacity, heads, d] = shape;
     this.shape = Object.freeze([batch, capacity, heads, d] as const);
     this.dtype = dtype;
-    this.words = allocate([batch, capacity, heads * blockWords(d, dtype)]);
+    this.words = allocate([batch * heads, capacity, blockWords(d, dtype)]);
   }
 
   /** Memory held. */

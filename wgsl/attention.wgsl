@@ -1,8 +1,8 @@
 // attention: y = softmax(q kᵀ · scale) v per query and head, over the positions that the query sees (all if
 // window is the largest number).
 //   q       (batch · length, heads · dim)
-//   keys    (batch, capacity, kv_heads) blocks of dim elements
-//   values  (batch, capacity, kv_heads) blocks of dim elements
+//   keys    (batch, capacity, kv_heads · dim), or (batch, kv_heads, capacity) blocks of dim elements (BY_HEAD)
+//   values  as the keys
 //   y       (batch · length, heads · dim)
 // A workgroup computes 256 columns of one query and head, 64 positions at a time (online softmax).
 
@@ -26,6 +26,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 //@include cache
+
+override BY_HEAD: u32 = 0u;
 
 const LOWEST = -3.4e38;
 var<workgroup> scores: array<f32, 64>;
@@ -53,8 +55,10 @@ fn main(
   let position = p.past + select(row % p.length, p.length - 1u, everything);
   let first = select(0u, position + 1u - p.window, p.window > 0u && position >= p.window);
   let words = block_words(p.dim);
-  let stride = p.kv_heads * words;
-  let cache = row / p.length * p.capacity * stride + head / (p.heads / p.kv_heads) * words;
+  let stride = select(p.kv_heads * words, words, BY_HEAD == 1u);
+  let head_stride = select(words, p.capacity * words, BY_HEAD == 1u);
+  let kv_head = head / (p.heads / p.kv_heads);
+  let cache = row / p.length * p.capacity * p.kv_heads * words + kv_head * head_stride;
   let query = (row * p.heads + head) * p.dim;
   var largest = LOWEST;
   var total = 0.0;

@@ -1,6 +1,6 @@
 //! y = softmax(q kᵀ / sqrt dim) v, causal: query i of a sequence sees positions 0 to past + i, the last `window` of them
 //! if it is not 0, and all past + length positions if it is `EVERYTHING`. q and y (batch, length, heads, dim); keys and
-//! values (batch, capacity, kv_heads, dim) as `cache.rs` stores them. What is masked never touches the result.
+//! values (batch, capacity, kv_heads, dim), or as `cache.rs` stores them (`BY_HEAD`). What is masked never touches the result.
 //!
 //! From a few queries on, the keys and values of one head become panels that all its query heads share, and blocks of
 //! query rows run two tile products with a softmax between them. Fewer stream the cache (`attention_stream.rs`).
@@ -13,7 +13,7 @@ use crate::product::{product, product_in_blocks, Product, NONE};
 use crate::simd::*;
 use crate::strips::{panels_of_columns, panels_of_rows};
 use crate::tile::{Out, Term, ROWS};
-use crate::{round_up, PANEL};
+use crate::{round_up, BY_HEAD, PANEL};
 
 /// Query rows of a block: their scores stay in the second-level cache, and little of the causal triangle is wasted.
 const BLOCK: usize = 4 * ROWS;
@@ -102,8 +102,10 @@ pub unsafe extern "C" fn attention(
     if length == 0 {
         return;
     }
+    let (by_head, dtype) = (dtype & BY_HEAD != 0, dtype & !BY_HEAD);
     let (group, q_stride, block) = (heads / kv_heads, heads * dim, block_bytes(dim, dtype));
-    let rows = |first| Rows { first, stride: kv_heads * block, dim, dtype };
+    let stride = if by_head { block } else { kv_heads * block };
+    let rows = |first| Rows { first, stride, dim, dtype };
     let all = Head { q, y, keys: rows(keys), values: rows(values), q_stride, length, dim, past, window };
     let skipped = all.seen(0).0 / PANEL * PANEL;
     let (mut index, end) = (from, from + count);
@@ -111,21 +113,22 @@ pub unsafe extern "C" fn attention(
         let kv = index / group;
         let here = end.min((kv + 1) * group) - index;
         let at = index / heads * length * q_stride + index % heads * dim;
-        let own = ((kv / kv_heads * capacity + skipped) * kv_heads + kv % kv_heads) * block;
+        let side = if by_head { kv * capacity } else { kv / kv_heads * capacity * kv_heads + kv % kv_heads };
+        let own = side * block + skipped * stride;
         let (keys, values) = (rows(keys.add(own)), rows(values.add(own)));
         let head = Head { q: q.add(at), y: y.add(at), keys, values, past: past - skipped, ..all };
-        if length < MANY {
-            stream(&head, here, scratch, scratch.add(tile_floats(dim)));
-        } else {
-            all_blocks(head, here, scratch);
-        }
+        attend(head, here, scratch);
         index += here;
     }
 }
 
 /// `heads` query heads of one head of the cache.
-unsafe fn all_blocks(mut head: Head, heads: usize, scratch: *mut f32) {
-    let panels = Panels::new(&head, scratch.add(tile_floats(head.dim)));
+unsafe fn attend(mut head: Head, heads: usize, scratch: *mut f32) {
+    let rest = scratch.add(tile_floats(head.dim));
+    if head.length < MANY {
+        return stream(&head, heads, scratch, rest);
+    }
+    let panels = Panels::new(&head, rest);
     panels.fill(&head, scratch);
     // a block would multiply the masked values of its last rows by 0
     let rows = if panels.are_finite(head.dim) { BLOCK } else { 1 };

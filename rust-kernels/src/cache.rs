@@ -1,5 +1,5 @@
-//! How keys and values are stored: (batch, capacity, heads) blocks of `dim` elements, a multiple of 8 with those that pad
-//! them. A block of f16 is its halves; one of int8 is an f32 scale, the largest magnitude / 127, and its bytes. A block of
+//! How keys and values are stored: (batch, heads, capacity) blocks of `dim` elements, a multiple of 8 with those that pad
+//! them, but for f32. A block of f16 is its halves; one of int8 is an f32 scale, the largest magnitude / 127, and its bytes. A block of
 //! int8 with an element that is not finite has a scale that is not: all of it reads as NaN.
 
 use core::hint::black_box;
@@ -24,12 +24,12 @@ pub fn block_bytes(dim: usize, dtype: u32) -> usize {
     }
 }
 
-/// Rounds x (batch, length, heads, dim) to nearest even into f16 or int8 blocks, at positions past to past + length.
+/// Puts x (batch, length, heads, dim), rounded to nearest even, into the cache at positions past to past + length.
 ///
 /// # Safety
-/// The cache holds (batch, capacity, heads) blocks, and past + length <= capacity.
+/// The cache holds (batch, heads, capacity) blocks, and past + length <= capacity.
 #[no_mangle]
-pub unsafe extern "C" fn append_rounded(
+pub unsafe extern "C" fn append_heads(
     cache: *mut u8,
     x: *const f32,
     batch: usize,
@@ -41,13 +41,13 @@ pub unsafe extern "C" fn append_rounded(
     dtype: u32,
 ) {
     for block in 0..batch * length * heads {
-        let row = block / heads;
-        let position = row / length * capacity + past + row % length;
-        let to = cache.add((position * heads + block % heads) * block_bytes(dim, dtype));
-        if dtype == INT8 {
-            round_int8(to, x.add(block * dim), dim);
-        } else {
-            round_f16(to, x.add(block * dim), dim);
+        let (row, x) = (block / heads, x.add(block * dim));
+        let position = (row / length * heads + block % heads) * capacity + past + row % length;
+        let to = cache.add(position * block_bytes(dim, dtype));
+        match dtype {
+            F16 => round_f16(to, x, dim),
+            INT8 => round_int8(to, x, dim),
+            _ => core::ptr::copy_nonoverlapping(x, to as *mut f32, dim),
         }
     }
 }

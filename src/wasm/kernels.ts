@@ -89,8 +89,8 @@ export interface Kernels {
   readonly rope: Kernel;
   /** (cache, x, batch, length, capacity, dim, past). */
   readonly append: Kernel;
-  /** (cache, x, batch, length, capacity, heads, dim, past, dtype): into a cache of f16 or int8. */
-  readonly append_rounded: Kernel;
+  /** (cache, x, batch, length, capacity, heads, dim, past, dtype): into a cache, rounded. */
+  readonly append_heads: Kernel;
   /** (y, q, keys, values, length, capacity, heads, kvHeads, dim, past, window, dtype, from, count, scratch): some heads. */
   readonly attention: Kernel;
   /** (length, past, heads, kvHeads, dim). */

@@ -74,15 +74,16 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
 
   /** See `Backend.append`. */
   append(cache: Tensor | Cache, x: Tensor | Cache, past: number): void {
-    const { batch, capacity, length, heads, d, dtype, words } = checkAppend(cache, x, past);
+    const { batch, capacity, length, heads, d, dtype } = checkAppend(cache, x, past);
+    const { shape: [sequences = 0, , words = 0] } = wordsOf(cache);
     const buffers = [this.at(wordsOf(x)), this.at(wordsOf(cache))];
-    if (dtype === "f32" || x instanceof PackedCache) {
-      const size = batch * length * words;
+    if (!(cache instanceof PackedCache) || x instanceof PackedCache) {
+      const size = sequences * length * words;
       const integers = [size, length, capacity, words, past];
       return this.queue.dispatch({ shader: "append", buffers, groups: Math.ceil(size / GROUP), integers });
     }
     this.queue.dispatch({
-      shader: "append_rounded",
+      shader: "append_heads",
       constants: { CACHE: DTYPE_CODES[dtype] },
       buffers,
       groups: batch * length * heads,
@@ -98,7 +99,7 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
     const slabs = Math.ceil(d / 256);
     return this.run(q.shape, {
       shader: "attention",
-      constants: { CACHE: DTYPE_CODES[dtype] },
+      constants: { CACHE: DTYPE_CODES[dtype], BY_HEAD: keys instanceof PackedCache ? 1 : 0 },
       buffers: [this.at(q), this.at(wordsOf(keys)), this.at(wordsOf(values))],
       groups: batch * length * heads * slabs,
       integers: [length, capacity, heads, kvHeads, d, past, window, slabs],

@@ -1,6 +1,6 @@
-// append_rounded: cache (batch, capacity, heads) at positions past … past + length = blocks of x, rounded to nearest even.
+// append_heads: cache (batch, heads, capacity) at positions past … past + length = blocks of x, rounded to nearest even.
 //   x      (batch · length, heads · dim)
-//   cache  (batch, capacity, heads) blocks of f16 or int8
+//   cache  (batch, heads, capacity) blocks of f32, f16 or int8
 // A workgroup rounds one block.
 
 struct Params {
@@ -66,8 +66,14 @@ fn main(
     largest = max(largest, magnitudes[i]);
   }
   let row = group / p.heads;
-  let position = row / p.length * p.capacity + p.past + row % p.length;
-  let block = (position * p.heads + group % p.heads) * block_words(p.dim);
+  let position = (row / p.length * p.heads + group % p.heads) * p.capacity + p.past + row % p.length;
+  let block = position * block_words(p.dim);
+  if (CACHE == 0u) {
+    for (var i = t; i < p.dim; i += 64u) {
+      cache[block + i] = x[start + i];
+    }
+    return;
+  }
   if (CACHE == F16) {
     for (var i = 2u * t; i < p.dim; i += 128u) {
       cache[block + i / 2u] = half_of(bits_at(start, i)) | (half_of(bits_at(start, i + 1u)) << 16u);
