@@ -26,30 +26,33 @@ interface Room {
 }
 
 /** Rooms that all others stand on. */
-const GROUND = ["backend", "backend_info", "errors", "shape", "weight"];
+const GROUND = ["backend", "backend_info", "cache", "errors", "packed_cache", "shape", "weight"];
 
 /** The floor plan of src: a room is a folder, or a file that lies in src itself. It has no cycle, so src has none. */
 const ROOMS: Readonly<Record<string, Room>> = {
   backend: { imports: [] },
   backend_info: { imports: [] },
+  cache: { imports: [] },
   errors: { imports: [] },
+  packed_cache: { imports: [] },
   shape: { imports: [] },
   weight: { imports: [] },
   formats: { imports: [] },
   check: { imports: [] },
+  check_cache: { imports: [] },
   check_rows: { imports: [] },
   check_sampling: { imports: [] },
   check_weight: { imports: [] },
-  wasm: { imports: ["check", "check_rows", "check_sampling", "check_weight"] },
+  wasm: { imports: ["check", "check_cache", "check_rows", "check_sampling", "check_weight"] },
   // quantizes with the kernels of wasm
-  webgpu: { imports: ["check", "check_rows", "check_sampling", "check_weight", "wasm"] },
+  webgpu: { imports: ["check", "check_cache", "check_rows", "check_sampling", "check_weight", "wasm"] },
   open: { imports: [], defers: ["wasm", "webgpu"] },
   fs: { imports: ["formats"] },
   text: { imports: ["formats"] },
   lora: { imports: ["formats"] },
   adapter: { imports: ["formats"] },
   checkpoint: { imports: ["formats", "adapter", "open"] },
-  models: { imports: ["formats", "adapter", "lora", "open"], defers: ["text"] },
+  models: { imports: ["formats", "adapter", "check_cache", "lora", "open"], defers: ["text"] },
   mod: { imports: ["formats", "adapter", "lora", "checkpoint", "open"] },
   cli: { imports: ["formats", "adapter", "lora", "checkpoint", "open", "wasm", "fs", "text", "models", "mod"] },
 };

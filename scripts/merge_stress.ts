@@ -2,10 +2,10 @@
 /**
  * `scripts/merge_stress.ts [OPTION]…`: a checkpoint larger than memory, merged in Node 24 and in Deno.
  *
- * Makes a synthetic bf16 checkpoint in shards and an adapter on all its linear layers, merges them with `lora merge`
- * and compares peak resident memory and throughput with a plain copy of the same bytes in the same engine; then kills
- * merges of a small checkpoint, and of the large one, at random moments and looks for a wrong file. Exits 1 if memory
- * or throughput misses its bound or a file is wrong.
+ * Makes a synthetic bf16 checkpoint in shards and an adapter on all its linear layers, merges them with `lora merge`,
+ * in turns with a plain copy of the same bytes in the same engine, and compares the times; then kills merges of the
+ * checkpoint, and of a small one, at random moments and looks for a wrong file. Exits 1 if peak resident memory or
+ * throughput misses its bound or a file is wrong.
  */
 import { readFileSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -14,15 +14,16 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import { findEngines } from "./engines.ts";
 import { writeStressModel } from "./merge_stress_model.ts";
-import { killMerges, runCopy, runMerge, type StressEngine } from "./merge_stress_run.ts";
+import { killMerges, runCopy, runMerge, type StressEngine, type StressRun } from "./merge_stress_run.ts";
 
 const OPTIONS = {
   gigabytes: { type: "string", default: "6" },
   shards: { type: "string", default: "4" },
   rank: { type: "string", default: "16" },
   jobs: { type: "string", default: "1" },
+  rounds: { type: "string", default: "3" },
   kills: { type: "string", default: "100" },
-  "large-kills": { type: "string", default: "5" },
+  "small-kills": { type: "string", default: "100" },
   engine: { type: "string", multiple: true, default: ["Node 24", "Deno"] as string[] },
   dir: { type: "string", default: join(tmpdir(), "lora-merge-stress") },
   keep: { type: "boolean", default: false },
@@ -48,37 +49,49 @@ async function main(): Promise<number> {
   for (const { name, path, kind, version } of engines) {
     const engine = { path, isDeno: kind === "deno" };
     say(`${name} ${version}, load ${readFileSync("/proc/loadavg", "utf8").split(" ", 1)[0]}`);
-    failures += await measure(engine, large, bytes, jobs);
-    failures += await kill(engine, small, +values.kills, jobs);
-    failures += await kill(engine, large, +values["large-kills"], jobs);
+    failures += await measure({ engine, path: large, bytes, jobs, rounds: +values.rounds });
+    failures += await kill(engine, small, +values["small-kills"], jobs);
+    failures += await kill(engine, large, +values.kills, jobs);
   }
   if (!values.keep) rmSync(values.dir, { recursive: true });
   say(failures === 0 ? "all bounds hold" : `${failures} bounds missed`);
   return failures === 0 ? 0 : 1;
 }
 
-/** The copy before and after the merge, so that what others do to the disk meanwhile shows. */
-async function measure(engine: StressEngine, path: string, bytes: number, jobs: number): Promise<number> {
+interface Measure {
+  readonly engine: StressEngine;
+  readonly path: string;
+  readonly bytes: number;
+  readonly jobs: number;
+  readonly rounds: number;
+}
+
+/** Copies and merges in turns, as others use the disk too; the median decides. */
+async function measure({ engine, path, bytes, jobs, rounds }: Measure): Promise<number> {
+  if (rounds === 0) return 0;
   const [copied, out] = [join(path, "copied"), join(path, "out")];
-  const copy = async () => {
-    const { seconds, status, stderr } = await runCopy(engine, join(path, "base"), copied);
-    rmSync(copied, { recursive: true, force: true });
-    if (status !== 0) throw new Error(stderr);
-    return seconds;
+  const [copies, merges] = [[] as StressRun[], [] as StressRun[]];
+  const keep = (runs: StressRun[], run: StressRun, path: string) => {
+    rmSync(path, { recursive: true, force: true });
+    if (run.status !== 0) throw new Error(run.stderr);
+    runs.push(run);
   };
-  const before = await copy();
-  const merge = await runMerge({ engine, path, out, weight: 1, jobs });
-  rmSync(out, { recursive: true, force: true });
-  if (merge.status !== 0) throw new Error(merge.stderr);
-  const after = await copy();
-  const ratio = Math.min(before, after) / merge.seconds;
-  say(`  copy ${rate(bytes, before)}, then ${rate(bytes, after)}; merge ${rate(bytes, merge.seconds)}`);
+  for (let round = 0; round < rounds; round++) {
+    keep(copies, await runCopy(engine, join(path, "base"), copied), copied);
+    keep(merges, await runMerge({ engine, path, out, weight: 1, jobs }), out);
+  }
+  const secondsOf = (runs: readonly StressRun[]) => runs.map(({ seconds }) => seconds).sort((a, b) => a - b);
+  const [copy, merge] = [secondsOf(copies), secondsOf(merges)];
+  const middle = (times: readonly number[]) => (times[(rounds - 1) >> 1]! + times[rounds >> 1]!) / 2;
+  const ratio = middle(copy) / middle(merge);
+  const peak = Math.max(...merges.map(({ peak }) => peak));
+  say(`  copy ${copies.map(({ seconds }) => rate(bytes, seconds)).join(", ")}`);
+  say(`  merge ${merges.map(({ seconds }) => rate(bytes, seconds)).join(", ")}`);
   say(
-    `  ${(100 * ratio).toFixed(0)} % of the faster copy (at least 60), peak ${
-      (merge.peak / 1e6).toFixed(0)
-    } MB (at most 400)`,
+    `  ${percent(ratio)} of the copy's rate by medians (at least 60), ${percent(copy[0]! / merge[0]!)} by best times`,
   );
-  return Number(ratio < LEAST_RATE) + Number(merge.peak > MAX_MEMORY);
+  say(`  peak ${(peak / 1e6).toFixed(0)} MB (at most 400)`);
+  return Number(ratio < LEAST_RATE) + Number(peak > MAX_MEMORY);
 }
 
 async function kill(engine: StressEngine, path: string, kills: number, jobs: number): Promise<number> {
@@ -86,8 +99,10 @@ async function kill(engine: StressEngine, path: string, kills: number, jobs: num
   const merge = { engine, path, out: join(path, "out"), jobs };
   try {
     const counts = await killMerges([{ ...merge, weight: 1 }, { ...merge, weight: 0.5 }], kills, 1);
+    const { killed, naming, noting, finished, resumed } = counts;
     say(
-      `  ${counts.killed} kills: no wrong file, ${counts.finished} merges finished, ${counts.resumed} of them resumed`,
+      `  ${killed} kills (${naming} while files got their names, ${noting} in the journal): no wrong file, ` +
+        `${finished} merges finished, ${resumed} of them resumed`,
     );
     return 0;
   } catch (error) {
@@ -98,6 +113,10 @@ async function kill(engine: StressEngine, path: string, kills: number, jobs: num
 
 function rate(bytes: number, seconds: number): string {
   return `${(bytes / seconds / 1e6).toFixed(0)} MB/s (${seconds.toFixed(1)} s)`;
+}
+
+function percent(ratio: number): string {
+  return `${(100 * ratio).toFixed(0)} %`;
 }
 
 function gigabytes(bytes: number): string {

@@ -19,9 +19,11 @@
  */
 
 import type { BackendInfo } from "./backend_info.ts";
+import type { Cache, CacheDtype, CacheShape } from "./cache.ts";
 import type { MatrixValues, MergeLoss, MergeRowsOptions, Weight, WeightOptions } from "./weight.ts";
 
 export type { BackendInfo, GpuInfo } from "./backend_info.ts";
+export type { Cache, CacheDtype, CacheShape } from "./cache.ts";
 export type {
   BlockDtype,
   ElementDtype,
@@ -236,13 +238,24 @@ export interface Backend extends Disposable {
    * (u cos_t − v sin_t, v cos_t + u sin_t). x (n, heads · 2h); cos and sin (n, h).
    */
   rope(x: Tensor, cos: Tensor, sin: Tensor): Tensor;
-  /** Copies x (batch · length, dim) into cache (batch, capacity, dim) at positions past … past + length. */
-  append(cache: Tensor, x: Tensor, past: number): void;
   /**
-   * softmax(q kᵀ / sqrt d) v. q (batch · length, heads · d); keys and values (batch, capacity, kvHeads · d) with
-   * past + length positions filled; query i of a sequence sees positions 0 … past + i, or all of them. Returns the shape of q.
+   * Makes a cache of keys or values without positions in it, which lives until it is disposed.
+   *
+   * @throws {TypeError} If the dtype is none of a cache's.
    */
-  attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor;
+  cache(shape: CacheShape, dtype: CacheDtype): Cache;
+  /**
+   * Copies x (batch · length, dim) into a tensor (batch, capacity, dim) at positions past … past + length, or into a
+   * cache (batch, capacity, heads, d), rounded to its dtype: dim is heads · d. All positions of another cache that
+   * differs in its capacity alone are copied bit for bit.
+   */
+  append(cache: Tensor | Cache, x: Tensor | Cache, past: number): void;
+  /**
+   * softmax(q kᵀ / sqrt d) v. q (batch · length, heads · d); keys and values (batch, capacity, kvHeads · d), or two
+   * caches of one dtype, with past + length positions filled; query i of a sequence sees positions 0 … past + i, or all
+   * of them. What it does not see changes nothing, whatever is there. Returns the shape of q.
+   */
+  attention(q: Tensor, keys: Tensor | Cache, values: Tensor | Cache, options: AttentionOptions): Tensor;
   /** silu(gate) ∘ up, with silu(x) = x / (1 + e⁻ˣ). */
   siluMul(gate: Tensor, up: Tensor): Tensor;
   /** x / 2 · (1 + erf(x / sqrt 2)), or with `"tanh"` x / 2 · (1 + tanh(sqrt(2 / π) (x + 0.044715 x³))). */

@@ -5,7 +5,6 @@
  */
 
 import type {
-  AttentionOptions,
   LinearBackwardOptions,
   LinearOptions,
   LoraBranch,
@@ -24,7 +23,6 @@ import {
   requireColumns,
   requireMatrix,
   requireShape,
-  requireWhole,
   sizeOf,
 } from "./shape.ts";
 
@@ -169,57 +167,6 @@ export function checkRope(x: Tensor, cos: Tensor, sin: Tensor): { rows: number; 
     throw refuse("run rope", "x", x.shape, `columns that are a multiple of ${2 * half}, twice the columns of cos`);
   }
   return { rows, heads: columns / (2 * half), half };
-}
-
-/** Checks the arguments of `append`. */
-export function checkAppend(
-  cache: Tensor,
-  x: Tensor,
-  past: number,
-): { batch: number; capacity: number; dim: number; length: number } {
-  const [batch = 0, capacity = 0, dim = 0] = cache.shape;
-  if (cache.shape.length !== 3) throw refuse("run append", "cache", cache.shape, "[batch, capacity, dim]");
-  const rows = requireColumns("append", "x", x, dim, `cache of shape ${formatShape(cache.shape)}`);
-  if (batch === 0 ? rows !== 0 : rows % batch !== 0) {
-    throw refuse("run append", "x", x.shape, `rows that are a multiple of the batch of ${batch}`);
-  }
-  requireWhole("append", "past", past, 0);
-  const length = batch === 0 ? 0 : rows / batch;
-  if (past + length > capacity) {
-    throw refuseValue("run append", "past + length", past + length, `at most the capacity of ${capacity}`);
-  }
-  return { batch, capacity, dim, length };
-}
-
-/** Checks the arguments of `attention`; returns the queries per sequence, the room of the cache, the width of a head. */
-export function checkAttention(
-  q: Tensor,
-  keys: Tensor,
-  values: Tensor,
-  options: AttentionOptions,
-): { length: number; capacity: number; dim: number } {
-  const { heads, kvHeads, batch, past, window = 1, causal = true } = options;
-  const operation = "attention";
-  if (!causal && options.window !== undefined) {
-    throw refuseValue("run attention", "window", window, "none if not causal");
-  }
-  for (const [field, value] of Object.entries({ kvHeads, heads, batch, window })) {
-    requireWhole(operation, field, value, 1);
-  }
-  requireWhole(operation, "past", past, 0);
-  if (heads % kvHeads !== 0) throw refuseValue("run attention", "heads", heads, `a multiple of kvHeads ${kvHeads}`);
-  const [rows, columns] = requireMatrix(operation, "q", q);
-  if (columns % heads !== 0) throw refuse("run attention", "q", q.shape, `columns that are a multiple of ${heads}`);
-  if (rows % batch !== 0) throw refuse("run attention", "q", q.shape, `rows that are a multiple of ${batch}`);
-  const dim = columns / heads;
-  const capacity = keys.shape[1] ?? 0;
-  requireShape(operation, "keys", keys, [batch, capacity, kvHeads * dim]);
-  requireShape(operation, "values", values, [batch, capacity, kvHeads * dim]);
-  const length = rows / batch;
-  if (past + length > capacity) {
-    throw refuseValue("run attention", "past + length", past + length, `at most the capacity of ${capacity}`);
-  }
-  return { length, capacity, dim };
 }
 
 /** Checks that two tensors have one shape. */

@@ -56,8 +56,12 @@ export function refuseValue(action: string, field: string, found: unknown, expec
 }
 
 /** Refuses a tensor that has not exactly this shape. */
-export function requireShape(operation: string, field: string, tensor: Tensor, expected: readonly number[]): void {
-  const { shape } = tensor;
+export function requireShape(
+  operation: string,
+  field: string,
+  { shape }: Pick<Tensor, "shape">,
+  expected: readonly number[],
+): void {
   if (shape.length !== expected.length || shape.some((length, i) => length !== expected[i])) {
     throw refuse(`run ${operation}`, field, shape, formatShape(expected));
   }

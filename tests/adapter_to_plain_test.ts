@@ -100,6 +100,21 @@ test("the residual base is the original with the initial adapter at weight −1,
   for (const [name, want] of truth(initial, adapter)) assertClose(tensors.get(name), want, name);
 });
 
+test("an embedding of pissa keeps its factors, for PEFT begins it with zero, and its scale", async () => {
+  const adapter = await adapterOf({
+    "e.lora_embedding_A": noise([2, 30], 5),
+    "e.lora_embedding_B": noise([IN, 2], 6),
+    "layers.0.q.lora_A.weight": noise([2, IN], 7),
+    "layers.0.q.lora_B.weight": noise([OUT, 2], 8),
+  }, { init_lora_weights: "pissa", use_rslora: true });
+  const plain = await toPlainLora(adapter, { weightOf });
+  const sink = memorySink();
+  await saveAdapter(plain, sink);
+  const [before, after] = [adapter.modules.get("e")!, (await loadAdapter(sink.files)).modules.get("e")!];
+  assert.deepEqual([after.loraA, after.loraB, after.rank], [before.loraA, before.loraB, 2]);
+  assert.ok(Math.abs(after.scaling - before.scaling) < 1e-12);
+});
+
 test("KaSA drops the smallest singular values of the base and adds s B diag(d) A", async () => {
   const [a, b, d] = [noise([2, IN], 5), noise([OUT, 2], 6), noise([2], 7)];
   const adapter = await adapterOf({ "q.lora_A.weight": a, "q.lora_B.weight": b, "q.lora_diag": d }, {

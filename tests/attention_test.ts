@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
-import type { AttentionOptions, Backend } from "../src/backend.ts";
+import type { AttentionOptions, Backend, Cache, CacheDtype } from "../src/backend.ts";
 import { forEachBackend } from "./backends.ts";
+import { awayFromTies, roundedToCache } from "./cache_support.ts";
 import { assertClose, assertSameBits, runGuarded } from "./compare.ts";
 import * as reference from "./reference.ts";
 import { absolute, type Matrix, matrix, scaled } from "./reference.ts";
@@ -66,6 +67,23 @@ function runOn(backend: Backend, c: Case, [q, keys, values]: readonly [Matrix, M
   return runGuarded(backend, { shape: q.shape, inputs }, () => backend.attention(...inputs, c));
 }
 
+/** The same over caches of `dtype`. */
+function runOverCaches(
+  backend: Backend,
+  { dtype, ...c }: Case & { readonly dtype: CacheDtype },
+  [q, keys, values]: readonly [Matrix, Matrix, Matrix],
+): Promise<Float32Array> {
+  const caches: Cache[] = [keys, values].map((m) => {
+    const cache = backend.cache([c.batch, c.capacity, c.kvHeads, c.d], dtype);
+    backend.append(cache, tensorOf(backend, unfilled(m, c)), 0);
+    return cache;
+  });
+  const input = tensorOf(backend, q);
+  return runGuarded(backend, { shape: q.shape, inputs: [input] }, () => {
+    return backend.attention(input, caches[0]!, caches[1]!, c);
+  });
+}
+
 function randomOperands(next: () => number, c: Case): [q: Matrix, keys: Matrix, values: Matrix] {
   const cache = () => randomMatrix(next, c.batch * c.capacity, c.kvHeads * c.d);
   return [randomMatrix(next, c.batch * c.length, c.heads * c.d, { scale: c.magnitude }), cache(), cache()];
@@ -82,6 +100,49 @@ forEachBackend("attention() is the causal softmax(q kᵀ / sqrt d) v of every he
     assertClose(await runOn(backend, c, [q, keys, values]), want, { k, scale, label: JSON.stringify(c) });
   }
 });
+
+forEachBackend("attention() over caches of f16 and int8 is that of their rounded elements", async (backend) => {
+  const next = random(5);
+  for (const dtype of ["f32", "f16", "int8"] as const) {
+    for (const c of CASES.filter(({ magnitude }) => magnitude === 1)) {
+      const [q, ...caches] = randomOperands(next, c);
+      const given = caches.map((m) => dtype === "int8" ? awayFromTies(m, c.d) : m) as [Matrix, Matrix];
+      const [keys, values] = given.map((m) => roundedToCache(m, dtype, c.d)) as [Matrix, Matrix];
+      const scale = scaled(reference.attention(q, keys, absolute(values), c), 1 + 2 * Math.sqrt(c.d));
+      const want = reference.attention(q, keys, values, c);
+      const label = `${dtype} ${JSON.stringify(c)}`;
+      assertClose(await runOverCaches(backend, { ...c, dtype }, [q, ...given]), want, {
+        k: c.d + c.past + c.length,
+        scale,
+        label,
+      });
+    }
+  }
+});
+
+forEachBackend(
+  "attention() is the same whatever is at positions that no query or not this one sees",
+  async (backend) => {
+    const next = random(6);
+    const sizes = [{ length: 30, capacity: 31 }, { length: 2, past: 3 }, { length: 30, capacity: 30, window: 3 }];
+    for (const c of sizes.map((size) => ({ ...BASE, ...size }))) {
+      const [q, keys, values] = randomOperands(next, c);
+      const clean = await runOn(backend, c, [q, keys, values]);
+      for (const bad of [NaN, Infinity]) {
+        const at = c.past + (c.length >> 1);
+        const spoilt = (m: Matrix) => matrix(...m.shape, (row, j) => row === at ? bad : reference.at(m, row, j));
+        const got = await runOn(backend, c, [q, spoilt(keys), spoilt(values)]);
+        got.forEach((value, i) => {
+          const position = c.past + Math.floor(i / q.shape[1]);
+          const sees = position >= at && position < at + (c.window ?? Infinity);
+          const label = `${bad} at ${at}, position ${position} of ${JSON.stringify(c)}`;
+          if (sees) return assert.ok(Number.isNaN(value), label);
+          assert.ok(Math.abs(value - clean[i]!) <= 1e-6, `${label}: ${value}, not ${clean[i]}`);
+        });
+      }
+    }
+  },
+);
 
 forEachBackend("attention() of equal scores, however low, is the mean of the values", async (backend) => {
   const next = random(4);

@@ -78,6 +78,17 @@ test("lora generate --json gives the reference's greedy tokens", async () => {
   assert.deepEqual(answer.tokens, tokens);
   assert.equal(answer.promptTokens, 3);
   assert.ok(Number(answer.tokensPerSecond) > 0 && Number(answer.loadMs) > 0);
+  const half = await loraJson(
+    "generate",
+    ...options,
+    "--prompt",
+    `<|end|>${prompt}`,
+    "--dtype",
+    "f32",
+    "--cache",
+    "f16",
+  );
+  assert.deepEqual(half.tokens, tokens);
 });
 
 test("lora generate streams plain text, the same for the same seed", async () => {

@@ -52,6 +52,7 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
     [["inspect", "https://"], /Cannot read "https:\/\/": a whole URL is wanted/],
     [["generate", "--prompt", "x"], /Cannot run without --model/],
     [["generate", "--model", "m", "--prompt", "x", "--dtype", "f7"], /--dtype "f7": one of auto, f32, bf16, /],
+    [["generate", "--model", "m", "--prompt", "x", "--cache", "f8"], /--cache "f8": one of f32, f16, int8 is wanted/],
     [["generate", "--model", "m", "--prompt", "x", "--top-p", "1.5"], /--top-p "1\.5": a number above 0 up to 1/],
     [["merge", "--base", "b", "--out", "o"], /adapter/],
   ];

@@ -7,6 +7,7 @@ import { saveAdapter } from "../src/adapter/save.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { folder } from "../src/fs/mod.ts";
 import { FIXTURES, lora } from "./cli_support.ts";
+import { assertClose, at } from "./merge_support.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
 
 test("lora convert makes plain LoRA of an adapter of a changed base, by the base or by the initial adapter", async () => {
@@ -45,5 +46,41 @@ test("lora convert makes plain LoRA of an adapter of a changed base, by the base
     const kept = await lora("convert", dora, "--to", "peft", "--out", join(path, "dora"), "--plain");
     assert.equal(kept.status, 0, kept.stderr);
     assert.match(kept.stderr, /nothing of it was made plain/);
+  });
+});
+
+test("lora merge takes the initial adapter of each adapter, as its conversion would be merged", async () => {
+  await inTemporaryFolder(async (path) => {
+    const base = join(FIXTURES, "base", "llama");
+    const checkpoint = await openCheckpoint(folder(base));
+    const { modules } = await loadAdapter(folder(join(FIXTURES, "llama-plain", "adapter")));
+    const weightOf = (name: string) => checkpoint.read(`${name}.weight`);
+    const sides = {
+      modules: modules.values(),
+      targetModules: ["q_proj"],
+      r: 2,
+      init: "pissa_niter_1",
+      weightOf,
+    } as const;
+    const adapter = join(path, "pissa");
+    await saveAdapter(await createAdapter(sides), folder(adapter));
+    const merge = (...more: string[]) =>
+      lora("merge", "--base", base, "--adapter", adapter, "--out", join(path, "out"), ...more);
+    const [alone, twice, both] = await Promise.all([
+      merge(),
+      merge("--initial", adapter, "--initial", adapter),
+      merge("--initial", adapter, "--residual-base"),
+    ]);
+    assert.equal(alone!.status, 1);
+    assert.match(alone!.stderr, /init_lora_weights.*--initial INITIAL/);
+    assert.deepEqual([twice!.status, both!.status], [2, 2], twice!.stderr + both!.stderr);
+    const done = await merge("--initial", adapter, "--json");
+    assert.equal(done.status, 0, done.stderr);
+    // Before training an adapter takes what it gives: the merge is the base, to rounding.
+    const merged = await openCheckpoint(folder(join(path, "out")));
+    for (const name of modules.keys()) {
+      const [got, want] = await Promise.all([merged, checkpoint].map((from) => from.read(`${name}.weight`)));
+      assertClose(got, at(want!), name);
+    }
   });
 });

@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
-import { cpSync, readdirSync } from "node:fs";
+import { cpSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { readAdapter } from "../src/adapter/dialects/convert.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { convert } from "../src/cli/convert.ts";
 import { file, folder } from "../src/fs/mod.ts";
+import { readTorch } from "../src/formats/torch.ts";
+import { encodeTorch } from "../src/formats/torch_writer.ts";
 import { FIXTURES } from "./cli_support.ts";
 import { assertSame, deltaError } from "./dialects_support.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
@@ -62,6 +64,10 @@ test("lora convert refuses wrong words, a folder for a file, and loralib's files
     cpSync(source, join(path, "a.gguf"), { recursive: true });
     await assert.rejects(lora(source, "--to", "gguf", "--out", join(path, "a.gguf"), "--base", BASE), usage);
     await lora(source, "--to", "loralib", "--out", join(path, "lora.pt"));
+    await lora(join(path, "lora.pt"), "--to", "peft", "--out", join(path, "peft"));
+    assertSame(await loadAdapter(folder(join(path, "peft"))), await loadAdapter(folder(source)), "no alpha is needed");
+    rmSync(join(path, "peft"), { recursive: true });
+    writeFileSync(join(path, "lora.pt"), encodeTorch(await readTorch(file(join(path, "lora.pt")))));
     await assert.rejects(lora(join(path, "lora.pt"), "--to", "peft", "--out", out), { code: "alpha" });
     assert.deepEqual(readdirSync(path).sort(), ["a.gguf", "lora.pt"]);
   });

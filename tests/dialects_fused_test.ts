@@ -8,7 +8,6 @@ import { joinFused, splitFused } from "../src/adapter/dialects/fused.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import type { StoredTensor } from "../src/formats/dtype.ts";
-import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { folder } from "../src/fs/mod.ts";
 import { lora } from "./cli_support.ts";
@@ -103,23 +102,6 @@ test("Flux goes from sd-scripts to diffusers and back with every bit", async () 
   await writeAdapter(split, "diffusers", diffusers);
   const back = (await readAdapter(memoryFolder(diffusers.files))).adapter;
   assertSame(await joinFused(back, FLUX_LAYERS), original, "flux");
-});
-
-test("loralib's MergedLinear is written as it was read, and GPT-2's c_attn can be one", async () => {
-  const next = random(9);
-  const files = new Map([["c_attn.lora_A", store("F32", 4, 6, next)], ["c_attn.lora_B", store("F32", 10, 2, next)]]);
-  const merged = { c_attn: [true, false, true] };
-  const source = memoryFolder(new Map([["a.safetensors", encodeSafetensors(files)]]));
-  const { adapter } = await readAdapter(source, { alpha: 3, merged });
-  const again = memorySink();
-  await writeAdapter(adapter, "loralib", again, { file: "a.safetensors", alpha: 3, merged });
-  assert.deepEqual([...again.files.get("a.safetensors")!], [...encodeSafetensors(files)]);
-  await assert.rejects(
-    writeAdapter(adapter, "loralib", memorySink(), { alpha: 3, merged: { c_attn: [false, true, true] } }),
-    { name: "MismatchError", code: "merged-linear", tensor: "c_attn" },
-  );
-  const parts = await splitFused(adapter, [{ whole: "*c_attn", parts: ["*q", "*k", "*v"] }]);
-  assert.ok(deltaOf(parts.modules.get("k")!).every((value) => value === 0), "the slice that is not adapted");
 });
 
 test("splitFused() and joinFused() refuse what does not fit, by module", async () => {

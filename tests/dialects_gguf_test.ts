@@ -2,13 +2,15 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { test } from "node:test";
 import { inflateSync } from "node:zlib";
-import { readAdapter } from "../src/adapter/dialects/convert.ts";
+import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
 import type { ReadDialectOptions } from "../src/adapter/dialects/options.ts";
 import { recogniseDialect } from "../src/adapter/dialects/recognise.ts";
+import { readGguf } from "../src/formats/gguf.ts";
 import { toFloat32 } from "../src/formats/dtype.ts";
 import { encodeGguf, type GgufField } from "../src/formats/gguf_writer.ts";
-import { memorySource } from "../src/formats/memory.ts";
-import { store } from "./dialects_support.ts";
+import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
+import { assertSame, FACTS, foreign, peftFiles, store } from "./dialects_support.ts";
+import { random } from "./values.ts";
 
 /** Made by gguf-py 0.19 as convert_lora_to_gguf.py does: alpha 6; q in F16 and F32 of 4 heads, gate in Q8_0 and BF16. */
 const GGUF =
@@ -64,4 +66,56 @@ test("rows of k are ordered by the heads of keys, those of v not at all", async 
   const qwen = memorySource("a.gguf", encodeGguf(metadata, tensors));
   const { adapter } = await readAdapter(qwen);
   for (const { loraB } of adapter.modules.values()) assert.deepEqual(Array.from(toFloat32(loraB)), plain);
+});
+
+async function aloraFiles(more: Readonly<Record<string, unknown>> = {}, bias = false) {
+  const next = random(4);
+  const path = "base_model.model.model.layers.0.mlp.up_proj";
+  const tensors = new Map([[`${path}.lora_A.weight`, store("BF16", 2, 6, next)]]);
+  tensors.set(`${path}.lora_B.weight`, store("BF16", 5, 2, next));
+  if (bias) {
+    tensors.set("base_model.model.model.layers.0.mlp.up_proj.bias", { ...store("BF16", 1, 5, next), shape: [5] });
+  }
+  const config = { r: 2, lora_alpha: 3, target_modules: ["up_proj"], alora_invocation_tokens: [7, 128000, 0], ...more };
+  return (await readAdapter(memoryFolder(peftFiles(config, tensors)))).adapter;
+}
+
+test("the invocation tokens of aLoRA go into GGUF files as llama.cpp reads them, and come back", async () => {
+  const adapter = await aloraFiles();
+  const sink = memorySink();
+  assert.deepEqual(await writeAdapter(adapter, "gguf", sink, FACTS), []);
+  const { metadata } = await readGguf(memorySource("a.gguf", sink.files.get("adapter.gguf")!));
+  assert.deepEqual(metadata.get("adapter.alora.invocation_tokens"), [7, 128000, 0]);
+  for (const folder of [memoryFolder(sink.files), await foreign(sink.files)]) {
+    const { adapter: read } = await readAdapter(folder);
+    assertSame(read, adapter, "alora");
+    assert.deepEqual(read.invocationTokens, [7, 128000, 0]);
+  }
+  const others = memorySink();
+  const options = { ...FACTS, allowLoss: true };
+  await writeAdapter(await aloraFiles({ bias: "all" }, true), "gguf", others, options);
+  const { adapter: reduced } = await readAdapter(memoryFolder(others.files));
+  assert.deepEqual([reduced.invocationTokens, reduced.config.bias], [[7, 128000, 0], "none"]);
+});
+
+test("the tokens of a GGUF file count before those of the config in it, and are refused where they are none", async () => {
+  const sink = memorySink();
+  await writeAdapter(await aloraFiles(), "gguf", sink, FACTS);
+  const bytes = sink.files.get("adapter.gguf")!;
+  const key = new TextEncoder().encode("adapter.alora.invocation_tokens");
+  // After the key: u32 type, u32 type of the items, u64 count.
+  const at = bytes.findIndex((_, i) => key.every((byte, j) => bytes[i + j] === byte)) + key.length + 16;
+  const changed = bytes.slice();
+  changed[at] = 9;
+  const { adapter } = await readAdapter(memorySource("a.gguf", changed));
+  assert.deepEqual(adapter.invocationTokens, [9, 128000, 0]);
+  assert(adapter.report.some(({ what }) => what.includes("other alora_invocation_tokens")));
+  // The same bits as floats are no numbers of tokens.
+  changed[at - 12] = 6;
+  const refusal = { name: "FormatError", field: "adapter.alora.invocation_tokens" };
+  await assert.rejects(readAdapter(memorySource("a.gguf", changed)), refusal);
+  for (const to of ["kohya", "diffusers", "mlx", "loralib"] as const) {
+    const loss = { name: "MismatchError", code: "loss", tensor: "alora_invocation_tokens" };
+    await assert.rejects(writeAdapter(await aloraFiles(), to, memorySink(), FACTS), loss, to);
+  }
 });

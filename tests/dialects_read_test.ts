@@ -2,26 +2,18 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Adapter } from "../src/adapter/adapter.ts";
 import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
-import { recogniseDialect } from "../src/adapter/dialects/recognise.ts";
 import { encodeBf16 } from "../src/formats/bfloat16.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { encodeF16 } from "../src/formats/float16.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Source } from "../src/formats/source.ts";
-import { readTorch } from "../src/formats/torch.ts";
+import { readTorch, readTorchMetadata } from "../src/formats/torch.ts";
 import { encodeTorch } from "../src/formats/torch_writer.ts";
-import { deltaOf, peftFiles, store } from "./dialects_support.ts";
-import { random } from "./values.ts";
+import { deltaOf, peftFiles, whole } from "./dialects_support.ts";
 
 function safetensors(tensors: Readonly<Record<string, StoredTensor>>, metadata?: ReadonlyMap<string, string>): Source {
   return memorySource("lora.safetensors", encodeSafetensors(new Map(Object.entries(tensors)), metadata));
-}
-
-/** A matrix of small whole numbers, of which every product and sum is exact. */
-function whole(rows: number, columns: number, seed: number, dtype = "F32"): StoredTensor {
-  const next = random(seed);
-  return store(dtype, rows, columns, () => Math.round(next() * 4));
 }
 
 function scalar(dtype: "F32" | "F16" | "BF16", value: number, shape: readonly number[] = []): StoredTensor {
@@ -212,43 +204,28 @@ test("mlx-lm's factors are transposed and its scale is taken as it is", async ()
   await assert.rejects(readAdapter(full), { name: "FormatError", field: "fine_tune_type" });
 });
 
-test("loralib's files need an alpha, and its MergedLinear becomes one exact module", async () => {
-  const [a, b] = [whole(4, 6, 1), whole(10, 2, 2)];
-  const [plainA, plainB] = [whole(2, 6, 3), whole(7, 2, 4)];
-  const tensors = new Map([
-    ["h.0.attn.c_attn.lora_A", a],
-    ["h.0.attn.c_attn.lora_B", b],
-    ["h.0.mlp.c_fc.lora_A", plainA],
-    ["h.0.mlp.c_fc.lora_B", plainB],
-  ]);
-  const source = memorySource("lora.pt", encodeTorch(tensors));
-  assert.equal(await recogniseDialect(source), "loralib");
-  const tensor = "h.0.attn.c_attn.lora_B";
-  await assert.rejects(readAdapter(source), { name: "MismatchError", code: "alpha" });
-  await assert.rejects(readAdapter(source, { alpha: 8 }), { name: "MismatchError", code: "merged-linear", tensor });
-  const wrong = { alpha: 8, merged: { c_attn: [true, true, true] } };
-  await assert.rejects(readAdapter(source, wrong), { name: "MismatchError", code: "merged-linear", tensor });
-  const { adapter } = await readAdapter(source, { alpha: 8, merged: { c_attn: [true, false, true] } });
-  // s = 4; rows of q and v are 4 B_e A_e, those of k are 0.
-  const rows = (which: number) => {
-    const cut = (from: StoredTensor, start: number, count: number): StoredTensor => {
-      const width = from.shape[1]! * 4;
-      const bytes = from.bytes.slice(start * width, (start + count) * width);
-      return { dtype: "F32", shape: [count, from.shape[1]!], bytes };
-    };
-    return naiveDelta(4, cut(a, 2 * which, 2), cut(b, 5 * which, 5));
-  };
-  const zeros = Array.from({ length: 30 }, () => 0);
-  assert.deepEqual(deltas(adapter), {
-    "h.0.attn.c_attn": [...rows(0), ...zeros, ...rows(1)],
-    "h.0.mlp.c_fc": naiveDelta(4, plainA, plainB),
-  });
-});
-
 test("a torch file of thousands of tensors is written as readers want it", async () => {
   const tensors = new Map(Array.from({ length: 2500 }, (_, i) => [`t${i}`, scalar("F32", i)]));
   const read = await readTorch(memorySource("a.pt", encodeTorch(tensors)));
   assert.deepEqual([...read.keys()], [...tensors.keys()]);
   assert.deepEqual(toFloat32(read.get("t2499")!), Float32Array.of(2499));
   assert.equal((await readTorch(memorySource("a.pt", encodeTorch(new Map())))).size, 0);
+});
+
+test("readTorchMetadata() gives the texts of encodeTorch(), none of other files, and refuses what is no text", async () => {
+  const tensors = new Map([["w", scalar("F32", 2)]]);
+  const texts = new Map([["a", "b"], ["\u00e9", "\n"]]);
+  const bytes = encodeTorch(tensors, texts);
+  const source = memorySource("a.pt", bytes);
+  assert.deepEqual(await readTorchMetadata(source), texts);
+  assert.deepEqual(await readTorch(source), tensors);
+  assert.deepEqual(await readTorchMetadata(memorySource("a.pt", encodeTorch(tensors))), new Map());
+  await assert.rejects(readTorchMetadata(source, { maxPickleBytes: 5 }), { name: "LimitError" });
+  const length = '{"a":"b"'.length;
+  const at = new TextDecoder("latin1").decode(bytes).indexOf('{"a":"b"');
+  for (const wrong of ['{"a": 7 ', '["a","b"', "{{{{{{{{", '{"a":"\xff"']) {
+    const changed = bytes.slice();
+    for (let i = 0; i < length; i++) changed[at + i] = wrong.charCodeAt(i);
+    await assert.rejects(readTorchMetadata(memorySource("a.pt", changed)), { name: "FormatError" }, wrong);
+  }
 });

@@ -11,11 +11,18 @@ import { loadAdapter } from "../src/adapter/load.ts";
 import { encodeBf16 } from "../src/formats/bfloat16.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { encodeF16 } from "../src/formats/float16.ts";
+import { readGguf, readGgufTensor } from "../src/formats/gguf.ts";
+import { encodeGguf, type GgufField } from "../src/formats/gguf_writer.ts";
+import { memoryFolder, memorySource } from "../src/formats/memory.ts";
+import { readSafetensorsHeader, readTensor } from "../src/formats/safetensors.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
+import type { Folder, Source } from "../src/formats/source.ts";
+import { readTorch } from "../src/formats/torch.ts";
+import { encodeTorch } from "../src/formats/torch_writer.ts";
 import { random } from "./values.ts";
 
 /** Heads of the llama that random adapters are for: q has 4 of 4 rows, k and v have 2. */
-export const FACTS: Required<Omit<BaseFacts, "merged">> & { readonly modules: readonly string[] } = {
+export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels">> & { readonly modules: readonly string[] } = {
   architecture: "llama",
   heads: 4,
   kvHeads: 2,
@@ -33,6 +40,12 @@ export function store(dtype: string, rows: number, columns: number, value: () =>
   if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
   if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
+}
+
+/** A matrix of small whole numbers, of which every product and sum is exact. */
+export function whole(rows: number, columns: number, seed: number, dtype = "F32"): StoredTensor {
+  const next = random(seed);
+  return store(dtype, rows, columns, () => Math.round(next() * 4));
 }
 
 /** Files of a PEFT folder. */
@@ -56,9 +69,11 @@ export interface AdapterSpec {
   /** Its modules, with the rank or alpha that a pattern gives them. */
   readonly modules: readonly { readonly name: string; readonly rank: number | null; readonly alpha: number | null }[];
   readonly seed: number;
+  /** Zeros of both signs and subnormal numbers among the values; none if absent. */
+  readonly extremes?: boolean;
 }
 
-const ALPHAS = [0.3, 1, 2, 3, 4, 7, 8, 16, 24, 22.627416997969522, 1e-3, -2];
+const ALPHAS = [0.3, 1, 2, 3, 4, 7, 8, 16, 24, 22.627416997969522, 1e-3, -2, 0];
 
 /** Adapters of the llama: modules, ranks, alphas, patterns, rsLoRA, DoRA and element types. */
 export const ADAPTERS: fc.Arbitrary<AdapterSpec> = fc.record({
@@ -70,17 +85,25 @@ export const ADAPTERS: fc.Arbitrary<AdapterSpec> = fc.record({
   modules: fc.uniqueArray(
     fc.record({
       name: fc.constantFrom(...FACTS.modules),
-      rank: fc.option(fc.constantFrom(1, 2, 5, 7), { freq: 1 }),
-      alpha: fc.option(fc.constantFrom(...ALPHAS), { freq: 1 }),
+      rank: fc.option(fc.constantFrom(1, 2, 5, 7), { freq: 2 }),
+      alpha: fc.option(fc.constantFrom(...ALPHAS), { freq: 2 }),
     }),
     { minLength: 1, maxLength: 8, selector: ({ name }) => name },
   ),
   seed: fc.nat(0xffff),
+  extremes: fc.boolean(),
 });
 
+/** Zeros of both signs, and what gives subnormal numbers in F16, and in F32 and BF16. */
+const MAGNITUDES = [1, 1, 1, 0, 1, -0, 1, 2 ** -20, 1, 2 ** -140];
+
 /** The adapter of a spec. */
-export async function buildAdapter({ dtype, r, alpha, rslora, dora, modules, seed }: AdapterSpec): Promise<Adapter> {
-  const next = random(seed + 1);
+export async function buildAdapter(
+  { dtype, r, alpha, rslora, dora, modules, seed, extremes = false }: AdapterSpec,
+): Promise<Adapter> {
+  const uniform = random(seed + 1);
+  let at = 0;
+  const next = extremes ? () => uniform() * MAGNITUDES[at++ % MAGNITUDES.length]! : uniform;
   const tensors = new Map<string, StoredTensor>();
   for (const { name, rank } of modules) {
     const rows = ROWS[name.slice(name.lastIndexOf(".") + 1)] ?? 20;
@@ -108,7 +131,7 @@ export async function buildAdapter({ dtype, r, alpha, rslora, dora, modules, see
 /** One adapter without DoRA, by a seed. */
 export async function randomAdapter(seed: number): Promise<Adapter> {
   const [spec] = fc.sample(ADAPTERS, { seed, numRuns: 1 });
-  return await buildAdapter({ ...spec!, dora: false });
+  return await buildAdapter({ ...spec!, dora: false, extremes: false });
 }
 
 /** s B A in float64, row-major. */
@@ -154,4 +177,39 @@ export function deltaError(got: Adapter, wanted: Adapter): number {
     }
   }
   return difference === 0 ? 0 : Math.sqrt(difference / whole);
+}
+
+/** The same files without what only this package puts into them. */
+export async function foreign(files: ReadonlyMap<string, Uint8Array>): Promise<Folder> {
+  const stripped = new Map<string, Uint8Array>();
+  for (const [name, bytes] of files) stripped.set(name, await strip(name, bytes));
+  return memoryFolder(stripped);
+}
+
+/** All tensors of a safetensors file. */
+export async function tensorsOf(source: Source): Promise<Map<string, StoredTensor>> {
+  const { tensors } = await readSafetensorsHeader(source);
+  const stored = new Map<string, StoredTensor>();
+  for (const [tensor, info] of tensors) stored.set(tensor, await readTensor(source, info));
+  return stored;
+}
+
+/** One of them. */
+export async function strip(name: string, bytes: Uint8Array): Promise<Uint8Array> {
+  const source = memorySource(name, bytes);
+  if (name.endsWith(".pt")) return encodeTorch(await readTorch(source));
+  if (name.endsWith(".json")) {
+    const { peft_config: _, ...config } = JSON.parse(new TextDecoder().decode(bytes));
+    return new TextEncoder().encode(JSON.stringify(config));
+  }
+  if (!name.endsWith(".gguf")) return encodeSafetensors(await tensorsOf(source));
+  const stored = new Map<string, StoredTensor>();
+  const { metadata, tensors } = await readGguf(source);
+  for (const [tensor, info] of tensors) stored.set(tensor, await readGgufTensor(source, info));
+  const fields = Array.from(metadata, ([key, value]): [string, GgufField] => {
+    if (typeof value === "string") return [key, { type: "string", value }];
+    if (Array.isArray(value)) return [key, { type: "u32s", value }];
+    return [key, { type: key.endsWith(".alpha") ? "f32" : "u32", value: value as number }];
+  });
+  return encodeGguf(new Map(fields.filter(([key]) => !/peft_config|^lowrank/.test(key))), stored);
 }

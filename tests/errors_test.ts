@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Backend, Tensor, Weight } from "../src/backend.ts";
+import type { Backend, Cache, CacheDtype, CacheShape, Tensor, Weight } from "../src/backend.ts";
 import { NumericError, OutOfMemoryError, ShapeError } from "../src/errors.ts";
 import { forEachBackend } from "./backends.ts";
 import { matrix } from "./reference.ts";
@@ -9,18 +9,24 @@ import { weightOf } from "./values.ts";
 class Ones {
   readonly tensors: Tensor[] = [];
   readonly weights: Weight[] = [];
+  readonly caches: Cache[] = [];
   readonly backend: Backend;
   constructor(backend: Backend) {
     this.backend = backend;
   }
   dispose(): void {
-    for (const handle of [...this.tensors, ...this.weights]) handle.dispose();
+    for (const handle of [...this.tensors, ...this.weights, ...this.caches]) handle.dispose();
   }
   t(...shape: number[]): Tensor {
     const size = shape.reduce((product, length) => product * length, 1);
     const tensor = this.backend.tensor(shape, new Float32Array(size).fill(1));
     this.tensors.push(tensor);
     return tensor;
+  }
+  c(...[batch, capacity, heads, d, dtype = "int8"]: [...CacheShape, CacheDtype?]): Cache {
+    const cache = this.backend.cache([batch, capacity, heads, d], dtype);
+    this.caches.push(cache);
+    return cache;
   }
   w(rows: number, columns: number): Weight {
     const weight = weightOf(this.backend, matrix(rows, columns, () => 1));
@@ -95,6 +101,13 @@ const WRONG: readonly (readonly [string, string, (backend: Backend, ones: Ones) 
   ["append", "past + length", (b, o) => b.append(o.t(2, 5, 3), o.t(4, 3), 4)],
   ["append", "past", (b, o) => b.append(o.t(2, 5, 3), o.t(4, 3), -1)],
   ["append", "past", (b, o) => b.append(o.t(2, 5, 3), o.t(4, 3), 0.5)],
+  ["append", "heads of a cache", (b, o) => b.append(o.c(2, 5, 2, 4), o.t(2, 4), 0)],
+  ["append", "past + length of a cache", (b, o) => b.append(o.c(2, 5, 2, 4), o.t(4, 8), 4)],
+  ["append", "heads of a cache as x", (b, o) => b.append(o.c(2, 5, 2, 4), o.c(2, 5, 4, 2), 0)],
+  ["append", "capacity of a cache as x", (b, o) => b.append(o.c(2, 5, 2, 4), o.c(2, 6, 2, 4), 0)],
+  ["append", "dtype of a cache as x", (b, o) => b.append(o.c(2, 5, 2, 4), o.c(2, 5, 2, 4, "f16"), 0)],
+  ["attention", "heads of keys", (b, o) => b.attention(o.t(2, 8), o.c(2, 3, 4, 1), o.c(2, 3, 2, 2), heads)],
+  ["attention", "dtype of values", (b, o) => b.attention(o.t(2, 8), o.c(2, 3, 2, 2), o.t(2, 3, 4), heads)],
   ["attention", "columns of q", (b, o) => b.attention(o.t(2, 7), o.t(2, 3, 4), o.t(2, 3, 4), heads)],
   ["attention", "rows of q", (b, o) => b.attention(o.t(3, 8), o.t(2, 3, 4), o.t(2, 3, 4), heads)],
   ["attention", "columns of keys", (b, o) => b.attention(o.t(2, 8), o.t(2, 3, 8), o.t(2, 3, 4), heads)],

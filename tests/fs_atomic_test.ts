@@ -11,13 +11,13 @@ import { inTemporaryFolder } from "./temporary_folder.ts";
 const KILLS = 24;
 const LENGTH = 4 << 20;
 
-/** Replaces "target" again and again, every version filled with one byte value. */
-function writer(path: string): string {
+/** Replaces "target" again and again, every version filled with one byte value; `bytes` is the hint given for it. */
+function writer(path: string, bytes: number): string {
   return `
     const { folder } = await import(${JSON.stringify(new URL("../src/fs/mod.ts", import.meta.url).href)});
     const sink = folder(${JSON.stringify(path)});
     for (let version = 1;; version++) {
-      const output = await sink.create("target");
+      const output = await sink.create("target", { bytes: ${bytes} });
       const bytes = new Uint8Array(${LENGTH / 4}).fill(version);
       for (let part = 0; part < 4; part++) await output.write(bytes);
       if (version === 1) process.stdout.write("writing");
@@ -25,9 +25,9 @@ function writer(path: string): string {
     }`;
 }
 
-async function killWhileWriting(path: string, delay: number): Promise<void> {
+async function killWhileWriting(path: string, { bytes, delay }: { bytes: number; delay: number }): Promise<void> {
   const flags = "Deno" in globalThis ? ["eval"] : "Bun" in globalThis ? ["-e"] : ["--input-type=module", "-e"];
-  const code = "import process from 'node:process';" + writer(path);
+  const code = "import process from 'node:process';" + writer(path, bytes);
   const child = spawn(process.execPath, [...flags, code], { stdio: ["ignore", "pipe", "inherit"] });
   const ended = new Promise((resolve) => child.once("exit", resolve));
   await new Promise((resolve, reject) => {
@@ -44,7 +44,8 @@ test("commit() never leaves a torn file under its name when the process is kille
     writeFileSync(join(path, "target"), new Uint8Array(LENGTH));
     const versions = new Set<number>();
     for (let kill = 0; kill < KILLS; kill++) {
-      await killWhileWriting(path, (kill * 29) % 61);
+      // Every other version from a thread.
+      await killWhileWriting(path, { bytes: kill % 2 * 1e9, delay: (kill * 29) % 61 });
       const bytes = readFileSync(join(path, "target"));
       assert.equal(bytes.length, LENGTH);
       const version = bytes[0] ?? 0;

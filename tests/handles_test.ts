@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Backend, Tensor, Weight } from "../src/backend.ts";
+import type { Backend, Cache, Tensor, Weight } from "../src/backend.ts";
 import { DisposedError } from "../src/errors.ts";
 import { BACKENDS, forEachBackend } from "./backends.ts";
 import { matrix } from "./reference.ts";
@@ -10,8 +10,8 @@ type Handles = any[];
 
 interface Operation {
   readonly name: string;
-  /** Shapes of the handles; a weight's is written after a "w". */
-  readonly handles: readonly (readonly (number | "w")[])[];
+  /** Shapes of the handles; a weight's is written after a "w", an int8 cache's after a "c". */
+  readonly handles: readonly (readonly (number | "w" | "c")[])[];
   readonly run: (backend: Backend, handles: Handles) => unknown;
 }
 
@@ -59,13 +59,25 @@ const OPERATIONS: readonly Operation[] = [
     handles: [[2, 4], [1, 3, 4], [1, 3, 4]],
     run: (b, [q, keys, values]) => b.attention(q, keys, values, { heads: 2, kvHeads: 2, batch: 1, past: 1 }),
   },
+  { name: "append to a cache", handles: [["c", 1, 5, 2, 4], [2, 8]], run: (b, [cache, x]) => b.append(cache, x, 1) },
+  {
+    name: "append of a cache",
+    handles: [["c", 1, 5, 2, 4], ["c", 1, 3, 2, 4]],
+    run: (b, [cache, x]) => b.append(cache, x, 1),
+  },
+  {
+    name: "attention over caches",
+    handles: [[2, 4], ["c", 1, 3, 2, 2], ["c", 1, 3, 2, 2]],
+    run: (b, [q, keys, values]) => b.attention(q, keys, values, { heads: 2, kvHeads: 2, batch: 1, past: 1 }),
+  },
   { name: "siluMul", handles: [[3], [3]], run: (b, [gate, up]) => b.siluMul(gate, up) },
   { name: "add", handles: [[3], [3]], run: (b, [x, y]) => b.add(x, y) },
   { name: "crossEntropy", handles: [[2, 3]], run: (b, [logits]) => b.crossEntropy(logits, ids) },
 ];
 
-function make(backend: Backend, shape: readonly (number | "w")[]): Tensor | Weight {
-  const lengths = shape.filter((length) => length !== "w");
+function make(backend: Backend, shape: readonly (number | "w" | "c")[]): Tensor | Weight | Cache {
+  const lengths = shape.filter((length) => typeof length === "number");
+  if (shape[0] === "c") return backend.cache(lengths as [number, number, number, number], "int8");
   if (shape[0] === "w") return weightOf(backend, matrix(lengths[0]!, lengths[1]!, () => 1));
   return backend.tensor(lengths);
 }

@@ -202,7 +202,7 @@ test("attention() sees the past, itself and no more, within its window", () => {
       const [y, pq, pk, pv] = [memory.floats(q.length), memory.floats(q), ...cache.map((c) => memory.floats(c))];
       const scratch = memory.bytes(memory.call.attention_scratch!(length, past, heads, kvHeads, dim));
       const sizes = [length, capacity, heads, kvHeads, dim, past, window] as const;
-      memory.call.attention!(y.at, pq!.at, pk!.at, pv!.at, ...sizes, 0, batch * heads, scratch.at);
+      memory.call.attention!(y.at, pq!.at, pk!.at, pv!.at, ...sizes, 0, 0, batch * heads, scratch.at);
       assertClose(memory.read(y), attend(q, cache[0]!, cache[1]!, shape), dim + 20, `${label} ${sizes}`);
       memory.release(label);
     }

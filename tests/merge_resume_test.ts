@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { mergeCheckpoint, type MergeOptions, type MergeReport } from "../src/checkpoint/merge.ts";
@@ -50,7 +51,7 @@ async function interrupt(place: Place, weight = 1): Promise<void> {
 /** The same folder, with calls of one's own. */
 function withOwn(out: Workspace, own: Partial<Workspace>): Workspace {
   const copy: Record<string, unknown> = { name: out.name };
-  for (const name of ["create", "remove", "rename", "has", "open", "list", "sha256", "location"] as const) {
+  for (const name of ["create", "remove", "rename", "has", "open", "list", "sha256", "location", "lock"] as const) {
     copy[name] = (out[name] as (...parameters: never[]) => unknown).bind(out);
   }
   return Object.assign(copy, own) as unknown as Workspace;
@@ -149,28 +150,42 @@ test("a merge interrupted between two final names goes on there; meanwhile the f
   });
 });
 
-test("a merge whose finished file another merge took away says so, and leaves the earlier output", async () => {
+test("a merge whose finished file another program took away says so, and leaves the earlier output", async () => {
   await inPlace(async (place) => {
     await run(place, { weight: 3 });
     const before = contents(place.path);
-    let isTaken = false;
     const create = async (name: string) => {
-      if (name.startsWith("config.json") && !isTaken) {
-        isTaken = true;
-        await interrupt(place, 0.5);
-      }
+      const staged = readdirSync(place.path).find((one) => one.startsWith(SECOND) && one.endsWith(".merged"));
+      if (name.startsWith("config.json") && staged) await place.out.remove(staged);
       return await place.out.create(name);
     };
-    await assert.rejects(run({ ...place, out: withOwn(place.out, { create }) }), {
+    await assert.rejects(run({ ...place, out: withOwn(place.out, { create }) }, { weight: 0.5 }), {
       name: "IntegrityError",
       code: "changed",
-      // The first shard holds no merged tensor: it is the earlier one's, byte for byte.
       file: SECOND,
     });
     const now = contents(place.path);
     for (const [name, bytes] of before) assert.deepEqual(now.get(name), bytes, name);
     await run(place, { weight: 3 });
     assert.deepEqual(contents(place.path), before);
+  });
+});
+
+test("a merge into a folder into which another one is merging is refused, and disturbs nothing", async () => {
+  await inPlace(async (place) => {
+    const whole = await run({ ...place, out: folder(join(place.path, "whole")) });
+    const errors: unknown[] = [];
+    const create = async (name: string) => {
+      errors.push(await run(place, { weight: 0.5 }).catch((error: unknown) => error));
+      return await place.out.create(name);
+    };
+    const report = await run({ ...place, out: withOwn(place.out, { create }) });
+    for (const error of errors) {
+      assert.ok(error instanceof IntegrityError && error.code === "locked" && error.found === process.pid, `${error}`);
+    }
+    assert.deepEqual(report.digests, whole.digests);
+    assert.deepEqual(contents(place.path), contents(join(place.path, "whole")));
+    await run(place, { weight: 0.5 });
   });
 });
 

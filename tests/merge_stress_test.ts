@@ -3,7 +3,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { writeStressModel } from "../scripts/merge_stress_model.ts";
-import { digestFolder, killMerges, runMerge } from "../scripts/merge_stress_run.ts";
+import { FolderDigests, killMerges, runMerge } from "../scripts/merge_stress_run.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
 
 const KILLS = 10;
@@ -33,7 +33,7 @@ test("the memory of a merge does not grow with the checkpoint", { timeout: 60_00
         jobs: 1,
       });
       assert.equal(status, 0, stderr);
-      assert.equal(digestFolder(join(model, "out")).size, 5);
+      assert.equal(new FolderDigests().of(join(model, "out")).size, 5);
       peaks.push(peak);
     }
     // Garbage that is not yet collected differs from run to run.

@@ -123,7 +123,7 @@ test("an encoder refuses rows that do not fit, and adapters of other models", as
   assert.deepEqual((await model.forward(IDS)).shape, [2, 5]);
   assert.equal(model.config.labels!.length, 5);
   await assert.rejects(model.forward([]), ShapeError);
-  await assert.rejects(model.forward([[1, 2], [3]]), ShapeError);
+  await assert.rejects(model.forward([[1, 2], []]), ShapeError);
   await assert.rejects(model.forward([new Array(65).fill(1)]), LimitError);
   await assert.rejects(model.forward([[127]]), RangeError);
   await assert.rejects(model.loadAdapter("a", fixture("bert-plain/adapter")), MismatchError);

@@ -121,11 +121,12 @@ test("readLlamaConfig() refuses sizes that no model has, before anything is size
   }
 });
 
-test("ropeRows() rotates by position times frequency, for every sequence alike", () => {
+test("ropeRows() rotates by position times frequency, from each sequence's own place", () => {
   const frequencies = inverseFrequencies({ headDim: 4, ropeTheta: 100, ropeScaling: { type: "default" } });
   assert.deepEqual([...frequencies], [1, 0.1]);
-  const { cos, sin } = ropeRows(frequencies, { batch: 2, length: 2, past: 3 });
-  const angles = [3, 0.3, 4, 0.4, 3, 0.3, 4, 0.4];
+  const { cos, sin } = ropeRows(frequencies, { length: 2, pasts: [3, 0, 3] });
+  const angles = [3, 0.3, 4, 0.4, 0, 0, 1, 0.1, 3, 0.3, 4, 0.4];
+  assert.equal(cos.length, angles.length);
   cos.forEach((value, i) => assert.ok(Math.abs(value - Math.cos(angles[i]!)) < 1e-6));
   sin.forEach((value, i) => assert.ok(Math.abs(value - Math.sin(angles[i]!)) < 1e-6));
 });

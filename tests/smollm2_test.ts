@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import type { CacheDtype } from "../src/backend.ts";
 import type { Folder, Source } from "../src/formats/source.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { ggufFolder, type LanguageModel, loadModel } from "../src/models/mod.ts";
@@ -30,8 +31,8 @@ function readCases(): Case[] {
   return JSON.parse(readFileSync(new URL("./fixtures/smollm2/cases.json", import.meta.url), "utf8"));
 }
 
-async function load(source: Folder | Source): Promise<LanguageModel> {
-  const model = await loadModel(source, { dtype: "f32" });
+async function load(source: Folder | Source, cache: CacheDtype = "f32"): Promise<LanguageModel> {
+  const model = await loadModel(source, { dtype: "f32", cache });
   for (const name of ["emotion", "summary"]) {
     await model.loadAdapter(name, fixture(`smollm2/adapters/${name}`));
   }
@@ -53,6 +54,12 @@ test("generate() from the GGUF chooses transformers' greedy tokens for SmolLM2",
   const model = await load(file(GGUF));
   for (const { text, promptIds } of readCases()) assert.deepEqual(model.tokenizer!.encode(text), promptIds);
   await checkTokens(model, ({ text }) => text);
+  model.dispose();
+});
+
+test("generate() with a cache of f16 chooses transformers' greedy tokens for SmolLM2", OPTIONS, async () => {
+  const model = await load(file(GGUF), "f16");
+  await checkTokens(model, ({ promptIds }) => promptIds);
   model.dispose();
 });
 

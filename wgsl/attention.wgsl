@@ -1,8 +1,8 @@
 // attention: y = softmax(q kᵀ · scale) v per query and head, over the positions that the query sees (all if
 // window is the largest number).
 //   q       (batch · length, heads · dim)
-//   keys    (batch, capacity, kv_heads · dim)
-//   values  (batch, capacity, kv_heads · dim)
+//   keys    (batch, capacity, kv_heads · dim), or (batch, kv_heads, capacity) blocks of dim elements (BY_HEAD)
+//   values  as the keys
 //   y       (batch · length, heads · dim)
 // A workgroup computes 256 columns of one query and head, 64 positions at a time (online softmax).
 
@@ -21,9 +21,13 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<f32>;
-@group(0) @binding(2) var<storage, read> keys: array<f32>;
-@group(0) @binding(3) var<storage, read> values: array<f32>;
+@group(0) @binding(2) var<storage, read> keys: array<u32>;
+@group(0) @binding(3) var<storage, read> values: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+//@include cache
+
+override BY_HEAD: u32 = 0u;
 
 const LOWEST = -3.4e38;
 var<workgroup> scores: array<f32, 64>;
@@ -50,8 +54,11 @@ fn main(
   let everything = p.window == 0xffffffffu;
   let position = p.past + select(row % p.length, p.length - 1u, everything);
   let first = select(0u, position + 1u - p.window, p.window > 0u && position >= p.window);
-  let stride = p.kv_heads * p.dim;
-  let cache = row / p.length * p.capacity * stride + head / (p.heads / p.kv_heads) * p.dim;
+  let words = block_words(p.dim);
+  let stride = select(p.kv_heads * words, words, BY_HEAD == 1u);
+  let head_stride = select(words, p.capacity * words, BY_HEAD == 1u);
+  let kv_head = head / (p.heads / p.kv_heads);
+  let cache = row / p.length * p.capacity * p.kv_heads * words + kv_head * head_stride;
   let query = (row * p.heads + head) * p.dim;
   var largest = LOWEST;
   var total = 0.0;
@@ -60,8 +67,9 @@ fn main(
     var score = LOWEST;
     if (start + t <= position) {
       score = 0.0;
+      let block = cache + (start + t) * stride;
       for (var i = 0u; i < p.dim; i++) {
-        score = fma(q[query + i], keys[cache + (start + t) * stride + i], score);
+        score = fma(q[query + i], element_of(keys[block + word_of(i)], i, keys[block]), score);
       }
       score *= p.scale;
     }
@@ -84,7 +92,9 @@ fn main(
       let column = slab + j * 64u + t;
       if (column < p.dim) {
         for (var i = 0u; i < seen; i++) {
-          sums[j] = fma(weights[i], values[cache + (start + i) * stride + column], sums[j]);
+          let block = cache + (start + i) * stride;
+          let value = element_of(values[block + word_of(column)], column, values[block]);
+          sums[j] = fma(weights[i], value, sums[j]);
         }
       }
     }

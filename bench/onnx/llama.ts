@@ -28,7 +28,7 @@ export class LlamaGraph {
     this.#products = new ProductWriter(graph, format);
     graph.input("ids", "i64", [1, "length"]);
     const lengths = [graph.input("lastPosition", "i32", [1]), graph.input("positions", "i32", [1])];
-    const rows = ropeRows(inverseFrequencies(model.config), { batch: 1, length: POSITIONS, past: 0 });
+    const rows = ropeRows(inverseFrequencies(model.config), { length: POSITIONS, pasts: [0] });
     const angles = [rows.cos, rows.sin].map((values) => graph.weight("f32", [POSITIONS, headDim / 2], values));
     this.#attention = [...lengths, ...angles];
   }

@@ -15,6 +15,7 @@ compile_error!("build for wasm32-unknown-unknown (scripts/build_kernels.sh)");
 
 mod activations;
 mod blocks;
+mod cache;
 mod dequantize;
 
 mod halves;
@@ -75,6 +76,9 @@ pub const NF4: u32 = 6;
 pub const F8: u32 = 7;
 /// Added to the type of a weight of integers: activations stay f32.
 pub const EXACT: u32 = 16;
+
+/// Added to the type of a cache, whose heads lie behind each other; those of a tensor lie side by side.
+pub const BY_HEAD: u32 = 32;
 
 /// Rows of a panel, and columns of a tile.
 pub const PANEL: usize = 8;

@@ -16,7 +16,8 @@ pub extern "C" fn merge_rows_scratch(n: usize, k: usize, total_r: usize) -> usiz
     ((round_up(n, ROWS) + round_up(k, PANEL)) * total_r + ROWS * k + 8) * 4
 }
 
-/// Computes the formula above; returns 1 if every result is finite.
+/// Computes the formula above for n rows of W, which B has from row `from` on, a multiple of 8; returns 0 if every result
+/// is finite, else 1.
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_rows_scratch`; dst
@@ -31,6 +32,7 @@ pub unsafe extern "C" fn merge_rows(
     count: usize,
     n: usize,
     k: usize,
+    from: usize,
     scratch: *mut f32,
 ) -> u32 {
     let mut total = 0;
@@ -41,8 +43,9 @@ pub unsafe extern "C" fn merge_rows(
     let delta = panels.add(round_up(k, PANEL) * total);
     let mut first = 0;
     for i in 0..count {
-        lay_out(scratch, panels, &*branches.add(i), first, [n, k, total]);
-        first += (*branches.add(i)).r;
+        let Branch { a, b, r, s } = *branches.add(i);
+        lay_out(scratch, panels, &Branch { a, b: b.add(from * r), r, s }, first, [n, k, total]);
+        first += r;
     }
     let mut bad = zero();
     let mut row = 0;
@@ -56,7 +59,7 @@ pub unsafe extern "C" fn merge_rows(
         bad = v128_or(bad, round_stored(to, delta, dst_dtype, size));
         row += rows;
     }
-    !v128_any_true(bad) as u32
+    v128_any_true(bad) as u32
 }
 
 /// delta += w

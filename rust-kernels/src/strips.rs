@@ -33,13 +33,21 @@ pub unsafe fn strips_of_columns(dst: *mut f32, src: *const f32, stride: usize, d
     }
 }
 
-/// Copies the columns of src (depth, columns) with row stride `stride` into panels; what is missing of the last is zero.
+/// Copies the columns of src (count, columns) with row stride `stride` into panels of depth `depth`; what is missing of the
+/// last is zero.
 ///
 /// # Safety
-/// `dst` holds `columns` rounded up to 8 times `depth` floats.
+/// `dst` is in panels of `columns` rounded up to 8 columns, with room for `count` in each.
 #[inline(never)]
-pub unsafe fn panels_of_columns(dst: *mut f32, src: *const f32, stride: usize, depth: usize, columns: usize) {
-    for t in 0..depth {
+pub unsafe fn panels_of_columns(
+    dst: *mut f32,
+    src: *const f32,
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    for t in 0..count {
         let row = src.add(t * stride);
         let mut from = 0;
         while from < columns {

@@ -9,6 +9,7 @@ import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
+import { isClamp } from "./clamp.ts";
 import { combinedConfig, reportInputs } from "./combine_config.ts";
 import {
   type CombineMethod,
@@ -43,6 +44,11 @@ export interface CombineOptions extends ReadOptions {
   readonly rank?: number;
   /** Instead of a rank: the share of Σ σ² that every module keeps, above 0 up to 1. */
   readonly energy?: number;
+  /**
+   * For `"svd"` and `_svd`: clips U S and V at ± this quantile of their values, above 0.5 up to 1, PEFT's `svd_clamp`.
+   * Nothing is clipped if absent; the report's errors tell what it costs.
+   */
+  readonly svdClamp?: number;
   /** Share of the entries that pruning keeps, above 0 up to 1; required by the methods that prune. */
   readonly density?: number;
   /** How TIES votes over the sign of an entry: `"total"`, the default, or `"frequency"`. */
@@ -167,14 +173,15 @@ function checkAdapters(adapters: readonly WeightedAdapter[]): void {
 }
 
 function checkOptions(method: CombineMethod, options: CombineOptions): void {
-  const { rank, energy, density, majoritySign, seed = 0 } = options;
+  const { rank, energy, svdClamp, density, majoritySign, seed = 0 } = options;
   const refuse = (field: string, expected: string): RangeError => {
     const found = options[field as keyof CombineOptions];
     return new RangeError(`Cannot combine adapters by ${quote(String(method))} with ${field} ${found}: ${expected}`);
   };
   if (!isCombineMethod(method)) throw refuse("method", "expected cat, svd, linear or a method of PEFT");
-  if (!truncates(method) && rank !== undefined) throw refuse("rank", "expected none, only svd methods take one");
-  if (!truncates(method) && energy !== undefined) throw refuse("energy", "expected none, only svd methods take one");
+  const sized = (["rank", "energy", "svdClamp"] as const).find((field) => options[field] !== undefined);
+  if (!truncates(method) && sized) throw refuse(sized, "expected none, only svd methods take one");
+  if (svdClamp !== undefined && !isClamp(svdClamp)) throw refuse("svdClamp", "expected above 0.5 up to 1");
   if (rank !== undefined && energy !== undefined) throw refuse("energy", "expected it or a rank, not both");
   if (rank !== undefined && !(Number.isSafeInteger(rank) && rank >= 1)) {
     throw refuse("rank", "expected an integer from 1");

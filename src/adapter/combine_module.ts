@@ -1,6 +1,7 @@
 import { LimitError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { LoraModule } from "./adapter.ts";
+import { clampFactors } from "./clamp.ts";
 import { addScaled, firstRows, type Matrix, multiply, scale, stackRows, transpose, zeros } from "./linear_algebra.ts";
 import { type MajoritySign, mergeTensors, type PruningMethod } from "./pruning.ts";
 import { RandomStream } from "./random.ts";
@@ -33,6 +34,8 @@ export interface ModuleOptions {
   readonly rank?: number;
   /** Share of Σ σ² instead. */
   readonly energy?: number;
+  /** The quantile at which truncated factors are clipped. */
+  readonly svdClamp?: number;
   /** Share of the entries that pruning keeps. */
   readonly density?: number;
   /** How votes count. */
@@ -174,13 +177,15 @@ function mergeParts(
 function truncate(
   { sigma, left, right }: SingularVectors,
   parts: readonly ModulePart[],
-  { rank, energy }: ModuleOptions,
+  { rank, energy, svdClamp = 1 }: ModuleOptions,
   why: string,
 ): CombinedModule {
   const largest = Math.max(...parts.map(({ factors }) => factors.a.rows));
   const kept = energy === undefined ? Math.min(rank ?? largest, sigma.length) : rankOfEnergy(sigma, energy);
-  const factors = { a: firstRows(right, kept), b: firstRows(left, kept) };
-  return { factors, what: `rank ${kept} of ${sigma.length}`, why };
+  const whole = { a: firstRows(right, kept), b: firstRows(left, kept) };
+  const what = `rank ${kept} of ${sigma.length}`;
+  if (svdClamp === 1) return { factors: whole, what, why };
+  return { factors: clampFactors(whole, svdClamp), what: `${what}, clipped at the ${svdClamp}-quantile`, why };
 }
 
 /** The least rank, from 1, that keeps this share of Σ σ². */

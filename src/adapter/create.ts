@@ -1,100 +1,19 @@
 import { MismatchError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
+import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule } from "./adapter.ts";
-import { CONFIG_DEFAULTS } from "./config_defaults.ts";
+import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
+import { planAdapter, sizesOf } from "./create_plan.ts";
 import type { EvaDirections, EvaLayer } from "./eva.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { identify } from "./identity.ts";
-import type { InitName } from "./inits.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { encodeWeights } from "./save.ts";
-import { listTargets } from "./target_modules.ts";
 import { readWeight } from "./weight_matrix.ts";
 
-/** A linear layer of a base model. */
-export interface BaseModule {
-  /** Path in the model. */
-  readonly name: string;
-  /** Columns of its weight (out, in). */
-  readonly inFeatures: number;
-  /** Rows of its weight (out, in). */
-  readonly outFeatures: number;
-}
-
-/** What a new adapter is to be. Fields that are PEFT's have PEFT's meaning and defaults. */
-export interface CreateAdapterOptions {
-  /** The linear layers of the base model. */
-  readonly modules: Iterable<BaseModule>;
-  /** Names or tails of paths, one pattern of whole paths, or `"all-linear"`. */
-  readonly targetModules: readonly string[] | string;
-  /** Rank; 8 if absent. */
-  readonly r?: number;
-  /** Alpha; 8 if absent. */
-  readonly loraAlpha?: number;
-  /** Whether s = alpha / √rank; false if absent. */
-  readonly useRslora?: boolean;
-  /** Ranks by pattern of module path. */
-  readonly rankPattern?: Readonly<Record<string, number>>;
-  /** Alphas by pattern of module path. */
-  readonly alphaPattern?: Readonly<Record<string, number>>;
-  /** Modules that are not adapted in any case. */
-  readonly excludeModules?: readonly string[] | string;
-  /** Indices of the only layers that are adapted. */
-  readonly layersToTransform?: readonly number[];
-  /** Names of the model's list of layers. */
-  readonly layersPattern?: readonly string[];
-  /** Whether the base stores its weights (in, out). */
-  readonly fanInFanOut?: boolean;
-  /** Probability of dropout in training; 0 if absent. */
-  readonly loraDropout?: number;
-  /** `"CAUSAL_LM"` and the like. */
-  readonly taskType?: string;
-  /** Name of the base model, as a hint for readers. */
-  readonly baseModel?: string;
-  /** How the factors begin; true, A uniform in ±1/√in and B zero, if absent. See {@linkcode InitName}. */
-  readonly init?: true | InitName | "eva";
-  /** Whether every module has a magnitude (DoRA), which begins as ‖W + ΔW‖; false if absent. Needs `weightOf`. */
-  readonly useDora?: boolean;
-  /** Whether B has a bias, which begins as zero; false if absent. */
-  readonly loraBias?: boolean;
-  /** The weight of a module as the base stores it, for DoRA and the initialisations that begin from it. */
-  readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
-  /** Inputs (n, in) of a module, for `"eva"`. */
-  readonly inputsOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
-  /** ρ of EVA: the most that a module's rank may grow by; 2 if absent. */
-  readonly evaRho?: number;
-  /** Bits of LoftQ's base; 4 if absent. */
-  readonly loftqBits?: 4 | 8;
-  /** Iterations of LoftQ; 1 if absent. */
-  readonly loftqIterations?: number;
-  /** Is given the weight (out, in), in F32, over which a module begins, where the initialisation changes the base. */
-  readonly onBase?: (module: string, weight: StoredTensor) => void;
-  /** A whole number that decides what is random; 0 if absent. */
-  readonly seed?: number;
-  /** Name of the adapter; "adapter" if absent. */
-  readonly name?: string;
-}
-
-const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
-  ["targetModules", "target_modules"],
-  ["r", "r"],
-  ["loraAlpha", "lora_alpha"],
-  ["useRslora", "use_rslora"],
-  ["rankPattern", "rank_pattern"],
-  ["alphaPattern", "alpha_pattern"],
-  ["excludeModules", "exclude_modules"],
-  ["layersToTransform", "layers_to_transform"],
-  ["layersPattern", "layers_pattern"],
-  ["fanInFanOut", "fan_in_fan_out"],
-  ["loraDropout", "lora_dropout"],
-  ["taskType", "task_type"],
-  ["baseModel", "base_model_name_or_path"],
-  ["init", "init_lora_weights"],
-  ["useDora", "use_dora"],
-  ["loraBias", "lora_bias"],
-];
+export type { BaseModule, CreateAdapterOptions };
 
 /**
  * Creates an adapter whose training has not begun, in 32-bit floats. It changes nothing yet: its ΔW is zero, or it begins
@@ -106,7 +25,8 @@ const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
  *
  * @param options The base's layers, the fields of the config, and a seed.
  * @returns The adapter.
- * @throws {MismatchError} If the base has none of the targets, or the initialisation lacks weights or inputs.
+ * @throws {MismatchError} If the base has none of the targets, or one is of a kind that PEFT does not adapt so, or the
+ *   initialisation lacks weights or inputs.
  * @throws {FormatError} If a field has the wrong type, or a pattern uses a construct outside the subset.
  * @throws {LimitError} If a rank is above 256.
  *
@@ -131,20 +51,19 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
     throw new RangeError(`${message} from 1`);
   }
   const base = new Map([...options.modules].map((module) => [module.name, module]));
-  const asked = configOf(options, base);
-  const eva = init === "eva" ? await evaPlan(asked, base, options) : null;
+  const { config: asked, targets } = planAdapter(options, base);
+  const eva = init === "eva" ? await evaPlan(asked, targets, options) : null;
   const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
   const modules = new Map<string, LoraModule>();
   const { createModule } = await import("./create_module.ts");
-  for (const target of listTargets(config, base.keys()).modules) {
-    const { inFeatures, outFeatures } = base.get(target)!;
-    const { ranks: [rank = config.r], alpha } = scaleOf(target);
-    const sizes = { name: target, rank, alpha, scaling: scalingOf(config, alpha, rank), inFeatures, outFeatures };
-    modules.set(
-      target,
-      await createModule(sizes, config, { ...options, seed, direction: eva?.directions.get(target) }),
-    );
+  for (const target of targets) {
+    const { name } = target;
+    const direction = eva?.directions.get(name);
+    if (eva && !direction) continue;
+    const { ranks: [rank = config.r], alpha } = scaleOf(name);
+    const sizes = { ...sizesOf(target), rank, alpha, scaling: scalingOf(config, alpha, rank) };
+    modules.set(name, await createModule(sizes, config, { ...options, seed, direction }));
   }
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
@@ -155,7 +74,7 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
 /** The directions of EVA, and the ranks and alphas that come of them: alpha grows as the rank does. */
 async function evaPlan(
   asked: LoraConfig,
-  base: ReadonlyMap<string, BaseModule>,
+  targets: readonly BaseModule[],
   { inputsOf, evaRho = 2 }: CreateAdapterOptions,
 ): Promise<{ readonly config: LoraConfig; readonly directions: EvaDirections }> {
   if (!inputsOf) {
@@ -163,10 +82,15 @@ async function evaPlan(
       "Cannot create an adapter with the initialisation eva without inputs of its modules: expected inputsOf";
     throw new MismatchError(message, { field: "inputsOf", expected: "a function" });
   }
+  const other = targets.find(({ kind = "linear" }) => kind !== "linear");
+  if (other) {
+    const message = `Cannot create ${quote(other.name)}, a module of kind ${other.kind}, with init_lora_weights "eva"`;
+    const found = { tensor: other.name, field: "init_lora_weights", found: "eva", expected: "linear layers" };
+    throw new MismatchError(`${message}: expected linear layers alone`, found);
+  }
   const scaleOf = scaleReader(asked);
   const layers: EvaLayer[] = [];
-  for (const name of listTargets(asked, base.keys()).modules) {
-    const { inFeatures, outFeatures } = base.get(name)!;
+  for (const { name, inFeatures, outFeatures } of targets) {
     const inputs = await inputsOf(name);
     const sizes = { name, inFeatures, outFeatures: inputs.shape[0] ?? outFeatures };
     layers.push({ name, rank: scaleOf(name).ranks[0]!, inputs: readWeight(inputs, sizes, false).matrix });
@@ -189,37 +113,4 @@ async function evaPlan(
 function evaConfig(rho: number): JsonValue {
   const fields = { rho, tau: 0.99, use_label_mask: true, label_mask_value: -100, whiten: false };
   return new Map(Object.entries({ ...fields, adjust_scaling_factors: true }));
-}
-
-/** Makes the config as PEFT would save it: all keys, and `"all-linear"` as the names that it means. */
-function configOf(options: CreateAdapterOptions, base: ReadonlyMap<string, BaseModule>): LoraConfig {
-  const raw = new Map(CONFIG_DEFAULTS);
-  for (const [option, field] of FIELDS) {
-    if (options[option] !== undefined) raw.set(field, asJson(options[option]));
-  }
-  if (options.init === "loftq") {
-    const { loftqBits = 4, loftqIterations = 1 } = options;
-    raw.set("loftq_config", asJson({ loftq_bits: loftqBits, loftq_iter: loftqIterations }));
-  }
-  const config = readLoraConfig(raw);
-  const targets = listTargets(config, base.keys()).modules;
-  if (targets.length === 0) {
-    throw new MismatchError(
-      `Cannot create an adapter for target_modules ${
-        JSON.stringify(options.targetModules)
-      }: none of the ${base.size} ` +
-        "modules of the base matches",
-      { field: "target_modules", found: [...base.keys()], expected: options.targetModules },
-    );
-  }
-  if (typeof config.targetModules !== "string" || config.targetModules.toLowerCase() !== "all-linear") return config;
-  return readLoraConfig(raw.set("target_modules", [...targets]));
-}
-
-function asJson(value: unknown): JsonValue {
-  if (Array.isArray(value)) return value.map(asJson);
-  if (typeof value === "object" && value !== null) {
-    return new Map(Object.entries(value).map(([key, item]) => [key, asJson(item)]));
-  }
-  return value as JsonValue;
 }

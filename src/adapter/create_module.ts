@@ -2,6 +2,7 @@ import { MismatchError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { LoraModule } from "./adapter.ts";
+import type { FirstFactors } from "./create_kinds.ts";
 import { firstValues, type InitName } from "./inits.ts";
 import { dot, type Matrix, multiply, rowOf, scale, sum, transpose, zeros } from "./linear_algebra.ts";
 import type { LoraConfig } from "./lora_config.ts";
@@ -9,13 +10,21 @@ import { RandomStream } from "./random.ts";
 import type { Factors } from "./svd.ts";
 import { readWeight } from "./weight_matrix.ts";
 
-/** The sizes and the scale of a new module. */
-export type NewModule = Pick<LoraModule, "name" | "rank" | "alpha" | "scaling" | "inFeatures" | "outFeatures">;
+/** The kind, the sizes and the scale of a new module. */
+export interface NewModule
+  extends
+    Pick<LoraModule, "name" | "kind" | "rank" | "alpha" | "scaling" | "inFeatures" | "outFeatures">,
+    Pick<LoraModule, "experts" | "parameter"> {
+  /** Lengths of a convolution's kernel. */
+  readonly kernel?: readonly number[];
+  /** Groups of a convolution. */
+  readonly groups?: number;
+}
 
 /** What its values come from. */
 export interface ModuleValues {
   /** The initialisation; true if absent. */
-  readonly init?: true | InitName | "eva";
+  readonly init?: boolean | InitName | "eva";
   /** The seed. */
   readonly seed: number;
   /** A of EVA. */
@@ -31,7 +40,7 @@ export interface ModuleValues {
 }
 
 /** Initialisations that do not look at the base. */
-const WEIGHTLESS: readonly (true | InitName | "eva")[] = [true, "gaussian", "orthogonal", "eva"];
+const WEIGHTLESS: readonly (boolean | InitName | "eva")[] = [true, false, "gaussian", "orthogonal", "eva"];
 
 /**
  * Makes a module with its first values, in F32.
@@ -43,23 +52,28 @@ const WEIGHTLESS: readonly (true | InitName | "eva")[] = [true, "gaussian", "ort
  * @throws {MismatchError} If a weight is missing or of another shape.
  */
 export async function createModule(sizes: NewModule, config: LoraConfig, values: ModuleValues): Promise<LoraModule> {
+  const { kernel: _, groups: __, ...own } = sizes;
+  if (sizes.kind === "linear") return { ...own, dtype: "F32", ...await linearFactors(sizes, config, values) };
+  const { otherFactors } = await import("./create_kinds.ts");
+  return { ...own, dtype: "F32", ...await otherFactors(sizes, config, values) };
+}
+
+async function linearFactors(sizes: NewModule, config: LoraConfig, values: ModuleValues): Promise<FirstFactors> {
   const { name, rank, outFeatures } = sizes;
   const { init = true, seed, direction, loftqBits = 4, loftqIterations = 1 } = values;
   const needsWeight = config.useDora || !WEIGHTLESS.includes(init);
   const stored = needsWeight ? await values.weightOf?.(name) : undefined;
   const weight = stored ? readWeight(stored, sizes, config.fanInFanOut).matrix : null;
+  const random = new RandomStream(seed, name);
   const context = { ...sizes, weight, loftq: { bits: loftqBits, iterations: loftqIterations } };
   const { base, ...factors } = init === "eva"
     ? { a: direction!, b: zeros(rank, outFeatures), base: undefined }
-    : firstValues(init, { ...context, random: new RandomStream(seed, name) });
+    : firstValues(init, { ...context, random });
   if (base) values.onBase?.(name, store(base));
   return {
-    kind: "linear",
-    ...sizes,
-    dtype: "F32",
     loraA: store(factors.a),
     loraB: store(transpose(factors.b)),
-    ...(config.loraBias && { loraBias: zeroBias(outFeatures) }),
+    ...(config.loraBias && { loraBias: firstBias(sizes, init === false ? random : null) }),
     ...(config.useDora && { magnitude: firstMagnitude(sizes, base ?? weight, factors) }),
   };
 }
@@ -67,7 +81,7 @@ export async function createModule(sizes: NewModule, config: LoraConfig, values:
 /** ‖W + ΔW‖ per row. */
 function firstMagnitude({ name, scaling }: NewModule, weight: Matrix | null, { a, b }: Factors): StoredTensor {
   if (!weight) {
-    const message = `Cannot create ${quote(name)} with DoRA without its weight: expected weightOf`;
+    const message = `Cannot create ${quote(name)} with use_dora without its weight: expected weightOf`;
     throw new MismatchError(message, { tensor: name, field: "use_dora", expected: "weightOf" });
   }
   const whole = sum(weight, scale(multiply(transpose(b), a), scaling));
@@ -75,8 +89,11 @@ function firstMagnitude({ name, scaling }: NewModule, weight: Matrix | null, { a
   return { dtype: "F32", shape: [whole.rows], bytes: new Uint8Array(norms.buffer) };
 }
 
-function zeroBias(outFeatures: number): StoredTensor {
-  return { dtype: "F32", shape: [outFeatures], bytes: new Uint8Array(4 * outFeatures) };
+function firstBias({ outFeatures, rank }: NewModule, random: RandomStream | null): StoredTensor {
+  const bound = 1 / Math.sqrt(rank);
+  const next = () => random ? bound * (2 * random.uniform() - 1) : 0;
+  const values = Float32Array.from({ length: outFeatures }, next);
+  return { dtype: "F32", shape: [outFeatures], bytes: new Uint8Array(values.buffer) };
 }
 
 function store({ rows, columns, values }: Matrix): StoredTensor {

@@ -19,7 +19,7 @@ export function isFloatTensor(tensor: { readonly dtype: string }): tensor is { r
  */
 export function isFiniteTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
   const mask = EXPONENT_MASKS[tensor.dtype];
-  const words = bits(tensor);
+  const words = floatWords(tensor);
   for (let i = 0; i < words.length; i++) {
     if ((words[i]! & mask) === mask) return false;
   }
@@ -29,9 +29,17 @@ export function isFiniteTensor(tensor: StoredTensor & { readonly dtype: FloatDty
 /** Tells whether every element is 0 or -0. */
 export function isZeroTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
   const magnitude = tensor.dtype === "F32" ? 0x7fffffff : 0x7fff;
-  return bits(tensor).every((word) => (word & magnitude) === 0);
+  return floatWords(tensor).every((word) => (word & magnitude) === 0);
 }
 
-function bits({ dtype, bytes }: StoredTensor): Uint32Array | Uint16Array {
+/**
+ * Views a tensor of floats as the bits of its elements.
+ *
+ * @param tensor Its dtype and bytes.
+ * @returns A word per element.
+ */
+export function floatWords(
+  { dtype, bytes }: StoredTensor & { readonly dtype: FloatDtype },
+): Uint32Array | Uint16Array {
   return dtype === "F32" ? alignedView(bytes, Uint32Array) : alignedView(bytes, Uint16Array);
 }

@@ -3,6 +3,7 @@
  *
  * ```text
  * true        A uniform in ±1/√in, B = 0
+ * false       A uniform in ±1/√in, B uniform in ±1/√r
  * gaussian    A normal with variance 1/r², B = 0
  * orthogonal  Q of a random (r, r): A = (R₁ Q[0::2])ᵀ / 10, B = (R₂ᵀ Q[1::2]) / 10, so B A = 0; r is even
  * mica        B = the r left singular vectors of W with the smallest values, A = 0
@@ -59,25 +60,22 @@ export interface FirstValues extends Factors {
  * @returns The factors.
  * @throws {MismatchError} If it needs the weight, or the rank does not suit it.
  */
-export function firstValues(init: true | InitName, context: InitContext): FirstValues {
+export function firstValues(init: boolean | InitName, context: InitContext): FirstValues {
   const { rank, inFeatures, outFeatures, random } = context;
   const b = zeros(rank, outFeatures);
-  if (init === true) {
+  if (typeof init === "boolean") {
     // Kaiming-uniform with slope √5 is uniform in ±1/√in.
-    const bound = 1 / Math.sqrt(inFeatures);
-    return { a: filled(rank, inFeatures, () => bound * (2 * random.uniform() - 1)), b };
+    const uniform = (width: number) => {
+      const bound = 1 / Math.sqrt(width);
+      return () => bound * (2 * random.uniform() - 1);
+    };
+    const a = filled(rank, inFeatures, uniform(inFeatures));
+    return { a, b: init ? b : filled(rank, outFeatures, uniform(rank)) };
   }
   if (init === "gaussian") return { a: filled(rank, inFeatures, () => random.normal() / rank), b };
   if (init === "orthogonal") return orthogonal(context);
   const weight = requireWeight(init, context);
-  if (init === "mica") {
-    const { sigma, left } = trailingVectors(weight, rank);
-    const units = {
-      ...left,
-      values: left.values.map((value, i) => value / (sigma[Math.floor(i / left.columns)]! || 1)),
-    };
-    return { a: zeros(rank, inFeatures), b: units };
-  }
+  if (init === "mica") return { a: zeros(rank, inFeatures), b: minorVectors(weight, { name: context.name, rank }) };
   if (init === "loftq") return loftq(weight, context);
   const factors = init === "pissa" || init === "olora"
     ? takenFactors(init, weight, context)
@@ -85,17 +83,34 @@ export function firstValues(init: true | InitName, context: InitContext): FirstV
   return { ...factors, base: sum(weight, scale(multiply(transpose(factors.b), factors.a), -context.scaling)) };
 }
 
-function requireWeight(init: string, { name, rank, inFeatures, outFeatures, weight }: InitContext): Matrix {
+/**
+ * MiCA's B: the left singular vectors of a weight with the smallest values, as rows.
+ *
+ * @param weight W (out, in).
+ * @param sizes Path of the module, and how many.
+ * @throws {MismatchError} If it has fewer.
+ */
+export function minorVectors(weight: Matrix, { name, rank }: { readonly name: string; readonly rank: number }): Matrix {
+  requireWeight("mica", { name, rank, weight, inFeatures: weight.columns, outFeatures: weight.rows });
+  const { sigma, left } = trailingVectors(weight, rank, name);
+  return { ...left, values: left.values.map((value, i) => value / (sigma[Math.floor(i / left.columns)]! || 1)) };
+}
+
+type WeightContext = Pick<InitContext, "name" | "rank" | "inFeatures" | "outFeatures" | "weight">;
+
+function requireWeight(init: string, { name, rank, inFeatures, outFeatures, weight }: WeightContext): Matrix {
   if (weight && rank <= Math.min(inFeatures, outFeatures)) return weight;
   const what = weight ? `of rank ${rank}` : "without its weight";
   const expected = weight ? `at most ${Math.min(inFeatures, outFeatures)}` : "weightOf";
-  const message = `Cannot initialise ${quote(name)} ${what} by ${init}: expected ${expected}`;
+  const message = `Cannot create ${quote(name)} ${what} by init_lora_weights ${quote(init)}: expected ${expected}`;
   throw new MismatchError(message, { tensor: name, field: "init_lora_weights", found: init, expected });
 }
 
 function orthogonal({ name, rank, inFeatures, outFeatures, random }: InitContext): Factors {
   if (rank % 2 !== 0) {
-    const message = `Cannot initialise ${quote(name)} of rank ${rank} by orthogonal: expected an even rank`;
+    const message = `Cannot create ${
+      quote(name)
+    } with r ${rank} by init_lora_weights "orthogonal": expected an even rank`;
     throw new MismatchError(message, { tensor: name, field: "r", found: rank, expected: "even" });
   }
   const q = orthogonalize(filled(rank, rank, () => random.normal())).q;

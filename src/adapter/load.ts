@@ -44,6 +44,11 @@ export interface LoadAdapterOptions extends ReadOptions {
    * LoRA-GA, LoftQ, KaSA), not the published one: nothing of it is computed again then. False if absent.
    */
   readonly residualBase?: boolean;
+  /**
+   * The adapter as it was before training, which PEFT calls `path_initial_model_for_weight_conversion`: what loads is
+   * plain LoRA over the published base, whatever the initialisation was. Not needed for an adapter saved with it.
+   */
+  readonly initial?: AdapterSource | Adapter;
 }
 
 /**
@@ -72,6 +77,30 @@ export interface LoadAdapterOptions extends ReadOptions {
  * ```
  */
 export async function loadAdapter(source: AdapterSource, options: LoadAdapterOptions = {}): Promise<Adapter> {
+  if (options.residualBase && options.initial) {
+    throw new TypeError("Cannot load an adapter with residualBase and initial: expected one of them");
+  }
+  return await subtractInitial(await readAdapterFolder(source, options), options);
+}
+
+/**
+ * Takes from an adapter what it was before training, if that is given.
+ *
+ * @param adapter The adapter.
+ * @param options The initial adapter, and how it is read.
+ * @returns Plain LoRA; the adapter itself without an initial one.
+ * @throws {MismatchError} If the initial adapter has other modules, ranks or scales.
+ */
+export async function subtractInitial(adapter: Adapter, options: LoadAdapterOptions): Promise<Adapter> {
+  const { initial, ...rest } = options;
+  if (!initial) return adapter;
+  const { toPlainLora } = await import("./to_plain.ts");
+  return await toPlainLora(adapter, {
+    initial: initial instanceof Adapter ? initial : await readAdapterFolder(initial, rest),
+  });
+}
+
+async function readAdapterFolder(source: AdapterSource, options: LoadAdapterOptions): Promise<Adapter> {
   const limits = completeLimits(options.limits);
   options.signal?.throwIfAborted();
   const folder = asFolder(source);

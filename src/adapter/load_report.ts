@@ -7,7 +7,7 @@ import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";
 import { listTargets } from "./target_modules.ts";
-import { type BaseChange, isRepeatable } from "./variant_fields.ts";
+import { type BaseChange, baseFieldOf, isRepeatable } from "./variant_fields.ts";
 
 /** Fields that act in training only. */
 const TRAINING_FIELDS = ["velora_config", "monteclora_config"];
@@ -44,12 +44,12 @@ export function reportAdapter(config: LoraConfig, parts: ReportedParts): readonl
 /** Which base an adapter with such an initialisation fits. */
 function reportBase({ baseChange, init }: LoraConfig, parts: ReportedParts): ReportLine[] {
   if (baseChange === null) return [];
-  const [field, name] = baseChange === "kasa" ? ["kasa_config", "KaSA"] : ["init_lora_weights", String(init)];
-  const what = `${field} is ${name}, which changed the base before training`;
+  const name = baseChange === "kasa" ? "KaSA" : String(init);
+  const what = `${baseFieldOf(baseChange)} is ${name}, which changed the base before training`;
   if (!parts.baseChange) return [{ module: CONFIG_FILE, what, why: "the caller says that it is that changed base" }];
   const why = isRepeatable(baseChange)
-    ? "merging computes that change again from the base it is given"
-    : "the file does not hold that change: it needs the changed base (residualBase), or the initial adapter";
+    ? "models and merges compute that change again from the base they are given"
+    : "the file does not hold that change: it needs the changed base (residualBase), or the initial adapter (initial)";
   return [{ module: CONFIG_FILE, what, why }];
 }
 

@@ -104,6 +104,22 @@ function parameterNames(module: string, { targetParameters }: LoraConfig): reado
 }
 
 /**
+ * Puts the parameters of each module in the order in which transformers registers them, where it is known.
+ *
+ * @param parameters Parameters of any modules; their names end with what `parameter` has.
+ * @returns The same in that order; a parameter that is not known keeps its place among the others.
+ */
+export function registeredFirst<Parameter extends { readonly name: string; readonly parameter?: string | null }>(
+  parameters: readonly Parameter[],
+): readonly Parameter[] {
+  const owner = ({ name, parameter }: Parameter) => parameter ? ownerOf(name, parameter) : name;
+  const rank = ({ parameter }: Parameter) => REGISTERED.indexOf(parameter ?? "");
+  return [...Map.groupBy(parameters, owner).values()].flatMap((own) => {
+    return own.some((one) => rank(one) < 0) ? own : own.toSorted((a, b) => rank(a) - rank(b));
+  });
+}
+
+/**
  * Finds the paths of modules in a PEFT file: the inverse of {@linkcode placeModules}.
  *
  * @param modules The modules, the parameters of one module in the order of their registration.

@@ -10,7 +10,7 @@ import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
 import { alphaOf } from "./dialects/scale_config.ts";
-import { isRepeatable } from "./variant_fields.ts";
+import { baseFieldOf, isRepeatable } from "./variant_fields.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { readFactors, storeFactors } from "./factors.ts";
 import { identify } from "./identity.ts";
@@ -22,12 +22,16 @@ import { readWeight } from "./weight_matrix.ts";
 
 /** What the change of the base is known from. */
 export interface ToPlainOptions {
-  /** The adapter as it was before training, for any initialisation: PEFT's `path_initial_model_for_weight_conversion`. */
+  /**
+   * The adapter as it was before training, for any initialisation: PEFT's `path_initial_model_for_weight_conversion`.
+   * What it adds is taken away whatever the configs say, which PEFT's users set to `init_lora_weights: true` meanwhile.
+   */
   readonly initial?: Adapter;
   /** The weights of the original base by module path, for `pissa`, `olora` and `kasa`. */
   readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
 }
 
+const PLAIN_ALREADY = "every rank is twice that of the initial adapter: it was made plain when it was saved";
 const CAN_BE_READ = { rank: Infinity, modules: Infinity };
 
 /**
@@ -36,7 +40,8 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @param adapter The adapter.
  * @param options The initial adapter, or the original base.
- * @returns The plain adapter; the same one if its base did not change.
+ * @returns The plain adapter; the same one if its base did not change, or if it holds the initial one already, as what
+ *   PEFT saves with `path_initial_model_for_weight_conversion`.
  * @throws {MismatchError} If neither tells how the base changed, or they do not fit the adapter.
  *
  * @example
@@ -55,19 +60,46 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  */
 export async function toPlainLora(adapter: Adapter, options: ToPlainOptions): Promise<Adapter> {
   const { baseChange } = adapter;
-  if (baseChange === null) return adapter;
+  const { initial } = options;
+  if (baseChange === null) {
+    if (!initial) return adapter;
+    if (holdsInitial(adapter, initial)) {
+      return withLine(adapter, "the initial adapter is not subtracted", PLAIN_ALREADY);
+    }
+  }
   const modules = new Map<string, LoraModule>();
   for (const [name, module] of adapter.modules) {
-    modules.set(name, join(module, await takenFrom(adapter, module, options)));
+    modules.set(name, await plainModule(adapter, module, options));
   }
   const config = plainConfig(adapter.config, modules);
   const weights = encodeWeights(modules.values(), adapter);
-  const what = `it is plain LoRA of twice the rank now, over the base before ${baseChange}`;
-  const why = options.initial ? "its initial factors are subtracted" : "what the initialisation took is computed again";
-  const line: ReportLine = { module: CONFIG_FILE, what, why };
+  const what = `it is plain LoRA of twice the rank now, over the base before ${baseChange ?? "its initialisation"}`;
+  const why = initial ? "its initial factors are subtracted" : "what the initialisation took is computed again";
   const { sha256, id } = await identify(weights, config);
   const parts = { ...adapter, config, modules, baseChange: null, sha256, id, bytes: weights.length };
-  return new Adapter({ ...parts, report: [...adapter.report.filter(({ what }) => !isBaseLine(what)), line] });
+  const report = adapter.report.filter(({ what }) => !isBaseLine(what));
+  return withLine(new Adapter({ ...parts, report }), what, why);
+}
+
+function withLine(adapter: Adapter, what: string, why: string): Adapter {
+  const line: ReportLine = { module: CONFIG_FILE, what, why };
+  return new Adapter({ ...adapter, report: [...adapter.report, line] });
+}
+
+/** Whether ranks are those that a conversion leaves: twice the initial ones, in every linear layer. */
+function holdsInitial({ modules }: Adapter, initial: Adapter): boolean {
+  const linear = [...modules.values()].filter(({ kind }) => kind === "linear");
+  return linear.every(({ name, rank }) => rank === 2 * (initial.modules.get(name)?.rank ?? 0));
+}
+
+/**
+ * A module over the original base. PEFT begins embeddings with B A = 0 whatever the initialisation is: they took nothing
+ * from theirs, and only their alpha is told without rsLoRA.
+ */
+async function plainModule(adapter: Adapter, module: LoraModule, options: ToPlainOptions): Promise<LoraModule> {
+  const { kind, scaling, rank } = module;
+  if (kind === "embedding" && adapter.baseChange !== "kasa") return { ...module, alpha: alphaOf(scaling, rank) };
+  return join(module, await takenFrom(adapter, module, options));
 }
 
 /** The line that {@linkcode reportAdapter} has for such an adapter. */
@@ -85,9 +117,10 @@ async function takenFrom(
   const { takenFactors } = await import("./base_change.ts");
   if (!weightOf || !isRepeatable(baseChange)) {
     const expected = isRepeatable(baseChange) ? "the initial adapter or the base's weights" : "the initial adapter";
-    const message = `Cannot convert ${quote(adapter.name)} of the initialisation ${baseChange} to plain LoRA`;
+    const field = baseFieldOf(baseChange!);
+    const message = `Cannot convert ${quote(adapter.name)} with ${field} ${quote(baseChange!)} to plain LoRA`;
     throw new MismatchError(`${message}: expected ${expected}`, {
-      field: "init_lora_weights",
+      field,
       found: baseChange,
       expected,
     });

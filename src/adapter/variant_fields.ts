@@ -22,6 +22,16 @@ export function isRepeatable(change: BaseChange | null): change is RepeatableCha
   return change === "pissa" || change === "olora" || change === "kasa";
 }
 
+/** The field of the config that tells of a change. */
+export function baseFieldOf(change: BaseChange): "kasa_config" | "init_lora_weights" {
+  return change === "kasa" ? "kasa_config" : "init_lora_weights";
+}
+
+/** What a caller can do about an adapter whose change only its initial adapter can tell; ends an error's message. */
+export const BASE_REMEDY: string = "expected it with the adapter as it was before training, by the option initial or " +
+  '--initial INITIAL, by which "lora convert ADAPTER --to peft --out OUT --initial INITIAL" makes plain LoRA of it; or ' +
+  "the changed base, told by the option residualBase or --residual-base";
+
 /** Which factors are block-diagonal and stored as their blocks. */
 export interface BlockDiagonal {
   /** Number of blocks. */

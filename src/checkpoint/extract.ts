@@ -4,58 +4,40 @@
  * @module
  */
 
-import type { Adapter, ReportLine } from "../adapter/adapter.ts";
+import type { Adapter, TokenRows } from "../adapter/adapter.ts";
+import { isClamp } from "../adapter/clamp.ts";
 import { assembleAdapter } from "../adapter/dialects/assemble.ts";
-import type { ScaledPair } from "../adapter/dialects/factor_pairs.ts";
-import { isEmbedding } from "../adapter/dialects/refusals.ts";
-import type { FloatDtype } from "../adapter/factor_values.ts";
-import { readFactors, storeMatrix } from "../adapter/factors.ts";
-import { type AdapterLimits, DEFAULT_LIMITS } from "../adapter/limits.ts";
-import { dot, type Matrix, rowOf, transpose } from "../adapter/linear_algebra.ts";
-import { RandomStream } from "../adapter/random.ts";
-import type { SingularVectors } from "../adapter/svd.ts";
 import type { Backend } from "../backend.ts";
-import { MismatchError, NumericError } from "../errors.ts";
+import { MismatchError } from "../errors.ts";
 import { type Checkpoint, openCheckpoint } from "../formats/checkpoint.ts";
-import { bitsPerElement, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
 import { formatShape } from "../shape.ts";
 import { type BaseConfig, readBaseConfig } from "./base_config.ts";
-import { residual, sketch, type StreamedMatrix, sumOfSquares } from "./randomised_svd.ts";
+import { planFull } from "./extract_full.ts";
+import { type Extracted, extractTensor, type FactorOptions, headPair } from "./extract_tensor.ts";
+import { findTied, type TiedTable } from "./tied.ts";
 
 /** Options of {@linkcode extractAdapter}: a rank, an energy, or both. */
-export interface ExtractOptions extends ReadOptions {
-  /** Most rank of a module; with `energy` 256 if absent. */
-  readonly rank?: number;
-  /** Share of Σ σ² that every module keeps, above 0 up to 1. */
-  readonly energy?: number;
-  /** Element type of the factors, rounded once; F32 if absent. */
-  readonly dtype?: FloatDtype;
+export interface ExtractOptions extends Omit<FactorOptions, "backend"> {
   /** Where the products are computed; a WebAssembly backend of its own if absent. */
   readonly backend?: Backend;
-  /** Decides the random vectors of the decomposition; 0 if absent. */
-  readonly seed?: number;
   /** Name of the adapter; that of the tuned folder if absent. */
   readonly name?: string;
-  /** Caps of the result. */
-  readonly limits?: AdapterLimits;
   /** Is told before every tensor, in bytes of both checkpoints. */
   readonly onProgress?: (progress: { readonly loaded: number; readonly total: number; readonly name: string }) => void;
 }
 
-/** Elements of a piece: 16 MB as floats. */
-const PIECE = 2 ** 22;
-/** GPT-2's layers that store their weight (in, out). */
-const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
-
 /**
  * Makes an adapter of what differs between two checkpoints of one model: ΔW = W' − W by a randomised singular value
- * decomposition, of linear layers, embeddings and convolutions. Memory is that of two tensors and a few pieces.
+ * decomposition, of linear layers, embeddings and convolutions. Norms and biases that differ are stored in full
+ * (`modules_to_save`, `bias`), as are the rows of an embedding where they are fewer values than factors; a table that is
+ * the head too gets one ΔW for both (`ensure_weight_tying`). Memory is that of two tensors and a few pieces.
  *
- * The `report` has a line for each module with the error ‖(W' − W) − B A‖ / ‖W' − W‖, and one for each tensor that differs
- * and has no place in factors: norms, biases, fused experts.
+ * The `report` has a line for each module with the error ‖(W' − W) − B A‖ / ‖W' − W‖, and one for each other tensor that
+ * differs: that it is stored in full, or by how much it differs and that it is left out, as fused experts are.
  *
  * @param base The checkpoint before.
  * @param tuned The checkpoint after.
@@ -81,37 +63,92 @@ const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
  */
 export async function extractAdapter(base: Folder, tuned: Folder, options: ExtractOptions): Promise<Adapter> {
   checkOptions(options);
-  const [before, after] = [await openCheckpoint(base, options), await openCheckpoint(tuned, options)];
-  const config = await readBaseConfig(base, options);
-  const names = commonNames(before, after, config);
+  const checkpoints = await openBoth(base, tuned, options);
+  const { before, after, config, tied } = checkpoints;
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });
-  const found: Extracted[] = [];
-  const sizeOf = (name: string) => before.tensors.get(name)!.length + after.tensors.get(name)!.length;
-  const total = names.reduce((sum, name) => sum + sizeOf(name), 0);
-  let loaded = 0;
-  try {
-    for (const name of names) {
-      options.onProgress?.({ loaded, total, name });
-      options.signal?.throwIfAborted();
-      const pair = { name, before: await before.read(name, options), after: await after.read(name, options), config };
-      const extracted = await extractTensor(pair, { ...options, backend });
-      if (extracted) found.push(extracted);
-      loaded += sizeOf(name);
-    }
-  } finally {
+  const found = await extractAll(checkpoints, { ...options, backend }).finally(() => {
     if (!options.backend) backend.dispose();
-  }
+  });
   const pairs = found.flatMap(({ pair }) => pair ?? []);
-  if (pairs.length === 0) {
-    const message = `Cannot extract an adapter from ${quote(tuned.name)}, whose layers are those of ${
-      quote(base.name)
-    }`;
-    throw new MismatchError(`${message}: expected a difference`, { file: tuned.name });
-  }
-  const fields = fieldsOf(base, config);
-  const report = found.map(({ line }) => line);
+  const head = tied && found.find(({ name, pair }) => name === tied.table && pair);
+  if (head) pairs.push(headPair(head.pair!, moduleOf(tied.head!)));
+  if (pairs.length === 0) throw nothingDiffers(before, after, found);
+  const others = new Map(found.flatMap(({ name, change }) => change === undefined ? [] : [[name, change] as const]));
+  const full = planFull(before.tensors, others, new Set(pairs.map(({ name }) => name)));
+  const replacements = new Map<string, StoredTensor>();
+  for (const name of full.tensors) replacements.set(name, await after.read(name, options));
+  const tokenRows = new Map(found.flatMap(({ name, rows }) => rows ? [[moduleOf(name), rows] as const] : []));
+  const fields = new Map([...fieldsOf(base, config), ...full.fields, ...tokenFields(tokenRows)]);
+  if (head) fields.set("ensure_weight_tying", true);
+  const report = [...found.flatMap(({ line }) => line ?? []), ...full.report];
   const { name = tuned.name, limits } = options;
-  return await assembleAdapter({ name, file: tuned.name, pairs, fields, report, limits });
+  return await assembleAdapter({ name, file: tuned.name, pairs, fields, report, limits, replacements, tokenRows });
+}
+
+/** Both checkpoints, and what of them is compared. */
+interface Checkpoints {
+  readonly before: Checkpoint;
+  readonly after: Checkpoint;
+  readonly config: BaseConfig;
+  /** The table that is the head too, before and after; null if there is none, or its head has no name. */
+  readonly tied: TiedTable | null;
+  readonly names: readonly string[];
+}
+
+async function openBoth(base: Folder, tuned: Folder, options: ReadOptions): Promise<Checkpoints> {
+  const [before, after] = [await openCheckpoint(base, options), await openCheckpoint(tuned, options)];
+  const [config, own] = [await readBaseConfig(base, options), await readBaseConfig(tuned, options)];
+  const found = findTied(before.tensors, config);
+  const names = commonNames(before, after, config);
+  const head = found?.head ?? null;
+  // A head that the tuned model has untied is a layer of its own, which began as the table.
+  const isUntied = own.tied === false && head !== null && after.tensors.has(head);
+  if (isUntied) return { before, after, config, tied: null, names: [...names.filter((name) => name !== head), head] };
+  const tied = head === null ? null : found;
+  return { before, after, config, tied, names: names.filter((name) => found === null || name !== head) };
+}
+
+async function extractAll(
+  { before, after, config, names }: Checkpoints,
+  options: ExtractOptions & { readonly backend: Backend },
+): Promise<Extracted[]> {
+  const table = findTied(before.tensors, config)?.table;
+  const nameBefore = (name: string) => before.tensors.has(name) || table === undefined ? name : table;
+  const sizeOf = (name: string) => before.tensors.get(nameBefore(name))!.length + after.tensors.get(name)!.length;
+  const total = names.reduce((sum, name) => sum + sizeOf(name), 0);
+  const found: Extracted[] = [];
+  let loaded = 0;
+  for (const name of names) {
+    options.onProgress?.({ loaded, total, name });
+    options.signal?.throwIfAborted();
+    const tensors = { before: await before.read(nameBefore(name), options), after: await after.read(name, options) };
+    const extracted = await extractTensor({ name, ...tensors, isGpt2: isGpt2(config) }, options);
+    if (extracted) found.push(extracted);
+    loaded += sizeOf(name);
+  }
+  return found;
+}
+
+function moduleOf(name: string): string {
+  return name.replace(/\.weight$/, "");
+}
+
+function tokenFields(rows: ReadonlyMap<string, TokenRows>): (readonly [string, JsonValue])[] {
+  if (rows.size === 0) return [];
+  return [["trainable_token_indices", new Map([...rows].map(([path, { indices }]) => [path, [...indices]]))]];
+}
+
+function nothingDiffers(before: Checkpoint, after: Checkpoint, found: readonly Extracted[]): MismatchError {
+  const others = found.length === 0
+    ? ""
+    : `, though ${found.length} other tensors differ, first ${quote(found[0]!.name)}`;
+  const message = `Cannot extract an adapter from ${quote(after.name)}, whose layers are those of ${
+    quote(before.name)
+  }`;
+  return new MismatchError(`${message}${others}: expected a difference in a matrix, which LoRA is of`, {
+    file: after.name,
+    unexpected: found.map(({ name }) => name),
+  });
 }
 
 function fieldsOf(base: Folder, config: BaseConfig): Map<string, JsonValue> {
@@ -123,26 +160,13 @@ function fieldsOf(base: Folder, config: BaseConfig): Map<string, JsonValue> {
   ]);
 }
 
-/** One tensor that differs. */
-interface Extracted {
-  readonly line: ReportLine;
-  /** Its factors, where it has some. */
-  readonly pair?: ScaledPair;
-}
-
-interface TensorPair {
-  readonly name: string;
-  readonly before: StoredTensor;
-  readonly after: StoredTensor;
-  readonly config: BaseConfig;
-}
-
-function checkOptions({ rank, energy, seed = 0 }: ExtractOptions): void {
+function checkOptions({ rank, energy, svdClamp = 1, seed = 0 }: ExtractOptions): void {
   const refuse = (field: string, found: unknown, expected: string) =>
     new RangeError(`Cannot extract an adapter with ${field} ${found}: expected ${expected}`);
   if (rank === undefined && energy === undefined) throw refuse("rank", rank, "it or an energy");
   if (rank !== undefined && !(Number.isSafeInteger(rank) && rank >= 1)) throw refuse("rank", rank, "an integer from 1");
   if (energy !== undefined && !(energy > 0 && energy <= 1)) throw refuse("energy", energy, "above 0 up to 1");
+  if (!isClamp(svdClamp)) throw refuse("svdClamp", svdClamp, "above 0.5 up to 1");
   if (!Number.isSafeInteger(seed)) throw refuse("seed", seed, "an integer");
 }
 
@@ -170,122 +194,6 @@ function commonNames(before: Checkpoint, after: Checkpoint, { tied }: BaseConfig
     });
   }
   return names;
-}
-
-async function extractTensor(
-  pair: TensorPair,
-  options: ExtractOptions & { readonly backend: Backend },
-): Promise<Extracted | null> {
-  const { name, before, after, config } = pair;
-  if (before.dtype === after.dtype && before.bytes.every((byte, i) => byte === after.bytes[i])) return null;
-  const module = name.replace(/\.weight$/, "");
-  const hasPlace = name.endsWith(".weight") && before.shape.length >= 2 && before.shape.every((length) => length > 0);
-  const isTied = config.tied === true && isEmbedding(module);
-  const matrix = differenceOf(pair);
-  if (!hasPlace || isTied) return leftOut(pair, matrix, isTied);
-  const { rank = options.limits?.rank ?? DEFAULT_LIMITS.rank, energy: share, seed = 0 } = options;
-  const random = new RandomStream(seed, module);
-  const { vectors, energy } = await sketch(matrix, { ...options, rank, random });
-  if (!Number.isFinite(energy)) throw notFinite(name);
-  if (energy === 0) return null;
-  const kept = keptRank(vectors, { rank, wanted: share === undefined ? Infinity : share * energy });
-  const factors = { left: cut(vectors.left, kept), right: cut(vectors.right, kept) };
-  const stored = storePair(module, factors, { pair, options });
-  const error = Math.sqrt(await residual(matrix, storedFactors(stored, isTurned(module, config)), options) / energy);
-  const what = `rank ${kept} of ${Math.min(matrix.rows, matrix.columns)}`;
-  return { pair: stored, line: { module, what, why: "the largest singular values of what tuning changed", error } };
-}
-
-/** The factors as they are stored, rounded. */
-function storedFactors({ a, b }: ScaledPair, turned: boolean): { readonly left: Matrix; readonly right: Matrix } {
-  const factors = readFactors({ loraA: a, loraB: b });
-  return turned ? { left: factors.a, right: factors.b } : { left: factors.b, right: factors.a };
-}
-
-/** W' − W as rows of the first dimension, decoded piece by piece. */
-function differenceOf({ before, after }: TensorPair): StreamedMatrix {
-  const [rows = 1, ...others] = before.shape;
-  const columns = others.reduce((product, length) => product * length, 1);
-  return {
-    rows,
-    columns,
-    *pieces() {
-      const olds = rowPieces(before, columns);
-      for (const piece of rowPieces(after, columns)) {
-        const old: Float32Array = olds.next().value!;
-        yield piece.map((value, i) => value - old[i]!);
-      }
-    },
-  };
-}
-
-function* rowPieces(tensor: StoredTensor, columns: number): Generator<Float32Array, undefined> {
-  const width = columns * bitsPerElement(tensor.dtype) / 8;
-  const step = width * Math.max(1, Math.floor(PIECE / columns));
-  for (let from = 0; from < tensor.bytes.length; from += step) {
-    const bytes = tensor.bytes.subarray(from, from + step);
-    yield toFloat32({ ...tensor, shape: [bytes.length / width, columns], bytes });
-  }
-}
-
-function leftOut({ name, before }: TensorPair, matrix: StreamedMatrix, isTied: boolean): Extracted {
-  const difference = sumOfSquares(matrix.pieces());
-  if (!Number.isFinite(difference)) throw notFinite(name);
-  const change = Math.sqrt(difference / sumOfSquares(rowPieces(before, matrix.columns))).toPrecision(2);
-  const why = isTied ? "input embedding and head are one table here, two in an adapter" : "it is no matrix of a layer";
-  return { line: { module: name, what: `differs by ${change} of its size and is left out`, why } };
-}
-
-function notFinite(tensor: string): NumericError {
-  const message = `Cannot extract tensor ${quote(tensor)} with a difference that is not finite`;
-  return new NumericError(`${message}: expected finite weights in both checkpoints`, { tensor });
-}
-
-function keptRank({ sigma }: SingularVectors, { rank, wanted }: { readonly rank: number; readonly wanted: number }) {
-  let captured = 0;
-  let kept = 0;
-  while (kept < Math.min(rank, sigma.length) && sigma[kept]! > 0 && captured < wanted) captured += sigma[kept++]! ** 2;
-  return Math.max(1, kept);
-}
-
-/** A copy of the first rows. */
-function cut({ columns, values }: Matrix, rows: number): Matrix {
-  return { rows, columns, values: values.slice(0, rows * columns) };
-}
-
-/** B and A in PEFT's shapes, balanced: √σ in each. */
-function storePair(
-  module: string,
-  { left, right }: { readonly left: Matrix; readonly right: Matrix },
-  { pair: { before, config }, options }: { readonly pair: TensorPair; readonly options: ExtractOptions },
-): ScaledPair {
-  for (let i = 0; i < left.rows; i++) balance(rowOf(left, i), rowOf(right, i));
-  const turned = isTurned(module, config);
-  const [a, b] = turned ? [left, right] : [right, left];
-  const rank = a.rows;
-  const [, ...inner] = before.shape;
-  const shapeA = turned ? [rank, a.columns] : [rank, ...inner];
-  const store = { dtype: options.dtype ?? "F32", module } as const;
-  const name = `${module}.weight`;
-  return {
-    name: module,
-    alpha: rank,
-    isEmbedding: isEmbedding(module),
-    a: { name, ...storeMatrix(a, shapeA, store) },
-    b: { name, ...storeMatrix(transpose(b), [b.columns, rank, ...inner.slice(1).map(() => 1)], store) },
-  };
-}
-
-function balance(left: Float64Array, right: Float64Array): void {
-  const root = Math.sqrt(Math.sqrt(dot(left, left)));
-  if (root === 0) return;
-  for (let i = 0; i < left.length; i++) left[i]! /= root;
-  for (let i = 0; i < right.length; i++) right[i]! *= root;
-}
-
-/** Whether the rows of the weight are inputs: tables, and layers stored (in, out). */
-function isTurned(module: string, config: BaseConfig): boolean {
-  return isEmbedding(module) || (isGpt2(config) && TRANSPOSED.test(module));
 }
 
 function isGpt2({ architectures }: BaseConfig): boolean {

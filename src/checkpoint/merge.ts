@@ -35,7 +35,8 @@ export type { MergeOptions, MergeReport };
  * @throws {MismatchError} If an adapter does not fit the checkpoint, or the sink is the folder of the base.
  * @throws {FormatError} If the checkpoint is malformed.
  * @throws {NumericError} If a merged or converted value is not finite.
- * @throws {IntegrityError} If the checkpoint or the output folder changes meanwhile, or a folder has the name of a file.
+ * @throws {IntegrityError} If the checkpoint or the output folder changes meanwhile, a folder has the name of a file, or
+ * another process is merging into the output folder.
  * @throws {LimitError} If `layer_replication` asks for more than 4096 layers.
  *
  * @example

@@ -16,6 +16,7 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import { type Gguf, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Sink, Source } from "../formats/source.ts";
+import { settleBaseChanges } from "./base_changes.ts";
 import { type GgufOutType, planGguf } from "./gguf_output.ts";
 import { identify } from "./identity.ts";
 import { checkOptions, type MergeOptions, type MergeReport } from "./merge_options.ts";
@@ -62,15 +63,21 @@ export async function mergeGguf(
   const architecture = readArchitecture(gguf, base.name);
   const tied = !gguf.tensors.has("output.weight");
   const config = { tied, vocabSize: null, architectures: ["ForCausalLM"] };
+  const view = viewOf(base, gguf, architecture);
+  // Rows of weights are in the file's order, and what they tell of an adapter goes by its rows.
   const own = adapters.map((weighted) => inFileOrder(weighted, gguf, architecture));
-  const plan = planMerge(viewOf(base, gguf, architecture), own, config, { strict });
+  const settled = await settleBaseChanges(view, own, options);
+  const plan = planMerge(view, settled.adapters, config, { strict });
   const targets = inFileNames(plan, gguf, { architecture, file: base.name });
   const parts = { source: base, gguf, file, changed: new Set(targets.keys()), outType };
   const layout = await planGguf(parts, options);
   const place: Folder = { name: base.name, has: (name) => Promise.resolve(name === base.name), open: () => base };
   const identity = (backend: Backend) => identify({ base: place, files: [base.name], adapters, options, backend });
   const merge = { tensors: gguf.tensors.size, files: [layout.plan], companions: new Map(), sink, identity };
-  return await writeMerge({ ...merge, plan: { targets, report: [...plan.report, ...layout.report] } }, options);
+  return await writeMerge({
+    ...merge,
+    plan: { targets, report: [...settled.report, ...plan.report, ...layout.report] },
+  }, options);
 }
 
 function readArchitecture({ metadata }: Gguf, file: string): string {

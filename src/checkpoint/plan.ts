@@ -6,6 +6,7 @@
 
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
+import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError, NumericError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
@@ -90,16 +91,18 @@ function checkMergeable(adapter: Adapter, weight: number): void {
   }
   if (adapter.invocationTokens) {
     const message = `Cannot merge ${quote(adapter.name)} with alora_invocation_tokens: it acts on some tokens only`;
-    throw new MismatchError(`${message}; run it unmerged`, { code: "unsupported", field: "alora_invocation_tokens" });
+    throw new MismatchError(`${message}; expected another adapter, run this one unmerged`, {
+      code: "unsupported",
+      file: adapter.name,
+      field: "alora_invocation_tokens",
+      found: adapter.invocationTokens,
+    });
   }
   if (adapter.baseChange === null) return;
-  const message = `Cannot merge ${quote(adapter.name)}, whose training changed the base first (${adapter.baseChange})`;
-  throw new MismatchError(`${message}: convert it to plain LoRA, or load it with residualBase for that changed base`, {
-    code: "unsupported",
-    file: adapter.name,
-    field: adapter.baseChange === "kasa" ? "kasa_config" : "init_lora_weights",
-    found: adapter.baseChange,
-  });
+  const field = baseFieldOf(adapter.baseChange);
+  const message = `Cannot merge ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
+    `changed the base first: ${BASE_REMEDY}`;
+  throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
 }
 
 /**
@@ -131,8 +134,13 @@ function checkPlaces(
   if (strict && parameters.length > 0) {
     const message =
       `Cannot apply ${quote(name)} without ${parameters.length} of the parameters that its config targets: ` +
-      `the base has ${quote(parameters[0]!)}, the adapter does not`;
-    throw new MismatchError(message, { field: "target_parameters", missing: parameters });
+      `the base has ${quote(parameters[0]!)}, the adapter does not; expected all of them, or the option strict: false`;
+    throw new MismatchError(message, {
+      file: name,
+      tensor: parameters[0]!,
+      field: "target_parameters",
+      missing: parameters,
+    });
   }
   const what = `${quote(adapter.name)} targets it and has no tensors for it`;
   return [...missing, ...parameters].map((module) => ({ module, what, why: "strict is false" }));

@@ -11,7 +11,7 @@ import { quote } from "../formats/quote.ts";
 import { sha256, toHex } from "../formats/sha256.ts";
 import type { ReadOptions, Workspace } from "../formats/source.ts";
 import { changesOf, JOURNAL, type Journal, type MergeIdentity, readJournal, writeJournal } from "./journal.ts";
-import { type FileBody, fill, type MergeOutput, type OutputFile } from "./transaction.ts";
+import { type FileBody, fill, type MergeOutput, type NewFile, type OutputFile } from "./transaction.ts";
 
 /** `<final name>.<identity>.merged`, and an unfinished write of it. */
 const STAGED = /^(.+\.[0-9a-f]{16}\.merged)(?:\.\d+\.[0-9a-f]{16}\.partial)?$/;
@@ -140,8 +140,8 @@ export class Staging implements MergeOutput {
   }
 
   /** See {@linkcode MergeOutput.write}. */
-  async write(name: string, body: FileBody): Promise<void> {
-    this.#finished.set(name, await this.#stage(name, body));
+  async write(file: NewFile, body: FileBody): Promise<void> {
+    this.#finished.set(file.name, await this.#stage(file, body));
     // One after the other, and the last one notes all.
     this.#noting = this.#noting.then(() =>
       writeJournal(this.#workspace, { identity: this.#identity, finished: [...this.#finished.values()] })
@@ -151,12 +151,12 @@ export class Staging implements MergeOutput {
 
   /** See {@linkcode MergeOutput.writeCompanion}. */
   async writeCompanion(name: string, bytes: Uint8Array): Promise<void> {
-    await this.#stage(name, (write) => write(bytes));
+    await this.#stage({ name, bytes: bytes.length }, (write) => write(bytes));
   }
 
-  async #stage(name: string, body: FileBody): Promise<OutputFile> {
+  async #stage({ name, bytes }: NewFile, body: FileBody): Promise<OutputFile> {
     this.#files.set(name, null);
-    const staged = await this.#workspace.create(`${name}.${this.#suffix}`);
+    const staged = await this.#workspace.create(`${name}.${this.#suffix}`, { bytes });
     try {
       const file = await fill(staged, name, body);
       await staged.commit();

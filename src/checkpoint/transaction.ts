@@ -10,6 +10,14 @@ export interface OutputFile {
   readonly sha256: string | null;
 }
 
+/** A file to be written. */
+export interface NewFile {
+  /** Its final name. */
+  readonly name: string;
+  /** The length that it will have. */
+  readonly bytes: number;
+}
+
 /** Writes a file: appends to it through `write`, whose bytes may be reused once it resolves. */
 export type FileBody = (write: (bytes: Uint8Array) => Promise<void>) => Promise<void>;
 
@@ -20,7 +28,7 @@ export interface MergeOutput {
   /** The file as an earlier run of the same merge finished it. */
   finished(name: string): OutputFile | undefined;
   /** Writes a large file. */
-  write(name: string, body: FileBody): Promise<void>;
+  write(file: NewFile, body: FileBody): Promise<void>;
   /** Writes a file that belongs to the large ones. */
   writeCompanion(name: string, bytes: Uint8Array): Promise<void>;
   /** Gives all files their final names, in the order in which they were begun. */
@@ -49,16 +57,16 @@ export class Transaction implements MergeOutput {
   finished(): undefined {}
 
   /** See {@linkcode MergeOutput.write}. */
-  async write(name: string, body: FileBody): Promise<void> {
+  async write({ name, bytes }: NewFile, body: FileBody): Promise<void> {
     this.#files.set(name, null);
-    const file = await this.#sink.create(name);
+    const file = await this.#sink.create(name, { bytes });
     this.#open.push(file);
     this.#files.set(name, await fill(file, name, body));
   }
 
   /** See {@linkcode MergeOutput.writeCompanion}. */
   async writeCompanion(name: string, bytes: Uint8Array): Promise<void> {
-    await this.write(name, (write) => write(bytes));
+    await this.write({ name, bytes: bytes.length }, (write) => write(bytes));
   }
 
   /** See {@linkcode MergeOutput.commit}. */

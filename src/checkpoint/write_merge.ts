@@ -35,6 +35,16 @@ export interface PlannedMerge {
 export async function writeMerge(merge: PlannedMerge, options: MergeOptions): Promise<MergeReport> {
   const { plan, files, companions, sink } = merge;
   if (options.dryRun) return summarise(merge, [...files, ...sizesOf(companions)], plan.report);
+  const lock = isWorkspace(sink) ? await sink.lock?.("merge") : undefined;
+  try {
+    return await writeLocked(merge, options);
+  } finally {
+    await lock?.release();
+  }
+}
+
+async function writeLocked(merge: PlannedMerge, options: MergeOptions): Promise<MergeReport> {
+  const { plan, sink } = merge;
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });
   try {
     const { output, report } = isWorkspace(sink)

@@ -3,16 +3,10 @@ import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
-import {
-  adapterArguments,
-  choiceOption,
-  loadArgument,
-  numberOption,
-  refuseOverwrite,
-  requiredOption,
-} from "./arguments.ts";
+import { adapterArguments, choiceOption, loadArgument, numberOption, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { printJson } from "./terminal.ts";
 
 const HELP = `Make one adapter of several: Σ weight · scaling · B A. What a method loses is said for every module.
@@ -27,6 +21,7 @@ Usage: lora combine --adapter ADAPTER[=WEIGHT]… --out OUT [OPTION]…
                         ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd: PEFT's, on the updates
   --rank R              for svd methods (the largest rank of each module)
   --energy E            instead: the share of the squared singular values that each module keeps, such as 0.99
+  --svd-clamp Q         for svd methods: clip the factors at their Q-quantile, such as 0.99
   --density D           share of the values that pruning keeps, for ties, dare and magnitude_prune
   --majority-sign WAY   how ties votes: total (default) or frequency
   --seed SEED           what dare drops (0)
@@ -55,6 +50,7 @@ const OPTIONS = {
   method: { type: "string" },
   rank: { type: "string" },
   energy: { type: "string" },
+  "svd-clamp": { type: "string" },
   density: { type: "string" },
   "majority-sign": { type: "string" },
   seed: { type: "string" },
@@ -70,6 +66,7 @@ function combineOptions(values: Values): CombineOptions {
     method: choiceOption(text("method"), "method", METHODS),
     rank: numberOption(text("rank"), "rank", { min: 1, whole: true }),
     energy: numberOption(text("energy"), "energy", { above: 0, max: 1 }),
+    svdClamp: numberOption(text("svd-clamp"), "svd-clamp", { above: 0.5, max: 1 }),
     density: numberOption(text("density"), "density", { above: 0, max: 1 }),
     majoritySign: choiceOption(text("majority-sign"), "majority-sign", ["total", "frequency"]),
     seed: numberOption(text("seed"), "seed", { min: 0, whole: true }),
@@ -83,11 +80,12 @@ interface Sizes {
   readonly method?: string | undefined;
   readonly rank?: number | undefined;
   readonly energy?: number | undefined;
+  readonly svdClamp?: number | undefined;
   readonly density?: number | undefined;
 }
 
 /** What {@linkcode combineAdapters} would refuse too, as wrong usage. */
-function checkFit({ method = "exact", rank, energy, density }: Sizes): void {
+function checkFit({ method = "exact", rank, energy, svdClamp, density }: Sizes): void {
   const prunes = /^(ties|dare|magnitude)/.test(method);
   const truncates = method.endsWith("svd");
   if (prunes && density === undefined) {
@@ -97,6 +95,7 @@ function checkFit({ method = "exact", rank, energy, density }: Sizes): void {
   if (!prunes && density !== undefined) throw refuse("--density");
   if (!truncates && rank !== undefined) throw refuse("--rank");
   if (!truncates && energy !== undefined) throw refuse("--energy");
+  if (!truncates && svdClamp !== undefined) throw refuse("--svd-clamp");
   if (rank !== undefined && energy !== undefined) {
     throw new UsageError("Cannot combine with two sizes: either --rank or --energy is wanted");
   }
@@ -117,7 +116,7 @@ export const combine: Command = {
     const options = combineOptions(values);
     if (values.adapter.length === 0) throw new UsageError("Cannot combine without --adapter: at least one is wanted");
     const named = adapterArguments(values.adapter);
-    await refuseOverwrite(out, named.map(({ path }) => path));
+    await refuseOverwrite(claimedFolder(out), named.map(({ path }) => path));
     const adapters: WeightedAdapter[] = [];
     for (const argument of named) {
       adapters.push({ adapter: await loadArgument(argument, { signal }), weight: argument.weight });

@@ -10,18 +10,20 @@ import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/sou
 import { urlFolder } from "../formats/url.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { choiceOption, modelArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
+import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
+import { claimedFolder, refuseOverwrite, type WrittenPlace } from "./overwrite.ts";
 import { asPlain } from "./plain_adapter.ts";
 import { layerOptions } from "./fused_layers.ts";
 import { formatReport } from "./report.ts";
 import { formatBytes, formatCount, print, printJson } from "./terminal.ts";
 
 const HELP =
-  `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told.
+  `Bring an adapter into the form that another tool reads. What that form cannot say is folded into B, and told; the file
+carries what it takes to come back with every bit and scale, where that tool passes over it.
 
 Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [--component NAME]
-                    [--rank R] [--merged NAME=1,0,1]… [--split LAYERS]… [--join LAYERS]…
+                    [--rank R] [--merged NAME=1,0,1]… [--kernel NAME=3]… [--split LAYERS]… [--join LAYERS]…
                     [--plain] [--initial ADAPTER] [--allow-loss] [--json]
 
   ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
@@ -30,13 +32,14 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
   --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture
                     and heads, and kohya's names are looked up in its list of layers; no weights are read
-  --alpha N         lora_alpha of loralib's layers, which its files do not hold: needed to read them
+  --alpha N         lora_alpha of loralib's layers, which only files from here hold: needed to read all others
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
   --plain           an adapter of PiSSA, OLoRA or KaSA, whose training began with a changed base, as plain LoRA of twice
                     the rank: reads the weights of --base
   --initial ADAPTER the same for any such initialisation, by the adapter as it was before training
   --merged NAME=…   layers of loralib's MergedLinear, by the end of their paths: which of their slices are adapted
+  --kernel NAME=K   kernel_size of loralib's convolutions, by the end of their paths; --base tells it too
   --split LAYERS    takes fused layers apart: "flux", or such as "*.qkv_proj=*.q_proj,*.k_proj,*.v_proj"; by the heads
                     of --base, or in equal parts
   --join LAYERS     puts parts together, the other way round
@@ -54,6 +57,7 @@ const OPTIONS = {
   plain: { type: "boolean", default: false },
   initial: { type: "string" },
   merged: { type: "string", multiple: true, default: [] as string[] },
+  kernel: { type: "string", multiple: true, default: [] as string[] },
   split: { type: "string", multiple: true, default: [] as string[] },
   join: { type: "string", multiple: true, default: [] as string[] },
   "allow-loss": { type: "boolean", default: false },
@@ -79,11 +83,17 @@ async function openAdapter(path: string): Promise<Folder | Source> {
   return /^https?:\/\//i.test(path) ? urlFolder(new URL(path)) : await modelArgument(path);
 }
 
-async function readFacts(path: string | undefined, options: ReadOptions): Promise<BaseFacts> {
-  if (path === undefined) return {};
+/** What the base tells, and what the command line does. */
+async function readFacts(
+  path: string | undefined,
+  layers: Required<Pick<BaseFacts, "merged" | "kernels">>,
+  options: ReadOptions,
+): Promise<BaseFacts> {
+  if (path === undefined) return layers;
   const base = await modelArgument(path);
   const isGguf = !("open" in base) && path.endsWith(".gguf");
-  return await readBaseFacts(isGguf ? await ggufFolder(base, options) : base, options);
+  const facts = await readBaseFacts(isGguf ? await ggufFolder(base, options) : base, options);
+  return { ...facts, ...layers, kernels: { ...facts.kernels, ...layers.kernels } };
 }
 
 function openOutput(path: string, to: Dialect): Output {
@@ -105,6 +115,13 @@ function openOutput(path: string, to: Dialect): Output {
   };
   const sink: Sink = { name: place.name, create };
   return { sink, written, ...(ending !== undefined && { file: basename(path) }) };
+}
+
+/** The folder of a dialect that is one file gets that file alone, under the dialect's name. */
+function placeOf(path: string, to: Dialect): WrittenPlace {
+  const endings = ENDINGS[to];
+  if (endings?.includes(extname(path))) return { path, writes: null };
+  return endings ? { path, writes: (name) => endings.includes(extname(name)) } : claimedFolder(path);
 }
 
 /** A folder of another kind in place of a file is a slip of the pen, found before anything is read. */
@@ -139,14 +156,14 @@ export const convert: Command = {
     const out = requiredOption(values.out, "out");
     const alpha = numberOption(values.alpha, "alpha", {});
     const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
-    const { split, join, merged } = layerOptions(values);
+    const { split, join, ...layers } = layerOptions(values);
     await checkOutput(out, to);
     const read = [path, values.base, values.initial].filter((place) => place !== undefined);
-    await refuseOverwrite(out, read);
-    const facts = await readFacts(values.base, { signal });
+    await refuseOverwrite(placeOf(out, to), read);
+    const facts = await readFacts(values.base, layers, { signal });
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
-    const options = { ...facts, merged, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
+    const options = { ...facts, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
     const { dialect, adapter: found } = await readAdapter(await openAdapter(path), {
       ...options,
       ...(component !== undefined && { component }),

@@ -1,5 +1,6 @@
 import { FLUX_LAYERS } from "../adapter/dialects/flux.ts";
 import type { FusedLayer } from "../adapter/dialects/fused.ts";
+import type { KernelSizes } from "../adapter/dialects/conv_kernel.ts";
 import { UsageError } from "./command.ts";
 
 /** Which layers `lora convert` takes apart or puts together. */
@@ -8,24 +9,28 @@ export interface LayerOptions {
   readonly join: readonly FusedLayer[];
   /** `enable_lora` of loralib's MergedLinear by name. */
   readonly merged: Readonly<Record<string, readonly boolean[]>>;
+  /** `kernel_size` of loralib's convolutions by name. */
+  readonly kernels: KernelSizes;
 }
 
 /**
- * Reads `--split`, `--join` and `--merged`.
+ * Reads `--split`, `--join`, `--merged` and `--kernel`.
  *
  * @throws {UsageError} If one is of another form.
  */
 export function layerOptions(
-  { split = [], join = [], merged = [] }: {
+  { split = [], join = [], merged = [], kernel = [] }: {
     split?: readonly string[];
     join?: readonly string[];
     merged?: readonly string[];
+    kernel?: readonly string[];
   },
 ): LayerOptions {
   return {
     split: split.flatMap((text) => readLayer("split", text)),
     join: join.flatMap((text) => readLayer("join", text)),
     merged: Object.fromEntries(merged.map(readMerged)),
+    kernels: Object.fromEntries(kernel.map(readKernel)),
   };
 }
 
@@ -45,4 +50,13 @@ function readMerged(text: string): readonly [string, readonly boolean[]] {
     return [name, slices.map((slice) => slice === "1")];
   }
   throw new UsageError(`Cannot use --merged "${text}": NAME=1,0,1 is wanted, 1 for each slice that is adapted`);
+}
+
+function readKernel(text: string): readonly [string, number | readonly number[]] {
+  const [name = "", list = "", ...more] = text.split("=");
+  const lengths = list.split(",");
+  if (more.length === 0 && name !== "" && lengths.every((length) => /^[1-9]\d{0,3}$/.test(length))) {
+    return [name, lengths.length === 1 ? Number(list) : lengths.map(Number)];
+  }
+  throw new UsageError(`Cannot use --kernel "${text}": NAME=3 is wanted, or the length of each dimension, NAME=1,1,1`);
 }

@@ -1,9 +1,9 @@
 import { setImmediate } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
+import { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 import { type LanguageModel, loadModel, MODEL_DTYPES, type ModelDtype } from "../models/mod.ts";
 import {
-  type AdapterArgument,
   adapterArguments,
   adapterMix,
   checkAdapterPath,
@@ -15,6 +15,7 @@ import {
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
+import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
 import { formatDuration, isTerminal, paint, print, printable, printJson } from "./terminal.ts";
 
@@ -24,6 +25,9 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 
   --model MODEL         Hugging Face folder, or a .gguf file
   --adapter ADAPTER     PEFT folder or URL; several are mixed, each with its weight (1 if none is given)
+  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
+                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order
+  --residual-base       the model is the changed base that the adapters' initialisation left
   --prompt TEXT         text to continue; with --chat, what the user says
   --chat                wrap the prompt in the model's chat template
   --max-new-tokens N    stop after N tokens (128)
@@ -34,6 +38,7 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
   --seed N              start of the random numbers: the same seed gives the same text
   --dtype DTYPE         the weights in memory: f32, bf16, f16, f8, int8, int4, nf4, or auto: a quantized .gguf file's
                         own Q4_0, Q4_1 and Q8_0 matrices, all else bf16 (auto)
+  --cache DTYPE         the keys and values of past tokens in memory: f32, f16 (half as much) or int8 (a quarter) (f32)
   --device auto|wasm|webgpu
                         where to compute (auto: a GPU where there is one and the model is large enough for it); Node and
                         Bun have one where npm webgpu is installed
@@ -45,6 +50,8 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 const OPTIONS = {
   model: { type: "string" },
   adapter: { type: "string", multiple: true, default: [] as string[] },
+  initial: { type: "string", multiple: true, default: [] as string[] },
+  "residual-base": { type: "boolean", default: false },
   prompt: { type: "string", multiple: true, default: [] as string[] },
   chat: { type: "boolean", default: false },
   "max-new-tokens": { type: "string" },
@@ -54,6 +61,7 @@ const OPTIONS = {
   "min-p": { type: "string" },
   seed: { type: "string" },
   dtype: { type: "string" },
+  cache: { type: "string" },
   device: { type: "string" },
   threads: { type: "string" },
   json: { type: "boolean", default: false },
@@ -61,10 +69,11 @@ const OPTIONS = {
 
 interface Request {
   readonly model: string;
-  readonly adapters: readonly AdapterArgument[];
+  readonly adapters: readonly AdapterOverBase[];
   readonly prompt: string;
   readonly json: boolean;
   readonly dtype: ModelDtype;
+  readonly cache: CacheDtype;
   readonly device: DeviceChoice;
   readonly threads: number | "auto";
   readonly sampling: {
@@ -78,11 +87,12 @@ interface Request {
   };
 }
 
-function parseRequest(args: string[]): Request {
+async function parseRequest(args: string[]): Promise<Request> {
   const { values } = parseArgs({ args, options: OPTIONS });
   if (values.prompt.length > 1) {
     throw new UsageError(`Cannot answer ${values.prompt.length} prompts at once: one --prompt is wanted`);
   }
+  const { initial, "residual-base": residualBase } = values;
   const topK = numberOption(values["top-k"], "top-k", { min: 1, whole: true });
   const topP = numberOption(values["top-p"], "top-p", { above: 0, max: 1 });
   const minP = numberOption(values["min-p"], "min-p", { min: 0, max: 1 });
@@ -90,9 +100,10 @@ function parseRequest(args: string[]): Request {
   return {
     model: requiredOption(values.model, "model"),
     prompt: requiredOption(values.prompt[0], "prompt"),
-    adapters: adapterArguments(values.adapter),
+    adapters: await overBase(adapterArguments(values.adapter), { initial, residualBase }),
     json: values.json,
     dtype: choiceOption(values.dtype, "dtype", MODEL_DTYPES) ?? "auto",
+    cache: choiceOption(values.cache, "cache", CACHE_DTYPES) ?? "f32",
     device: choiceOption(values.device, "device", DEVICES) ?? "auto",
     threads: threadsOption(values.threads),
     sampling: {
@@ -140,10 +151,14 @@ function decodeRate(times: readonly number[]): number {
 async function load(request: Request, backend: Backend | undefined, signal: AbortSignal): Promise<LanguageModel> {
   const progress = new Progress("Loading");
   const onProgress = progress.update.bind(progress);
-  const options = { dtype: request.dtype, threads: request.threads, signal, onProgress, ...(backend && { backend }) };
+  const { dtype, cache, threads } = request;
+  const options = { dtype, cache, threads, signal, onProgress, ...(backend && { backend }) };
   const model = await loadModel(await modelArgument(request.model), options).finally(() => progress.end());
   try {
-    for (const { name, source } of request.adapters) await model.loadAdapter(name, source, { signal });
+    for (const { name, source, initial, residualBase } of request.adapters) {
+      const base = { ...(initial && { initial }), ...(residualBase && { residualBase }) };
+      await model.loadAdapter(name, source, { ...base, signal });
+    }
     return model;
   } catch (error) {
     model.dispose();
@@ -155,7 +170,7 @@ async function load(request: Request, backend: Backend | undefined, signal: Abor
 export const generate: Command = {
   help: HELP,
   async run(args, signal) {
-    const request = parseRequest(args);
+    const request = await parseRequest(args);
     for (const adapter of request.adapters) await checkAdapterPath(adapter);
     const start = performance.now();
     const backend = await openDevice(request.device, request.threads);

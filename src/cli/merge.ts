@@ -9,17 +9,17 @@ import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { folder } from "../fs/mod.ts";
 import { openBackend } from "../open.ts";
 import {
-  type AdapterArgument,
   adapterArguments,
   choiceOption,
   loadArgument,
   numberOption,
-  refuseOverwrite,
   requiredOption,
   threadsOption,
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { asFolder, openBase } from "./merge_base.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
+import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
@@ -28,7 +28,8 @@ import { dimTitles, formatBytes, formatDuration, print, printable, printJson, ta
 const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. Memory is that of a few pieces of a tensor.
 
 Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f32|bf16|f16] [--out-type q8_0|f16|f32]
-                  [--jobs N] [--threads auto|N] [--residual-base] [--expand-groups] [--dry-run] [--json]
+                  [--jobs N] [--threads auto|N] [--initial ADAPTER]… [--residual-base] [--expand-groups] [--dry-run]
+                  [--json]
 
   --base BASE           Hugging Face folder (safetensors, single or sharded), .safetensors or .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are summed, each with its weight (1 if none is given)
@@ -40,6 +41,8 @@ Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f
   --out-type TYPE       type of the matrices of a .gguf: q8_0, f16 or f32 (as stored; what changes and is coarser: q8_0)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
   --threads auto|N      threads of WebAssembly up to 32 (auto: one per core, 8 at most)
+  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
+                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order
   --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
   --expand-groups       write convolutions with groups, into which no update can be merged, without groups
   --dry-run             check everything and tell what would be written
@@ -54,6 +57,7 @@ const OPTIONS = {
   "out-type": { type: "string" },
   jobs: { type: "string" },
   threads: { type: "string" },
+  initial: { type: "string", multiple: true, default: [] as string[] },
   "residual-base": { type: "boolean", default: false },
   "expand-groups": { type: "boolean", default: false },
   "dry-run": { type: "boolean", default: false },
@@ -61,12 +65,14 @@ const OPTIONS = {
 } as const;
 
 async function loadAdapters(
-  adapters: readonly AdapterArgument[],
+  adapters: readonly AdapterOverBase[],
   options: LoadAdapterOptions,
 ): Promise<WeightedAdapter[]> {
   const loaded: WeightedAdapter[] = [];
   for (const argument of adapters) {
-    loaded.push({ adapter: await loadArgument(argument, options), weight: argument.weight });
+    const { initial, residualBase, weight } = argument;
+    const own = { ...options, ...(initial && { initial }), ...(residualBase && { residualBase }) };
+    loaded.push({ adapter: await loadArgument(argument, own), weight });
   }
   return loaded;
 }
@@ -110,12 +116,14 @@ export const merge: Command = {
     const threads = threadsOption(values.threads);
     const dryRun = values["dry-run"];
     if (values.adapter.length === 0) throw new UsageError("Cannot merge without --adapter: at least one is wanted");
-    const named = adapterArguments(values.adapter);
-    await refuseOverwrite(out, [base, ...named.map(({ path }) => path)]);
+    const { initial, "residual-base": residualBase } = values;
+    const named = await overBase(adapterArguments(values.adapter), { initial, residualBase });
+    const place = out.endsWith(".gguf") ? { path: out, writes: null } : claimedFolder(out);
+    await refuseOverwrite(place, [base, ...initial, ...named.map(({ path }) => path)]);
     const start = performance.now();
     const progress = new Progress("Merging");
     const onProgress = progress.update.bind(progress);
-    const adapters = await loadAdapters(named, { signal, residualBase: values["residual-base"] });
+    const adapters = await loadAdapters(named, { signal });
     const backend = await openBackend({ prefer: "wasm", threads });
     const options = { signal, onProgress, backend, jobs, dryRun, expandGroups: values["expand-groups"] };
     const merged = await mergeInto({ base, out, adapters, dtype, outType }, options).finally(() => {

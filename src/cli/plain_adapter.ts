@@ -1,10 +1,11 @@
 import { Adapter } from "../adapter/adapter.ts";
+import type { LoadAdapterOptions } from "../adapter/load.ts";
 import { CONFIG_FILE } from "../adapter/lora_config.ts";
 import { toPlainLora } from "../adapter/to_plain.ts";
 import { settleBaseChanges } from "../checkpoint/base_changes.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import type { ReadOptions } from "../formats/source.ts";
-import { adapterArguments, loadArgument, modelArgument } from "./arguments.ts";
+import { type AdapterArgument, adapterArguments, checkAdapterPath, loadArgument, modelArgument } from "./arguments.ts";
 import { UsageError } from "./command.ts";
 
 /** How the base changed before training. */
@@ -24,11 +25,11 @@ export interface PlainOptions {
  */
 export async function asPlain(adapter: Adapter, given: PlainOptions, options: ReadOptions): Promise<Adapter> {
   const { initial, plain, base } = given;
-  if (adapter.baseChange === null) return initial !== undefined || plain ? unchanged(adapter) : adapter;
   if (initial !== undefined) {
     const [argument] = adapterArguments([initial], false);
     return await toPlainLora(adapter, { initial: await loadArgument(argument!, options) });
   }
+  if (adapter.baseChange === null) return plain ? unchanged(adapter) : adapter;
   if (!plain) return adapter;
   const folder = base === undefined ? undefined : await modelArgument(base);
   if (!folder || !("open" in folder)) {
@@ -43,4 +44,37 @@ function unchanged(adapter: Adapter): Adapter {
   const what = "it is written as it is: nothing of it was made plain";
   const why = "its training began with the base unchanged; of DoRA or full tensors merge and extract make plain LoRA";
   return new Adapter({ ...adapter, report: [...adapter.report, { module: CONFIG_FILE, what, why }] });
+}
+
+/** What `--initial` and `--residual-base` say. */
+export interface BaseArguments {
+  /** The adapters as they were before training, in the order of `--adapter`. */
+  readonly initial: readonly string[];
+  /** Whether the base is the changed one. */
+  readonly residualBase: boolean;
+}
+
+/** An adapter to load, and over which base. */
+export type AdapterOverBase = AdapterArgument & Pick<LoadAdapterOptions, "initial" | "residualBase">;
+
+/**
+ * Gives each adapter its initial one.
+ *
+ * @throws {UsageError} If there are more or fewer, or the base is said to be the changed one.
+ */
+export async function overBase(
+  adapters: readonly AdapterArgument[],
+  { initial, residualBase }: BaseArguments,
+): Promise<AdapterOverBase[]> {
+  if (initial.length === 0) return adapters.map((argument) => ({ ...argument, residualBase }));
+  if (residualBase) throw new UsageError("Cannot use --initial and --residual-base: one of them is wanted");
+  if (initial.length !== adapters.length) {
+    const found = `${initial.length} --initial for ${adapters.length} --adapter`;
+    throw new UsageError(
+      `Cannot use ${found}: one for each is wanted, in their order; lora convert makes others plain`,
+    );
+  }
+  const initials = adapterArguments(initial, false);
+  for (const argument of initials) await checkAdapterPath(argument);
+  return adapters.map((argument, i) => ({ ...argument, initial: initials[i]!.source }));
 }

@@ -9,10 +9,11 @@ import { concat } from "./concat.ts";
 import { bitsPerElement, type Dtype, type StoredTensor } from "./dtype.ts";
 import { quote } from "./quote.ts";
 
-/** A metadata value: a text, a whole number (u32) or a 32-bit float. */
+/** A metadata value: a text, a whole number (u32), a 32-bit float or a list of whole numbers (u32). */
 export type GgufField =
   | { readonly type: "string"; readonly value: string }
-  | { readonly type: "u32" | "f32"; readonly value: number };
+  | { readonly type: "u32" | "f32"; readonly value: number }
+  | { readonly type: "u32s"; readonly value: readonly number[] };
 
 const ALIGNMENT = 32;
 /** ggml keeps names in 64 bytes, the last of which is 0. */
@@ -73,6 +74,7 @@ function typeOf(name: string, { dtype, shape, bytes }: StoredTensor): number {
 
 function value(field: GgufField): Uint8Array[] {
   if (field.type === "string") return [u32(8), ...string(field.value)];
+  if (field.type === "u32s") return [u32(9), u32(4), u64(field.value.length), ...field.value.map(u32)];
   return field.type === "u32" ? [u32(4), u32(field.value)] : [u32(6), f32(field.value)];
 }
 

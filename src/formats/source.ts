@@ -59,9 +59,15 @@ export interface Sink {
   /** Folder name or URL without credentials. */
   readonly name: string;
   /** Begins a file. Nothing has its final name before `commit()`. */
-  create(file: string): Promise<SinkFile>;
+  create(file: string, options?: NewFileOptions): Promise<SinkFile>;
   /** Where it really is: a folder and a sink with one location are one place. */
   location?(): Promise<string>;
+}
+
+/** What is known of a file before it is written. */
+export interface NewFileOptions {
+  /** The length that it will have, for the way in which it is best written; it is not checked. */
+  readonly bytes?: number;
 }
 
 /** A file being written. */
@@ -76,6 +82,12 @@ export interface SinkFile {
   sha256?(): Promise<string>;
 }
 
+/** A lock that is held. */
+export interface FolderLock {
+  /** Gives it back. */
+  release(): Promise<void>;
+}
+
 /** A folder on whose files a later run can build. */
 export interface Workspace extends Folder, Sink {
   /** The names of all files, sorted. */
@@ -84,6 +96,12 @@ export interface Workspace extends Folder, Sink {
   rename(from: string, to: string): Promise<void>;
   /** Removes a file and every unfinished write of it; absent is as good. */
   remove(file: string): Promise<void>;
+  /**
+   * Keeps others from working in the folder until it is released; a process that dies releases its locks.
+   *
+   * @throws {IntegrityError} If another one has the lock of that name.
+   */
+  lock?(name: string): Promise<FolderLock>;
   /** sha256, in hexadecimal, of a file. */
   sha256(file: string, options?: ReadOptions): Promise<string>;
 }

@@ -6,9 +6,11 @@
 
 import { FormatError, LimitError } from "../errors.ts";
 import { bitsPerElement, type StoredTensor } from "./dtype.ts";
+import { parseJson } from "./json.ts";
 import { type PickledStorage, type PickledTensor, readPickledTensors } from "./pickle.ts";
 import { quote } from "./quote.ts";
 import { readExactly, type ReadOptions, type Source } from "./source.ts";
+import { decodeUtf8 } from "./utf8.ts";
 import { readZipDirectory, readZipEntry, type ZipEntry } from "./zip.ts";
 
 /** Options of {@linkcode readTorch}. */
@@ -23,6 +25,8 @@ const DEFAULT_MAX_PICKLE = 25_000_000;
 /** What the tensors may take beyond the size of the file, where the same elements are asked for again and again. */
 const HEAD_ROOM = 2 ** 26;
 const PICKLE = "data.pkl";
+/** Entry with texts about the tensors, which torch passes over as it does every entry that the pickle does not name. */
+export const METADATA = "lowrank/metadata.json";
 /** The pickled magic number with which the streams of torch before 1.6 begin. */
 const LEGACY_START = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9];
 
@@ -55,7 +59,7 @@ export async function readTorch(
   const entries = await readZipDirectory(source, options);
   const root = findRoot(source, entries);
   await checkByteOrder(source, entries.get(`${root}/byteorder`), options);
-  const pickle = await readPickle(source, entries.get(`${root}/${PICKLE}`)!, options);
+  const pickle = await readText(source, entries.get(`${root}/${PICKLE}`)!, options);
   const { maxTensors } = options;
   const tensors = readPickledTensors(pickle, { file: source.name, ...(maxTensors !== undefined && { maxTensors }) });
   const storages = new Map([...entries].map(([name, entry]) => [name.slice(root.length + 1), entry]));
@@ -99,11 +103,37 @@ async function checkByteOrder(source: Source, entry: ZipEntry | undefined, optio
   if (found !== "little") throw refuse(source, { field: "byteorder", found: quote(found), expected: '"little"' });
 }
 
-async function readPickle(source: Source, entry: ZipEntry, options: TorchOptions): Promise<Uint8Array> {
+/**
+ * Reads the texts that `encodeTorch()` put beside the tensors.
+ *
+ * @param source The file.
+ * @param options Caps, of which that on the pickle counts, and a signal.
+ * @returns The texts by key; none where the file has none.
+ * @throws {FormatError} If the file is malformed, or they are no JSON object of texts.
+ * @throws {LimitError} If a cap is passed.
+ */
+export async function readTorchMetadata(
+  source: Source,
+  options: TorchOptions = {},
+): Promise<ReadonlyMap<string, string>> {
+  const entries = await readZipDirectory(source, options);
+  const entry = entries.get(`${findRoot(source, entries)}/${METADATA}`);
+  if (!entry) return new Map();
+  const file = `${METADATA} of ${source.name}`;
+  const json = parseJson(decodeUtf8(await readText(source, entry, options), file), { file, maxDepth: 2 });
+  const texts = new Map<string, string>();
+  for (const [key, value] of json instanceof Map ? json : []) if (typeof value === "string") texts.set(key, value);
+  if (json instanceof Map && texts.size === json.size) return texts;
+  throw refuse(source, { field: METADATA, found: "that is no object of texts", expected: "one" });
+}
+
+async function readText(source: Source, entry: ZipEntry, options: TorchOptions): Promise<Uint8Array> {
   const limit = options.maxPickleBytes ?? DEFAULT_MAX_PICKLE;
   if (entry.size <= limit) return await readZipEntry(source, entry, options);
-  const message = `Cannot read ${quote(source.name)} with a pickle of ${entry.size} bytes: expected at most ${limit}`;
-  throw new LimitError(message, { file: source.name, field: PICKLE, limit, value: entry.size });
+  const name = entry.name.slice(entry.name.indexOf("/") + 1);
+  const what = name === PICKLE ? "a pickle" : quote(name);
+  const message = `Cannot read ${quote(source.name)} with ${what} of ${entry.size} bytes: expected at most ${limit}`;
+  throw new LimitError(message, { file: source.name, field: name, limit, value: entry.size });
 }
 
 function checkStorages(

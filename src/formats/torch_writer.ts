@@ -8,6 +8,7 @@ import { FormatError, LimitError } from "../errors.ts";
 import { concat } from "./concat.ts";
 import { bitsPerElement, type Dtype, type StoredTensor } from "./dtype.ts";
 import { quote } from "./quote.ts";
+import { METADATA } from "./torch.ts";
 
 const STORAGES: ReadonlyMap<Dtype, string> = new Map<Dtype, string>([
   ["F64", "DoubleStorage"],
@@ -26,9 +27,10 @@ const MAX_ENTRIES = 2 ** 16 - 1;
  * Encodes a dict of tensors.
  *
  * @param tensors The tensors by name: F64, F32, F16 or BF16.
+ * @param metadata Texts for `readTorchMetadata()`, in an entry that torch passes over; none is written if empty.
  * @returns The file.
  * @throws {FormatError} If a tensor has another type.
- * @throws {LimitError} If the file would be 4 GiB or larger, or hold more than 65,532 tensors.
+ * @throws {LimitError} If the file would be 4 GiB or larger, or hold more than 65,531 tensors.
  *
  * @example
  * ```ts
@@ -40,12 +42,17 @@ const MAX_ENTRIES = 2 ** 16 - 1;
  * assert.deepEqual(tensors.get("w"), tensor);
  * ```
  */
-export function encodeTorch(tensors: ReadonlyMap<string, StoredTensor>): Uint8Array {
+export function encodeTorch(
+  tensors: ReadonlyMap<string, StoredTensor>,
+  metadata: ReadonlyMap<string, string> = new Map(),
+): Uint8Array {
   const entries = [...tensors].map(([, { bytes }], key) => [`${ROOT}/data/${key}`, bytes] as const);
+  const texts = [`${ROOT}/${METADATA}`, ascii(JSON.stringify(Object.fromEntries(metadata)))] as const;
   return encodeZip([
     [`${ROOT}/data.pkl`, encodePickle(tensors)],
     [`${ROOT}/byteorder`, ascii("little")],
     ...entries,
+    ...(metadata.size > 0 ? [texts] : []),
     [`${ROOT}/version`, ascii("3\n")],
   ]);
 }
@@ -118,6 +125,7 @@ function encodeZip(entries: readonly (readonly [name: string, content: Uint8Arra
   const [limit, value] = size > MAX_FILE ? [MAX_FILE, size] : [MAX_ENTRIES, entries.length];
   if (value > limit) {
     throw new LimitError(`Cannot write a torch file with ${value} bytes or entries: expected at most ${limit}`, {
+      field: "entries",
       limit,
       value,
     });

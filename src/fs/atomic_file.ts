@@ -1,16 +1,17 @@
-import { createHash } from "node:crypto";
-import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from "node:fs/promises";
+import { mkdir, open, readdir, rename, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { DisposedError, IntegrityError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { SinkFile } from "../formats/source.ts";
+import type { NewFileOptions, SinkFile } from "../formats/source.ts";
 import { fileError, systemCode } from "./file_error.ts";
+import { type FileWriter, PlainWriter } from "./file_writer.ts";
+import { ThreadedWriter } from "./threaded_writer.ts";
 
 const PARTIAL = /\.\d+\.[0-9a-f]{16}\.partial$/;
 const STALE_MS = 3_600_000;
-/** Bytes after which the disk begins to write, so that the last flush of a large file has little left to wait for. */
-const FLUSH_BYTES = 1 << 26;
+/** A file that is longer is worth the 40 ms in which a thread starts. */
+const THREAD_BYTES = 1 << 26;
 /** What systems without a flush for directories answer (Windows, some network mounts). */
 const NO_DIRECTORY_SYNC: ReadonlySet<string | undefined> = new Set(["EISDIR", "EPERM", "EINVAL", "ENOTSUP"]);
 
@@ -49,62 +50,33 @@ class AtomicFile implements SinkFile {
   readonly #directory: string;
   readonly #file: string;
   readonly #partial: string;
-  readonly #handle: FileHandle;
-  readonly #hash = createHash("sha256");
+  readonly #writer: FileWriter;
   #written = 0;
-  #unflushed = 0;
-  #flushing: Promise<void> | null = null;
-  #failure: unknown = null;
   #open = true;
 
-  constructor(directory: string, file: string, partial: string, handle: FileHandle) {
+  constructor(directory: string, file: string, partial: string, writer: FileWriter) {
     this.#directory = directory;
     this.#file = file;
     this.#partial = partial;
-    this.#handle = handle;
+    this.#writer = writer;
   }
 
   async write(bytes: Uint8Array): Promise<void> {
     await this.#attempt(async () => {
-      const writing = this.#append(bytes);
-      // While the system writes.
-      this.#hash.update(bytes);
-      await writing;
+      await this.#writer.write(bytes);
       this.#written += bytes.length;
-      this.#flush(bytes.length);
     });
   }
 
-  async #append(bytes: Uint8Array): Promise<void> {
-    for (let done = 0; done < bytes.length;) {
-      done += (await this.#handle.write(bytes, done, bytes.length - done)).bytesWritten;
-    }
-  }
-
-  /** Lets the disk begin; a system tells of a failed flush once, so that it is kept for the next call. */
-  #flush(length: number): void {
-    if (this.#failure !== null) throw this.#failure;
-    this.#unflushed += length;
-    if (this.#unflushed < FLUSH_BYTES || this.#flushing !== null) return;
-    this.#unflushed = 0;
-    this.#flushing = this.#handle.datasync()
-      .catch((error) => void (this.#failure = error))
-      .finally(() => this.#flushing = null);
-  }
-
   /** sha256 of what has been written. */
-  // deno-lint-ignore require-await
   async sha256(): Promise<string> {
-    return this.#hash.copy().digest("hex");
+    return await this.#writer.sha256();
   }
 
   async commit(): Promise<void> {
     await this.#attempt(async () => {
-      await this.#flushing;
-      if (this.#failure !== null) throw this.#failure;
-      await this.#handle.sync();
+      await this.#writer.finish();
       this.#open = false;
-      await this.#handle.close();
       const target = join(this.#directory, this.#file);
       await rename(this.#partial, target);
       await syncDirectory(this.#directory);
@@ -139,8 +111,7 @@ class AtomicFile implements SinkFile {
 
   async #discard(): Promise<void> {
     this.#open = false;
-    await this.#flushing;
-    await this.#handle.close().catch(() => {});
+    await this.#writer.close();
     await unlink(this.#partial).catch(() => {});
   }
 }
@@ -150,13 +121,31 @@ class AtomicFile implements SinkFile {
  *
  * @throws {IntegrityError} If the system refuses.
  */
-export async function createAtomicFile(directory: string, file: string): Promise<SinkFile> {
+export async function createAtomicFile(
+  directory: string,
+  file: string,
+  { bytes = 0 }: NewFileOptions = {},
+): Promise<SinkFile> {
   const partial = join(directory, partialName(file));
   try {
     await mkdir(directory, { recursive: true });
     await sweep(directory);
-    return new AtomicFile(directory, file, partial, await open(partial, "wx"));
+    return new AtomicFile(directory, file, partial, await openWriter(partial, bytes));
   } catch (error) {
     throw fileError("create", join(directory, file), file, error);
+  }
+}
+
+async function openWriter(path: string, bytes: number): Promise<FileWriter> {
+  const handle = await open(path, "wx");
+  try {
+    const writer = bytes > THREAD_BYTES ? await ThreadedWriter.open(path) : null;
+    if (writer === null) return new PlainWriter(handle);
+    await handle.close();
+    return writer;
+  } catch (error) {
+    await handle.close();
+    await unlink(path).catch(() => {});
+    throw error;
   }
 }

@@ -3,10 +3,11 @@ import { readdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
 import { FormatError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
-import type { ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
+import type { FolderLock, NewFileOptions, ReadOptions, SinkFile, Workspace } from "../formats/source.ts";
 import { createAtomicFile, isPartialOf, syncDirectory } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
+import { lockFolder } from "./lock.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
 
 /** Options of {@linkcode folder}. */
@@ -64,8 +65,8 @@ class DiskFolder implements Workspace {
     return await realpath(this.#path).catch(() => this.#path);
   }
 
-  async create(file: string): Promise<SinkFile> {
-    return await createAtomicFile(this.#path, checkPlainName(file, this.name));
+  async create(file: string, options: NewFileOptions = {}): Promise<SinkFile> {
+    return await createAtomicFile(this.#path, checkPlainName(file, this.name), options);
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -89,6 +90,10 @@ class DiskFolder implements Workspace {
       const refusal = fileError("remove", join(this.#path, file), file, error);
       if (!(refusal instanceof MismatchError)) throw refusal;
     }
+  }
+
+  async lock(name: string): Promise<FolderLock> {
+    return await lockFolder(this.#path, checkPlainName(name, this.name));
   }
 
   async sha256(file: string, options: ReadOptions = {}): Promise<string> {
@@ -123,7 +128,8 @@ class DiskFolder implements Workspace {
  *
  * `create()` writes to `<file>.<pid>.<random>.partial` beside the final name; `commit()` flushes it to the disk and renames
  * it, so a process that dies leaves the old file or the new one under the name, never a torn one. What dead processes
- * left is swept by the next `create()` after an hour. The folder is made when the first file is created.
+ * left is swept by the next `create()` after an hour. The folder is made when the first file is created. A file that is
+ * announced with more than 64 MB is hashed and written by a thread of its own, around the page cache where that is possible.
  *
  * @param path A path, relative to the working directory, or a `file:` URL.
  * @param options How far links may lead.

@@ -13,4 +13,14 @@
 
 export { file } from "./file.ts";
 export { folder, type FolderOptions } from "./folder.ts";
-export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "../formats/source.ts";
+export type {
+  Folder,
+  FolderLock,
+  HeldSource,
+  NewFileOptions,
+  ReadOptions,
+  Sink,
+  SinkFile,
+  Source,
+  Workspace,
+} from "../formats/source.ts";

@@ -5,9 +5,12 @@
  */
 
 import { Adapter } from "../adapter/adapter.ts";
-import { type AdapterSource, loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
+import { type AdapterSource, loadAdapter, type LoadAdapterOptions, subtractInitial } from "../adapter/load.ts";
+import { isRepeatable } from "../adapter/variant_fields.ts";
 import type { Backend, MergeLoss } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
+import type { StoredTensor } from "../formats/dtype.ts";
+import type { ReadOptions } from "../formats/source.ts";
 import type { AdapterChoice, RowMix } from "../lora/selection.ts";
 import type { Tokenizer } from "../text/mod.ts";
 import { Pace } from "./pace.ts";
@@ -19,6 +22,8 @@ export interface AdaptedModelParts<Network extends PlacedNetwork = PlacedNetwork
   readonly placement: Placement<Network>;
   /** Reads the parameters once more. */
   readonly place: (options: ReloadOptions) => Promise<Placement<Network>>;
+  /** Reads the weight of a module as the files have it. */
+  readonly readWeight: (module: string, options: ReadOptions) => Promise<StoredTensor>;
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
 }
@@ -28,6 +33,7 @@ export abstract class AdaptedModel implements Disposable {
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
   readonly #place: AdaptedModelParts["place"];
+  readonly #readWeight: AdaptedModelParts["readWeight"];
   readonly #pace: Pace = new Pace();
   #placement: Placement;
   #reloading = false;
@@ -38,6 +44,7 @@ export abstract class AdaptedModel implements Disposable {
     this.tokenizer = parts.tokenizer;
     this.#placement = parts.placement;
     this.#place = parts.place;
+    this.#readWeight = parts.readWeight;
   }
 
   /** Where it computes; another one after {@linkcode AdaptedModel.reload}. */
@@ -67,19 +74,31 @@ export abstract class AdaptedModel implements Disposable {
   /**
    * Loads a PEFT adapter under a name, beside those already there. All of it finds its place, or nothing changes.
    *
+   * One whose initialisation changed the base runs as plain LoRA of twice the rank: PiSSA, OLoRA and KaSA are computed
+   * again from the weights of the model's files, all others need the option `initial`, or a model that is that changed
+   * base, and the option `residualBase`.
+   *
    * @param name The name by which it is chosen.
    * @param source Its folder, URL, files by name, or an adapter already loaded.
-   * @param options Limits and abort.
+   * @param options Limits, what it was before training, and abort.
+   * @returns The adapter as it runs.
    * @throws {MismatchError} If it does not fit this model; the error lists the names.
    * @throws {RangeError} If the name is taken.
    */
   async loadAdapter(name: string, source: AdapterSource | Adapter, options: LoadAdapterOptions = {}): Promise<Adapter> {
     this.requireLive();
     this.#placement.adapters.requireFree(name);
-    const adapter = source instanceof Adapter ? source : await loadAdapter(source, options);
+    const loaded = await (source instanceof Adapter ? subtractInitial(source, options) : loadAdapter(source, options));
+    const adapter = isRepeatable(loaded.baseChange) ? await this.#overBase(loaded, options) : loaded;
     this.requireLive();
     await this.#placement.adapters.add(name, adapter);
     return adapter;
+  }
+
+  async #overBase(adapter: Adapter, options: ReadOptions): Promise<Adapter> {
+    this.requireLive();
+    const { toPlainLora } = await import("../adapter/to_plain.ts");
+    return await toPlainLora(adapter, { weightOf: (module) => this.#readWeight(module, options) });
   }
 
   /**

@@ -18,6 +18,7 @@ import { type RowMix, takeMixes } from "../lora/selection.ts";
 import { type BertConfig, bertPrefix } from "./bert_config.ts";
 import type { ModelLayers } from "./model_layers.ts";
 import type { Norm } from "./norm.ts";
+import type { PackedGroup, PackedRows } from "./packed_rows.ts";
 
 interface Layer {
   readonly query: LoraLinear;
@@ -30,12 +31,14 @@ interface Layer {
   readonly norm: Norm;
 }
 
-/** One forward pass over a batch of sequences of one length. */
+/** One forward pass over a batch without padding. */
 export interface BertPass {
-  /** Sequences; the token rows are `batch` times their length. */
-  readonly batch: number;
+  /** Its tokens. */
+  readonly rows: PackedRows;
   /** Adapters per range of token rows. */
   readonly mixes: readonly RowMix[];
+  /** Whether a classifier says its classes; else there is the last hidden state. */
+  readonly classify: boolean;
   /** Awaited between layers; what it throws ends the pass. */
   readonly pause: () => Promise<void>;
 }
@@ -82,22 +85,21 @@ export class Bert {
     };
   }
 
-  /** The last hidden state (batch · length, width), or logits (batch, labels). The caller disposes it. */
-  async run(ids: Uint32Array, { batch, mixes, pause }: BertPass): Promise<Tensor> {
+  /** The last hidden state (tokens, width), or logits (sequences, labels), in packed order. The caller disposes it. */
+  async run({ rows, mixes, classify, pause }: BertPass): Promise<Tensor> {
     const backend = this.#backend;
-    const length = ids.length / batch;
     await pause();
-    let x = backend.scope(() => this.#embed(ids, length, mixes));
+    let x = backend.scope(() => this.#embed(rows, mixes));
     try {
       for (const layer of this.#blocks) {
-        const y = backend.scope(() => this.#layer(layer, x, { batch, mixes }));
+        const y = backend.scope(() => this.#layer(layer, x, { rows, mixes }));
         x.dispose();
         x = y;
         await pause();
       }
       const hidden = x;
-      if (!this.#head) return hidden;
-      const logits = backend.scope(() => this.#classify(hidden, batch, mixes));
+      if (!this.#head || !classify) return hidden;
+      const logits = backend.scope(() => this.#classify(hidden, rows, mixes));
       hidden.dispose();
       return logits;
     } catch (error) {
@@ -106,31 +108,45 @@ export class Bert {
     }
   }
 
-  #embed(ids: Uint32Array, length: number, mixes: readonly RowMix[]): Tensor {
+  #embed({ ids, positions: places }: PackedRows, mixes: readonly RowMix[]): Tensor {
     const backend = this.#backend;
-    const positions = this.#positions.apply(ids.map((_, i) => i % length), mixes);
+    const positions = this.#positions.apply(places, mixes);
     const types = this.#types.apply(new Uint32Array(ids.length), mixes);
     const sum = backend.add(backend.add(this.#words.apply(ids, mixes), types), positions);
     return this.#norm.apply(sum, mixes);
   }
 
-  #layer(layer: Layer, x: Tensor, { batch, mixes }: Pick<BertPass, "batch" | "mixes">): Tensor {
+  #layer(layer: Layer, x: Tensor, { rows, mixes }: Pick<BertPass, "rows" | "mixes">): Tensor {
     const backend = this.#backend;
-    const { heads, activation } = this.#config;
-    const [rows = 0, width = 0] = x.shape;
-    const perSequence = (linear: LoraLinear) => backend.reshape(linear.apply(x, mixes), [batch, rows / batch, width]);
-    const sizes = { heads, kvHeads: heads, batch, past: 0, causal: false };
-    const queries = layer.query.apply(x, mixes);
-    const attended = backend.attention(queries, perSequence(layer.key), perSequence(layer.value), sizes);
+    const [queries, keys, values] = [layer.query, layer.key, layer.value].map((linear) => linear.apply(x, mixes));
+    const attended = this.#attend(rows.groups, { queries: queries!, keys: keys!, values: values! });
     const middle = layer.outputNorm.apply(backend.add(layer.output.apply(attended, mixes), x), mixes);
-    const wide = backend.gelu(layer.up.apply(middle, mixes), activation);
+    const wide = backend.gelu(layer.up.apply(middle, mixes), this.#config.activation);
     return layer.norm.apply(backend.add(layer.down.apply(wide, mixes), middle), mixes);
   }
 
-  #classify(hidden: Tensor, batch: number, mixes: readonly RowMix[]): Tensor {
+  /** Attention within each sequence, for all sequences of one length at a time. */
+  #attend(groups: readonly PackedGroup[], { queries, keys, values }: Record<"queries" | "keys" | "values", Tensor>) {
     const backend = this.#backend;
-    const length = (hidden.shape[0] ?? 0) / batch;
-    const rows = Uint32Array.from({ length: batch }, (_, i) => i * length);
+    const [tokens = 0, width = 0] = queries.shape;
+    const { heads } = this.#config;
+    const within = ({ batch, length }: PackedGroup, take: (x: Tensor) => Tensor): Tensor => {
+      const perSequence = (x: Tensor) => backend.reshape(take(x), [batch, length, width]);
+      const sizes = { heads, kvHeads: heads, batch, past: 0, causal: false };
+      return backend.attention(take(queries), perSequence(keys), perSequence(values), sizes);
+    };
+    if (groups.length === 1) return within(groups[0]!, (x) => x);
+    const attended = backend.tensor([1, tokens, width]);
+    for (const group of groups) {
+      const rows = Uint32Array.from({ length: group.batch * group.length }, (_, i) => group.start + i);
+      backend.append(attended, within(group, (x) => backend.takeRows(x, rows)), group.start);
+    }
+    return backend.reshape(attended, [tokens, width]);
+  }
+
+  #classify(hidden: Tensor, { sequences }: PackedRows, mixes: readonly RowMix[]): Tensor {
+    const backend = this.#backend;
+    const rows = Uint32Array.from(sequences, ({ start }) => start);
     const own = takeMixes(mixes, rows);
     const { pooler, classifier } = this.#head!;
     return classifier.apply(backend.tanh(pooler.apply(backend.takeRows(hidden, rows), own)), own);

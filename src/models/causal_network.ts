@@ -18,8 +18,11 @@ export interface NetworkPass {
   readonly mixes: readonly RowMix[];
   /** Where adapters that wait for their invocation begin. */
   readonly starts: AdapterStarts;
-  /** What the sequences have seen before; null when these are their first positions and no more will come. */
-  readonly cache: KvCache | null;
+  /**
+   * What the sequences have seen before, in one cache where they have seen as many tokens, or one for each; null when
+   * these are their first positions and no more will come.
+   */
+  readonly cache: KvCache | readonly KvCache[] | null;
   /** Awaited between blocks; what it throws ends the pass. */
   readonly pause: () => Promise<void>;
 }
@@ -31,9 +34,9 @@ export interface BlockContext {
   /** Tokens of each in this pass. */
   readonly length: number;
   /** Positions that each has seen before. */
-  readonly past: number;
+  readonly pasts: readonly number[];
   /** Keys and values of those positions; null when there are none, and no more will come. */
-  readonly cache: KvCache | null;
+  readonly cache: NetworkPass["cache"];
   /** Adapters per range of token rows. */
   readonly mixes: readonly RowMix[];
   /** Tensors that the architecture made at the start of the pass. */
@@ -122,10 +125,11 @@ export class CausalNetwork {
     const { batch, cache, pause } = pass;
     const length = ids.length / batch;
     await pause();
-    cache?.reserve(length);
-    const past = cache?.length ?? 0;
-    const mixes = tokenMixes(pass, { length, past });
-    const start = { batch, length, past, cache, mixes };
+    const caches = cache === null ? [] : [cache].flat();
+    for (const one of caches) one.reserve(length);
+    const pasts = Array.from({ length: batch }, (_, row) => (caches[row] ?? caches[0])?.length ?? 0);
+    const mixes = tokenMixes(pass, { length, pasts });
+    const start = { batch, length, pasts, cache, mixes };
     const [first, ...shared] = this.#backend.scope(() => this.#architecture.begin(ids, start));
     let x = first;
     try {
@@ -141,7 +145,7 @@ export class CausalNetwork {
     } finally {
       for (const tensor of shared) tensor.dispose();
     }
-    cache?.advance(length);
+    for (const one of caches) one.advance(length);
     return { hidden: x, mixes };
   }
 }

@@ -20,7 +20,7 @@ export interface DecoderOptions {
   /** Size of the cache, which is made at the first step. */
   readonly cache: KvCacheOptions;
   /** Holds every decoder that has a cache, so that a model's end frees them. */
-  readonly live: Set<Decoder>;
+  readonly live: Set<{ dispose(): void }>;
 }
 
 /** Chooses tokens step by step. */

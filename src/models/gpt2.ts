@@ -71,8 +71,8 @@ export class Gpt2 implements Architecture {
   }
 
   /** Embeds the ids and their positions. */
-  begin(ids: Uint32Array, { length, past, mixes }: Omit<BlockContext, "shared">): [Tensor] {
-    const positions = ids.map((_, i) => past + i % length);
+  begin(ids: Uint32Array, { length, pasts, mixes }: Omit<BlockContext, "shared">): [Tensor] {
+    const positions = ids.map((_, i) => pasts[Math.floor(i / length)]! + i % length);
     return [this.#backend.add(this.#tokens.apply(ids, mixes), this.#positions.apply(positions, mixes))];
   }
 

@@ -4,12 +4,12 @@
  * @module
  */
 
-import type { Backend, Tensor } from "../backend.ts";
+import type { Backend, Cache, CacheDtype, Tensor } from "../backend.ts";
 
 /** The keys and values of one layer, with room for more. */
 interface LayerCache {
-  keys: Tensor;
-  values: Tensor;
+  keys: Cache;
+  values: Cache;
 }
 
 /** Sizes of a {@linkcode KvCache}. */
@@ -18,18 +18,21 @@ export interface KvCacheOptions {
   readonly layers: number;
   /** Sequences. */
   readonly batch: number;
-  /** kvHeads · headDim. */
-  readonly kvDim: number;
+  /** Heads of keys and values. */
+  readonly kvHeads: number;
+  /** Their width. */
+  readonly headDim: number;
+  /** How they are stored. */
+  readonly dtype: CacheDtype;
   /** Positions to make room for; more is made when they are used up. */
   readonly capacity: number;
 }
 
-/** Keys and values (batch, capacity, kvDim) per layer. Its owner disposes it. */
+/** Keys and values (batch, capacity, kvHeads, headDim) per layer. Its owner disposes it. */
 export class KvCache {
   readonly #backend: Backend;
   readonly #layers: LayerCache[] = [];
-  readonly #batch: number;
-  readonly #kvDim: number;
+  readonly #options: KvCacheOptions;
   #capacity: number;
   #length = 0;
 
@@ -40,8 +43,7 @@ export class KvCache {
    */
   constructor(backend: Backend, options: KvCacheOptions) {
     this.#backend = backend;
-    this.#batch = options.batch;
-    this.#kvDim = options.kvDim;
+    this.#options = options;
     this.#capacity = options.capacity;
     try {
       for (let i = 0; i < options.layers; i++) {
@@ -60,8 +62,8 @@ export class KvCache {
     return this.#length;
   }
 
-  /** Copies keys and values (batch · length, kvDim) behind those of the layer and returns all of them. */
-  append(layer: number, keys: Tensor, values: Tensor): { keys: Tensor; values: Tensor } {
+  /** Puts keys and values (batch · length, kvHeads · headDim) behind those of the layer and returns all of them. */
+  append(layer: number, keys: Tensor, values: Tensor): { keys: Cache; values: Cache } {
     const cache = this.#layers[layer]!;
     this.#backend.append(cache.keys, keys, this.#length);
     this.#backend.append(cache.values, values, this.#length);
@@ -93,15 +95,15 @@ export class KvCache {
     this.#layers.length = 0;
   }
 
-  #allocate(capacity: number): Tensor {
-    return this.#backend.tensor([this.#batch, capacity, this.#kvDim]);
+  #allocate(capacity: number): Cache {
+    const { batch, kvHeads, headDim, dtype } = this.#options;
+    return this.#backend.cache([batch, capacity, kvHeads, headDim], dtype);
   }
 
-  #grow(tensor: Tensor, capacity: number): Tensor {
+  #grow(cache: Cache, capacity: number): Cache {
     const grown = this.#allocate(capacity);
-    const rows = this.#backend.reshape(tensor, [tensor.size / this.#kvDim, this.#kvDim]);
-    this.#backend.append(grown, rows, 0);
-    tensor.dispose();
+    this.#backend.append(grown, cache, 0);
+    cache.dispose();
     return grown;
   }
 }

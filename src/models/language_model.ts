@@ -4,13 +4,17 @@
  * @module
  */
 
+import type { CacheDtype } from "../backend.ts";
+import { ShapeError } from "../errors.ts";
 import type { RowMix } from "../lora/selection.ts";
 import { AdaptedModel, type AdaptedModelParts } from "./adapted_model.ts";
+import { BatchGeneration } from "./batch_generation.ts";
 import type { CausalNetwork, NetworkPass } from "./causal_network.ts";
 import { Decoder } from "./decoder.ts";
 import { Generation } from "./generation.ts";
 import type { Gpt2Config } from "./gpt2_config.ts";
-import type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
+import type { GenerateBatchOptions, GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
+import type { KvCacheOptions } from "./kv_cache.ts";
 import type { LlamaConfig } from "./llama_config.ts";
 import type { Placement } from "./placement.ts";
 import { encodePrompt } from "./prompt.ts";
@@ -27,6 +31,8 @@ export interface LanguageModelParts extends AdaptedModelParts<CausalNetwork> {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values. */
+  readonly cache: CacheDtype;
 }
 
 /** New tokens for which the cache has room at first; it grows when they are more. */
@@ -38,12 +44,15 @@ export class LanguageModel extends AdaptedModel {
   readonly config: LanguageModelConfig;
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
+  /** How `generate` stores keys and values of the positions that it has seen. */
+  readonly cache: CacheDtype;
 
   /** Takes a network whose parameters match the config. */
   constructor(parts: LanguageModelParts) {
     super(parts);
     this.config = parts.config;
     this.eosIds = parts.eosIds;
+    this.cache = parts.cache;
   }
 
   get #placed(): Placement<CausalNetwork> {
@@ -114,22 +123,15 @@ export class LanguageModel extends AdaptedModel {
    */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     this.requireLive();
-    const ids = encodePrompt(prompt, this.tokenizer, options.chat ?? false);
-    checkTokenIds("generate", ids, this.config);
-    const { maxNewTokens = 128 } = options;
-    if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
-      throw new RangeError(`Cannot generate with maxNewTokens ${maxNewTokens}: expected an integer from 0`);
-    }
-    const { layers, kvHeads, headDim, maxPositions } = this.config;
-    // The last token of a full context is chosen, but never seen.
-    const room = Math.min(maxNewTokens, maxPositions + 1 - ids.length);
+    const ids = this.#encode("generate", prompt, options);
+    const room = this.#room(ids, options);
     const { backend, network, adapters, decoders } = this.#placed;
     const mixes = adapters.resolve(options.adapter, 1);
     const decoder = new Decoder({
       backend,
       network,
       pass: this.#pass(mixes, [ids], this.pauses(mixes, options.signal)),
-      cache: { layers, batch: 1, kvDim: kvHeads * headDim, capacity: ids.length + Math.min(room, FIRST_ROOM) },
+      cache: this.#cacheFor(ids, room),
       live: decoders,
     });
     return new Generation({
@@ -141,6 +143,80 @@ export class LanguageModel extends AdaptedModel {
       onToken: options.onToken,
       decoder,
     });
+  }
+
+  /**
+   * Continues several prompts at once, each by its own adapter: what `generate` gives one by one, in less time, as every
+   * pass over the weights serves all. The prompts may differ in length, and each ends on its own.
+   *
+   * @param prompts Texts or token ids, as for {@linkcode LanguageModel.generate}.
+   * @param options Which adapters answer, how tokens are chosen, and when to stop; a seed is that of every prompt.
+   * @throws {ShapeError} If there is no prompt, or one is empty, or the adapters are not one per prompt.
+   * @throws {LimitError} If one is longer than the model's context.
+   * @throws {MismatchError} If an adapter's name is unknown; the message lists the known ones.
+   *
+   * @example
+   * ```ts
+   * import { folder } from "@lowrank/lora/fs";
+   * import { loadModel } from "@lowrank/lora/models";
+   * import assert from "node:assert/strict";
+   *
+   * const model = await loadModel(folder("examples/models/tiny/base"));
+   * await model.loadAdapter("news", folder("examples/models/tiny/news"));
+   * const texts = ["", ""];
+   * const batch = model.generateBatch(["<|end|>The", "<|end|>Just"], { adapter: ["news", null], maxNewTokens: 5 });
+   * for await (const { row, text } of batch) texts[row] += text;
+   * assert(texts.every((text) => text.length > 0));
+   * model.dispose();
+   * ```
+   */
+  generateBatch(
+    prompts: readonly (string | readonly number[])[],
+    options: GenerateBatchOptions = {},
+  ): BatchGeneration {
+    this.requireLive();
+    if (prompts.length === 0) {
+      throw new ShapeError("Cannot generate with no prompts: expected at least one", { field: "prompts", found: 0 });
+    }
+    const rows = prompts.map((prompt) => this.#encode("generate", prompt, options));
+    const { backend, network, adapters, decoders } = this.#placed;
+    const mixes = adapters.resolve(options.adapter, rows.length);
+    const { seed = Math.floor(Math.random() * 2 ** 32) } = options;
+    return new BatchGeneration({
+      prompts: rows.map((ids) => ({
+        ids,
+        maxNewTokens: this.#room(ids, options),
+        sampler: new Sampler({ ...options, seed }),
+        stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
+        cache: this.#cacheFor(ids, this.#room(ids, options)),
+      })),
+      backend,
+      network,
+      pass: this.#pass(mixes, rows, this.pauses(mixes, options.signal)),
+      eosIds: new Set(this.eosIds),
+      onToken: options.onToken,
+      live: decoders,
+    });
+  }
+
+  #encode(action: string, prompt: string | readonly number[], { chat = false }: GenerateBatchOptions) {
+    const ids = encodePrompt(prompt, this.tokenizer, chat);
+    checkTokenIds(action, ids, this.config);
+    return ids;
+  }
+
+  /** How many tokens may come; the last token of a full context is chosen, but never seen. */
+  #room(ids: readonly number[], { maxNewTokens = 128 }: GenerateBatchOptions): number {
+    if (Number.isInteger(maxNewTokens) && maxNewTokens >= 0) {
+      return Math.min(maxNewTokens, this.config.maxPositions + 1 - ids.length);
+    }
+    throw new RangeError(`Cannot generate with maxNewTokens ${maxNewTokens}: expected an integer from 0`);
+  }
+
+  #cacheFor(ids: readonly number[], room: number): KvCacheOptions {
+    const { layers, kvHeads, headDim } = this.config;
+    const capacity = ids.length + Math.min(room, FIRST_ROOM);
+    return { layers, batch: 1, kvHeads, headDim, capacity, dtype: this.cache };
   }
 
   /** A pass over these prompts: adapters with invocation tokens begin at the last of those. */

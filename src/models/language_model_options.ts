@@ -36,3 +36,11 @@ export interface GenerateOptions extends SamplingOptions, ReadOptions {
   /** Called with every new id. */
   readonly onToken?: (id: number) => void;
 }
+
+/** Options of `generateBatch`. */
+export interface GenerateBatchOptions extends Omit<GenerateOptions, "adapter" | "onToken"> {
+  /** One choice for all prompts, or an array with one per prompt: a name, a mix `{ name: weight }`, or `null`. */
+  readonly adapter?: AdapterSelection | undefined;
+  /** Called with every new id and the number of its prompt. */
+  readonly onToken?: (id: number, row: number) => void;
+}

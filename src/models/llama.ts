@@ -74,8 +74,8 @@ export class Llama implements Architecture {
   }
 
   /** Embeds the ids, and computes the cosines and sines of their positions. */
-  begin(ids: Uint32Array, { batch, length, past, mixes }: Omit<BlockContext, "shared">): [Tensor, Tensor, Tensor] {
-    const rows = ropeRows(this.#frequencies, { batch, length, past });
+  begin(ids: Uint32Array, { length, pasts, mixes }: Omit<BlockContext, "shared">): [Tensor, Tensor, Tensor] {
+    const rows = ropeRows(this.#frequencies, { length, pasts });
     const shape = [ids.length, this.#frequencies.length];
     return [
       this.#embedding.apply(ids, mixes),

@@ -4,7 +4,8 @@
  * @module
  */
 
-import type { Backend } from "../backend.ts";
+import type { Backend, CacheDtype } from "../backend.ts";
+import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import type { JsonValue } from "../formats/json.ts";
@@ -22,6 +23,7 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { ModelLayers } from "./model_layers.ts";
 import { type PlacedNetwork, Placement, type ReloadOptions } from "./placement.ts";
+import { fuseSingleExperts } from "./single_experts.ts";
 import { checkParameters, loadParameters, type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
@@ -34,6 +36,11 @@ export interface LoadModelOptions extends ReadOptions {
   readonly dtype?: ModelDtype;
   /** Activations stay f32 against matrices of integers: slower, and what their dequantized values would give. */
   readonly exact?: boolean;
+  /**
+   * How `generate` stores the keys and values of each position: `"f32"`, or half as much in `"f16"`, or a quarter in
+   * `"int8"`, whose rounding can change a token. The default is `"f32"`.
+   */
+  readonly cache?: CacheDtype;
   /** Called after each tensor. */
   readonly onProgress?: (progress: LoadProgress) => void;
 }
@@ -64,6 +71,8 @@ const MAX_CONFIG_BYTES = 1_000_000;
  */
 export async function loadModel(source: Folder | Source, options: LoadModelOptions = {}): Promise<LanguageModel> {
   checkDtype(options);
+  const { cache = "f32" } = options;
+  checkCacheDtype("load a model with a cache of", cache);
   const folder = await openFolder(source, options);
   const { json, file } = await readConfig(folder, options);
   const plan = planCausal(json, file);
@@ -71,7 +80,7 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
   const ownEosIds = await readEosIds(folder, config.eosIds, options);
   const parts = await loadParts(folder, plan, options);
   const eosIds = [...new Set([...ownEosIds, ...parts.tokenizer?.eosIds ?? []])];
-  return new LanguageModel({ ...parts, config, eosIds });
+  return new LanguageModel({ ...parts, config, eosIds, cache });
 }
 
 /**
@@ -108,7 +117,7 @@ async function loadParts<Network extends PlacedNetwork>(
 ): Promise<AdaptedModelParts<Network>> {
   const { dtype = "auto", threads = 1 } = loading;
   const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
-  const checkpoint = await openCheckpoint(folder, loading);
+  const checkpoint = fuseSingleExperts(await openCheckpoint(folder, loading));
   const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
   const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });
@@ -126,10 +135,11 @@ async function loadParts<Network extends PlacedNetwork>(
       throw error;
     }
   };
+  const readWeight = (module: string, options: ReadOptions) => checkpoint.read(tensorOf(`${module}.weight`), options);
   const placement = await place(loading);
   try {
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    return { placement, place, tokenizer: await openTokenizer(folder, loading) };
+    return { placement, place, readWeight, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
     placement.dispose();
     throw error;

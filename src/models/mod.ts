@@ -17,15 +17,17 @@
  * @module
  */
 
+export { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.ts";
 export { AdaptedModel } from "./adapted_model.ts";
+export { BatchGeneration, type BatchPiece } from "./batch_generation.ts";
 export type { BertConfig } from "./bert_config.ts";
-export { Encoder, type Encoding } from "./encoder.ts";
+export { type EmbedOptions, type EncodeOptions, Encoder, type Encoding } from "./encoder.ts";
 export { Generation } from "./generation.ts";
 export { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 export type { Gpt2Config } from "./gpt2_config.ts";
 export { LanguageModel, type LanguageModelConfig } from "./language_model.ts";
-export type { GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
+export type { GenerateBatchOptions, GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
 export type { LlamaConfig, LlamaModelType, RopeScaling } from "./llama_config.ts";
 export { loadEncoder, loadModel, type LoadModelOptions } from "./load.ts";
 export type { ExpertSizes } from "./mixture.ts";

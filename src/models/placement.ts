@@ -6,7 +6,6 @@
 
 import type { Backend } from "../backend.ts";
 import type { ReadOptions } from "../formats/source.ts";
-import type { Decoder } from "./decoder.ts";
 import { ModelAdapters } from "./model_adapters.ts";
 import type { ModelLayers } from "./model_layers.ts";
 import type { LoadProgress, ModelParameters } from "./weights.ts";
@@ -48,7 +47,7 @@ export class Placement<Network extends PlacedNetwork = PlacedNetwork> {
   /** Its adapters. */
   readonly adapters: ModelAdapters;
   /** The sequences that have a cache here. */
-  readonly decoders: Set<Decoder> = new Set();
+  readonly decoders: Set<{ dispose(): void }> = new Set();
   readonly #parameters: ModelParameters;
 
   /** Takes a network over the parameters. */

@@ -46,30 +46,35 @@ export interface RopeRows {
 }
 
 /**
- * Angles of `batch` sequences of `length` positions that start at `past`.
+ * Angles of sequences of `length` positions each.
  *
  * @param frequencies From {@linkcode inverseFrequencies}.
- * @param rows Which positions.
+ * @param rows Their length, and the first position of each.
  */
 export function ropeRows(
   frequencies: Float64Array,
-  rows: { readonly batch: number; readonly length: number; readonly past: number },
+  { length, pasts }: { readonly length: number; readonly pasts: readonly number[] },
 ): RopeRows {
-  const { batch, length, past } = rows;
   const half = frequencies.length;
-  const cos = new Float32Array(batch * length * half);
-  const sin = new Float32Array(batch * length * half);
-  for (let t = 0; t < length; t++) {
-    for (let i = 0; i < half; i++) {
-      const angle = (past + t) * frequencies[i]!;
-      cos[t * half + i] = Math.cos(angle);
-      sin[t * half + i] = Math.sin(angle);
-    }
-  }
   const block = length * half;
-  for (let b = 1; b < batch; b++) {
-    cos.copyWithin(b * block, 0, block);
-    sin.copyWithin(b * block, 0, block);
-  }
+  const cos = new Float32Array(pasts.length * block);
+  const sin = new Float32Array(pasts.length * block);
+  pasts.forEach((past, sequence) => {
+    const start = sequence * block;
+    // Sequences mostly stand at one place: their angles are computed once.
+    const same = pasts.indexOf(past) * block;
+    if (same < start) {
+      cos.copyWithin(start, same, same + block);
+      sin.copyWithin(start, same, same + block);
+      return;
+    }
+    for (let t = 0; t < length; t++) {
+      for (let i = 0; i < half; i++) {
+        const angle = (past + t) * frequencies[i]!;
+        cos[start + t * half + i] = Math.cos(angle);
+        sin[start + t * half + i] = Math.sin(angle);
+      }
+    }
+  });
   return { cos, sin };
 }

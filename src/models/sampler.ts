@@ -52,11 +52,22 @@ export class Sampler {
    * @throws {NumericError} If a logit is NaN, or the greatest is infinite.
    */
   async next(backend: Backend, logits: Tensor): Promise<number> {
+    const [id] = await this.nextRows(backend, logits, [this]);
+    return id!;
+  }
+
+  /**
+   * The next token for every row of logits (rows, classes), each by the random numbers of its own sampler. All have this
+   * one's options.
+   *
+   * @throws {NumericError} If a logit is NaN, or the greatest of a row is infinite.
+   */
+  async nextRows(backend: Backend, logits: Tensor, samplers: readonly Sampler[]): Promise<readonly number[]> {
     const ids = this.#filters
-      ? backend.sample(logits, { ...this.#filters, random: Uint32Array.of(this.#random()) })
+      ? backend.sample(logits, { ...this.#filters, random: Uint32Array.from(samplers, (one) => one.#random()) })
       : backend.argmax(logits);
-    const [id = -1] = await backend.read(ids).finally(() => ids.dispose());
-    if (id >= 0) return id;
+    const chosen = Array.from(await backend.read(ids).finally(() => ids.dispose()));
+    if (chosen.every((id) => id >= 0)) return chosen;
     const message = "Cannot choose a token from logits with NaN among them, or an infinite one above all: expected " +
       "finite numbers";
     throw new NumericError(message, { field: "logits" });

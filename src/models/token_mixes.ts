@@ -25,16 +25,16 @@ export function findStart(ids: ArrayLike<number>, tokens: readonly number[]): nu
   return Infinity;
 }
 
-/** From ranges of sequences to ranges of token rows, for `length` tokens that follow `past` others. */
+/** From ranges of sequences to ranges of token rows, for `length` tokens of each that follow `pasts` others. */
 export function tokenMixes(
   { mixes, starts }: { readonly mixes: readonly RowMix[]; readonly starts: AdapterStarts },
-  { length, past }: { readonly length: number; readonly past: number },
+  { length, pasts }: { readonly length: number; readonly pasts: readonly number[] },
 ): RowMix[] {
   return mixes.flatMap(({ start, end, mix }): RowMix[] => {
     if (!mix.some(([name]) => starts.has(name))) return [{ start: start * length, end: end * length, mix }];
     const ranges: RowMix[] = [];
     for (let row = start; row < end; row++) {
-      const startOf = (name: string) => Math.min(Math.max((starts.get(name)?.[row] ?? 0) - past, 0), length);
+      const startOf = (name: string) => Math.min(Math.max((starts.get(name)?.[row] ?? 0) - pasts[row]!, 0), length);
       const cuts = [...new Set([0, ...mix.map(([name]) => startOf(name)), length])].sort((a, b) => a - b);
       for (let i = 0; i + 1 < cuts.length; i++) {
         const active = mix.filter(([name]) => startOf(name) <= cuts[i]!);

@@ -26,6 +26,9 @@ export const INTEGERS: readonly number[] = [DTYPE_CODES.int8, DTYPE_CODES.int4, 
 /** Added to the code of a weight of integers: activations stay f32. */
 export const EXACT = 16;
 
+/** Added to the code of a cache, whose heads lie behind each other. */
+export const BY_HEAD = 32;
+
 /** What the WebAssembly backend stores. */
 export const WEIGHT_DTYPES: readonly WeightDtype[] = ["f32", "bf16", "f16", "f8", "int8", "int4", "nf4"];
 

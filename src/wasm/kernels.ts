@@ -69,7 +69,7 @@ export interface Kernels {
   readonly merge: Measure;
   /** (k, totalRank, dtype). */
   readonly merge_scratch: Measure;
-  /** (dst, dstDtype, w, dtype, branches, count, n, k, scratch), row-major: 1 when all results are finite. */
+  /** (dst, dstDtype, w, dtype, branches, count, n, k, from, scratch), row-major: 0 when all results are finite. */
   readonly merge_rows: Measure;
   /** (n, k, totalRank). */
   readonly merge_rows_scratch: Measure;
@@ -91,7 +91,9 @@ export interface Kernels {
   readonly rope: Kernel;
   /** (cache, x, batch, length, capacity, dim, past). */
   readonly append: Kernel;
-  /** (y, q, keys, values, length, capacity, heads, kvHeads, dim, past, window, from, count, scratch): some heads. */
+  /** (cache, x, batch, length, capacity, heads, dim, past, dtype): into a cache, rounded. */
+  readonly append_heads: Kernel;
+  /** (y, q, keys, values, length, capacity, heads, kvHeads, dim, past, window, dtype, from, count, scratch): some heads. */
   readonly attention: Kernel;
   /** (length, past, heads, kvHeads, dim). */
   readonly attention_scratch: Measure;

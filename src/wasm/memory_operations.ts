@@ -4,9 +4,20 @@
  * @module
  */
 
-import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
+import type {
+  BackendInfo,
+  Cache,
+  CacheDtype,
+  CacheShape,
+  MatrixValues,
+  Tensor,
+  Weight,
+  WeightOptions,
+} from "../backend.ts";
 import * as check from "../check.ts";
+import { checkCache } from "../check_cache.ts";
 import { checkMatrixValues } from "../check_weight.ts";
+import { PackedCache } from "../packed_cache.ts";
 import { sizeOf } from "../shape.ts";
 import { WEIGHT_DTYPES } from "./dtypes.ts";
 import { WasmTensor } from "./handles.ts";
@@ -73,6 +84,12 @@ export abstract class WasmMemoryOperations {
     if (values) this.memory.floats(tensor).set(values);
     else this.memory.floats(tensor).fill(0);
     return tensor;
+  }
+
+  /** See `Backend.cache`. */
+  cache(shape: CacheShape, dtype: CacheDtype): Cache {
+    checkCache(shape, dtype);
+    return new PackedCache(shape, dtype, (words) => this.keep(this.tensor(words)));
   }
 
   /** See `Backend.write`. */

@@ -15,7 +15,7 @@ import type { LinearMemory } from "./memory.ts";
 /** `{ a: u32, b: u32, r: u32, s: f32 }` in `rust-kernels/src/merge.rs`. */
 export const RECORD_BYTES = 16;
 
-/** Two f64: the squares of what was lost, and of what was added. */
+/** Two f64 for each panel, of which each thread takes one: the squares of what was lost, and of what was added. */
 const SQUARES_BYTES = 16;
 
 /**
@@ -54,21 +54,26 @@ interface Merge {
 /** Null if a result is not finite. */
 function writePanels(kernels: Kernels, memory: LinearMemory, { weight, target, branches }: Merge): MergeLoss | null {
   const { shape: [n, k], code, block: { address } } = weight;
-  const ranks = branches.reduce((sum, { rank }) => sum + rank, 0);
-  const recordsBytes = branches.length * RECORD_BYTES;
-  return memory.scratch(SQUARES_BYTES + recordsBytes, (squares) => {
-    const records = squares + SQUARES_BYTES;
+  const [ranks, panels] = [branches.reduce((sum, { rank }) => sum + rank, 0), Math.ceil(n / 8)];
+  const [squaresBytes, recordsBytes] = [panels * SQUARES_BYTES, branches.length * RECORD_BYTES];
+  return memory.scratch(squaresBytes + recordsBytes, (squares) => {
+    const records = squares + squaresBytes;
     return memory.scratch(kernels.merge_scratch(k, ranks, code), (scratch) => {
-      const view = new DataView(kernels.memory.buffer, squares, SQUARES_BYTES + recordsBytes);
-      view.setFloat64(0, 0, true);
-      view.setFloat64(8, 0, true);
-      branches.forEach((branch, i) => writeRecord(view, SQUARES_BYTES + i * RECORD_BYTES, branch));
-      const sizes = [branches.length, ranks, k, 0, Math.ceil(n / 8)] as const;
+      memory.bytes(squares, squaresBytes).fill(0);
+      const view = new DataView(memory.bytes(records, recordsBytes).buffer, records, recordsBytes);
+      branches.forEach((branch, i) => writeRecord(view, i * RECORD_BYTES, branch));
+      const sizes = [branches.length, ranks, k, 0, panels] as const;
       const finite = kernels.merge(target, address, code, records, ...sizes, scratch, squares) === 0;
-      const [lost, added] = [view.getFloat64(0, true), view.getFloat64(8, true)];
+      const [lost, added] = sumPairs(new Float64Array(memory.bytes(squares, squaresBytes).buffer, squares, 2 * panels));
       return finite ? { error: lost === 0 ? 0 : Math.sqrt(lost / added) } : null;
     });
   });
+}
+
+function sumPairs(pairs: Float64Array): readonly [number, number] {
+  let [first, second] = [0, 0];
+  for (let i = 0; i < pairs.length; i += 2) [first, second] = [first + pairs[i]!, second + pairs[i + 1]!];
+  return [first, second];
 }
 
 /** Writes a branch as the kernels read it. */

@@ -35,7 +35,7 @@ export function mergeStoredRows(
       memory.bytes(w, bytes.length).set(bytes);
       memory.bytes(w + bytes.length, from - bytes.length).fill(0);
       const codes = [w + from, DTYPE_CODES[to], w, DTYPE_CODES[dtype]] as const;
-      if (kernels.merge_rows(...codes, records, branches.length, n, k, w + at) !== 1) return false;
+      if (kernels.merge_rows(...codes, records, branches.length, n, k, 0, w + at) !== 0) return false;
       result.set(memory.bytes(w + from, length));
       return true;
     }));

@@ -8,6 +8,7 @@
 import type { SharedKernel, Step, Task } from "./control_block.ts";
 import { DTYPE_CODES, INTEGERS } from "./dtypes.ts";
 import type { Kernels } from "./kernels.ts";
+import { RECORD_BYTES } from "./merge.ts";
 import type { ThreadPool } from "./thread_pool.ts";
 
 /** Work that is worth a thread: waking one takes as long as a tenth of it, or less (KERNELS §11). */
@@ -154,7 +155,10 @@ function backwardKernels(kernels: Kernels, share: Share, forAll: ForAll): Backwa
   };
 }
 
-type MergeKernels = Pick<Kernels, "merge" | "merge_scratch" | "delta_weight" | "delta_weight_scratch">;
+type MergeKernels = Pick<
+  Kernels,
+  "merge" | "merge_scratch" | "merge_rows" | "merge_rows_scratch" | "delta_weight" | "delta_weight_scratch"
+>;
 
 function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKernels {
   return {
@@ -163,10 +167,18 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
     merge(...values) {
       const [, , dtype = 0, , , ranks = 0, k = 0, , panels = 0] = values;
       const scratch = [9, kernels.merge_scratch(k, ranks, dtype)] as const;
-      // quantized panels add to one pair of sums, which threads would have to share
-      const isFloat = dtype === DTYPE_CODES.f32 || dtype === DTYPE_CODES.bf16;
-      const work = isFloat ? productWork(ranks, 8 * panels, k) : 0;
-      return share("merge", values, { counted: 8, total: panels, unit: 1, steps: [[7, 1]], work, scratch, parts: 1 });
+      const steps = [[7, 1], [10, 16]] as const;
+      const work = productWork(ranks, 8 * panels, k);
+      return share("merge", values, { counted: 8, total: panels, unit: 1, steps, work, scratch, parts: 1 });
+    },
+    merge_rows_scratch: (...sizes) => forAll(kernels.merge_rows_scratch(...sizes)),
+    merge_rows(...values) {
+      const [, to = 0, , dtype = 0, branches = 0, count = 0, n = 0, k = 0] = values;
+      const ranks = sumRanks(kernels, branches, count);
+      const scratch = [9, kernels.merge_rows_scratch(n, k, ranks)] as const;
+      const steps = [[0, k * bytesOf(to)], [2, k * bytesOf(dtype)], [8, 1]] as const;
+      const work = productWork(ranks, n, k);
+      return share("merge_rows", values, { counted: 6, total: n, unit: 8, steps, work, scratch, parts: 1 });
     },
     delta_weight(...values) {
       const [, , , , n = 0, k = 0, r = 0] = values;
@@ -177,6 +189,19 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
   };
 }
 
+/** Bytes of an element as files store it. */
+function bytesOf(dtype: number): number {
+  return dtype === DTYPE_CODES.f32 ? 4 : 2;
+}
+
+/** The ranks in the records of branches. */
+function sumRanks({ memory }: Kernels, branches: number, count: number): number {
+  const view = new DataView(memory.buffer, branches, count * RECORD_BYTES);
+  let sum = 0;
+  for (let i = 0; i < count; i++) sum += view.getUint32(i * RECORD_BYTES + 8, true);
+  return sum;
+}
+
 function attentionKernels(
   kernels: Kernels,
   share: Share,
@@ -185,10 +210,10 @@ function attentionKernels(
   return {
     attention_scratch: (...sizes) => forAll(kernels.attention_scratch(...sizes)),
     attention(...values) {
-      const [, , , , length = 0, , heads = 0, kvHeads = 0, dim = 0, past = 0, , , total = 0] = values;
-      const scratch = [13, kernels.attention_scratch(length, past, heads, kvHeads, dim)] as const;
+      const [, , , , length = 0, , heads = 0, kvHeads = 0, dim = 0, past = 0, , , , total = 0] = values;
+      const scratch = [14, kernels.attention_scratch(length, past, heads, kvHeads, dim)] as const;
       const work = total * dim * (past + length) * Math.max(4 * length, 2 * FLOP_PER_BYTE);
-      share("attention", values, { counted: 12, total, unit: 1, steps: [[11, 1]], work, scratch });
+      share("attention", values, { counted: 13, total, unit: 1, steps: [[12, 1]], work, scratch });
     },
   };
 }

@@ -4,10 +4,13 @@
  * @module
  */
 
-import type { AttentionOptions, Tensor, Weight } from "../backend.ts";
+import type { AttentionOptions, Cache, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
+import { checkAppend, checkAttention } from "../check_cache.ts";
 import { checkLayerNorm } from "../check_rows.ts";
+import { PackedCache, wordsOf } from "../packed_cache.ts";
+import { BY_HEAD, DTYPE_CODES } from "./dtypes.ts";
 import { WasmLinearOperations } from "./linear_operations.ts";
 
 /** The window of attention that is not causal, in `rust-kernels/src/attention.rs`. */
@@ -56,20 +59,25 @@ export abstract class WasmTransformerOperations extends WasmLinearOperations {
   }
 
   /** See `Backend.append`. */
-  append(cache: Tensor, x: Tensor, past: number): void {
-    const { batch, capacity, dim, length } = check.checkAppend(cache, x, past);
-    this.kernels.append(this.at(cache), this.at(x), batch, length, capacity, dim, past);
+  append(cache: Tensor | Cache, x: Tensor | Cache, past: number): void {
+    const { batch, capacity, length, heads, d, dtype } = checkAppend(cache, x, past);
+    const { shape: [sequences = 0, , words = 0] } = wordsOf(cache);
+    const [to, from] = [this.at(wordsOf(cache)), this.at(wordsOf(x))];
+    if (cache instanceof PackedCache && !(x instanceof PackedCache)) {
+      this.kernels.append_heads(to, from, batch, length, capacity, heads, d, past, DTYPE_CODES[dtype]);
+    } else this.kernels.append(to, from, sequences, length, capacity, words, past);
   }
 
   /** See `Backend.attention`. */
-  attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor {
-    const { length, capacity, dim } = check.checkAttention(q, keys, values, options);
+  attention(q: Tensor, keys: Tensor | Cache, values: Tensor | Cache, options: AttentionOptions): Tensor {
+    const { length, capacity, d, dtype } = checkAttention(q, keys, values, options);
     const { heads, kvHeads, batch, past } = options;
     const window = options.causal === false ? EVERYTHING : Math.min(options.window ?? 0, EVERYTHING - 1);
-    const inputs = [this.at(q), this.at(keys), this.at(values)] as const;
+    const inputs = [this.at(q), this.at(wordsOf(keys)), this.at(wordsOf(values))] as const;
+    const code = DTYPE_CODES[dtype] + (keys instanceof PackedCache ? BY_HEAD : 0);
     return this.memory.produce(q.shape, (y) => {
-      this.memory.scratch(this.kernels.attention_scratch(length, past, heads, kvHeads, dim), (scratch) => {
-        const sizes = [length, capacity, heads, kvHeads, dim, past, window] as const;
+      this.memory.scratch(this.kernels.attention_scratch(length, past, heads, kvHeads, d), (scratch) => {
+        const sizes = [length, capacity, heads, kvHeads, d, past, window, code] as const;
         this.kernels.attention(y, ...inputs, ...sizes, 0, batch * heads, scratch);
       });
     });

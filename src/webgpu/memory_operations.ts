@@ -4,9 +4,20 @@
  * @module
  */
 
-import type { BackendInfo, MatrixValues, Tensor, Weight, WeightOptions } from "../backend.ts";
+import type {
+  BackendInfo,
+  Cache,
+  CacheDtype,
+  CacheShape,
+  MatrixValues,
+  Tensor,
+  Weight,
+  WeightOptions,
+} from "../backend.ts";
 import * as check from "../check.ts";
+import { checkCache } from "../check_cache.ts";
 import { checkMatrixValues } from "../check_weight.ts";
+import { PackedCache } from "../packed_cache.ts";
 import { sizeOf } from "../shape.ts";
 import { WEIGHT_DTYPES } from "../wasm/dtypes.ts";
 import type { DeviceBuffer } from "./buffer_pool.ts";
@@ -86,6 +97,12 @@ export abstract class WebGpuMemoryOperations {
     const size = sizeOf(shape);
     if (values) check.checkValues(shape, size, values);
     return values ? this.live.fromValues(shape, values) : this.live.zeros(shape);
+  }
+
+  /** See `Backend.cache`. */
+  cache(shape: CacheShape, dtype: CacheDtype): Cache {
+    checkCache(shape, dtype);
+    return new PackedCache(shape, dtype, (words) => this.keep(this.tensor(words)));
   }
 
   /** See `Backend.write`. */

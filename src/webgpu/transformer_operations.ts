@@ -4,10 +4,13 @@
  * @module
  */
 
-import type { AttentionOptions, Tensor, Weight } from "../backend.ts";
+import type { AttentionOptions, Cache, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import * as check from "../check.ts";
+import { checkAppend, checkAttention } from "../check_cache.ts";
 import { checkLayerNorm } from "../check_rows.ts";
+import { PackedCache, wordsOf } from "../packed_cache.ts";
+import { DTYPE_CODES } from "../wasm/dtypes.ts";
 import { codeOf } from "./forms.ts";
 import { cutPanels } from "./handles.ts";
 import { WebGpuLinearOperations } from "./linear_operations.ts";
@@ -70,25 +73,37 @@ export abstract class WebGpuTransformerOperations extends WebGpuLinearOperations
   }
 
   /** See `Backend.append`. */
-  append(cache: Tensor, x: Tensor, past: number): void {
-    const { capacity, dim, length } = check.checkAppend(cache, x, past);
-    const buffers = [this.at(x), this.at(cache)];
-    const integers = [x.size, length, capacity, dim, past];
-    this.queue.dispatch({ shader: "append", buffers, groups: Math.ceil(x.size / GROUP), integers });
+  append(cache: Tensor | Cache, x: Tensor | Cache, past: number): void {
+    const { batch, capacity, length, heads, d, dtype } = checkAppend(cache, x, past);
+    const { shape: [sequences = 0, , words = 0] } = wordsOf(cache);
+    const buffers = [this.at(wordsOf(x)), this.at(wordsOf(cache))];
+    if (!(cache instanceof PackedCache) || x instanceof PackedCache) {
+      const size = sequences * length * words;
+      const integers = [size, length, capacity, words, past];
+      return this.queue.dispatch({ shader: "append", buffers, groups: Math.ceil(size / GROUP), integers });
+    }
+    this.queue.dispatch({
+      shader: "append_heads",
+      constants: { CACHE: DTYPE_CODES[dtype] },
+      buffers,
+      groups: batch * length * heads,
+      integers: [length, capacity, heads, d, past],
+    });
   }
 
   /** See `Backend.attention`. */
-  attention(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions): Tensor {
-    const { length, capacity, dim } = check.checkAttention(q, keys, values, options);
+  attention(q: Tensor, keys: Tensor | Cache, values: Tensor | Cache, options: AttentionOptions): Tensor {
+    const { length, capacity, d, dtype } = checkAttention(q, keys, values, options);
     const { heads, kvHeads, batch, past } = options;
     const window = options.causal === false ? EVERYTHING : Math.min(options.window ?? 0, EVERYTHING - 1);
-    const slabs = Math.ceil(dim / 256);
+    const slabs = Math.ceil(d / 256);
     return this.run(q.shape, {
       shader: "attention",
-      buffers: [this.at(q), this.at(keys), this.at(values)],
+      constants: { CACHE: DTYPE_CODES[dtype], BY_HEAD: keys instanceof PackedCache ? 1 : 0 },
+      buffers: [this.at(q), this.at(wordsOf(keys)), this.at(wordsOf(values))],
       groups: batch * length * heads * slabs,
-      integers: [length, capacity, heads, kvHeads, dim, past, window, slabs],
-      floats: [1 / Math.sqrt(dim)],
+      integers: [length, capacity, heads, kvHeads, d, past, window, slabs],
+      floats: [1 / Math.sqrt(d)],
     });
   }
 

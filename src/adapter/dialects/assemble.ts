@@ -14,7 +14,7 @@ import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { moduleReader, scaleReader, scalingOf } from "../lora_module.ts";
 import { encodeWeights } from "../save.ts";
 import { type CarriedConfig, restoreFolded } from "./carried.ts";
-import type { ScaledPair } from "./factor_pairs.ts";
+import { rankOf, type ScaledPair } from "./factor_pairs.ts";
 import { scaleConfig } from "./scale_config.ts";
 
 /** What {@linkcode assembleAdapter} takes. */
@@ -31,6 +31,12 @@ export interface AssembleParts {
   readonly config?: LoraConfig | null;
   /** Keys for the config, where the file carries none. */
   readonly fields?: ReadonlyMap<string, JsonValue>;
+  /** Tokens that switch the adapter on, or null; absent where the dialect has no place for them. */
+  readonly invocationTokens?: readonly number[] | null;
+  /** Full tensors by their name in the base. */
+  readonly replacements?: Adapter["replacements"];
+  /** New rows by path of the embedding. */
+  readonly tokenRows?: Adapter["tokenRows"];
   /** What reading found. */
   readonly report?: readonly ReportLine[];
   /** Caps; what is absent has its default. */
@@ -51,46 +57,59 @@ const SCALE_TOLERANCE = 2 ** -20;
  * @throws {NumericError} If a factor or an alpha is not finite.
  */
 export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
-  const { name, file, carried, limits } = parts;
-  const pairs = carried?.folded.size ? restoreFolded(parts.pairs, carried) : parts.pairs;
+  const { name, file, carried, invocationTokens, limits, replacements = new Map(), tokenRows = new Map() } = parts;
+  const pairs = carried?.folded.size ? await restoreFolded(parts.pairs, carried) : parts.pairs;
   const report = [...parts.report ?? []];
-  const alphas = pairs.map(({ name, a, alpha }) => ({ name, rank: a.shape[0]!, alpha }));
+  const alphas = pairs.map((pair) => ({ name: pair.name, rank: rankOf(pair), alpha: pair.alpha }));
   const variants = new Map<string, JsonValue>([
     ["use_dora", pairs.some(({ magnitude }) => magnitude)],
     ["lora_bias", pairs.some(({ loraBias }) => loraBias)],
   ]);
   let config = parts.config ?? carried?.config ?? null;
-  const difference = config && !parts.config && findDifference(config, { alphas, variants });
+  const difference = config && !parts.config && findDifference(config, { alphas, variants, invocationTokens });
   if (difference) {
     const what = `the PEFT config in ${quote(file)} gives it ${difference.what} than the file itself`;
     report.push({ module: difference.at, what, why: "the file counts, as it does for the tools it is made for" });
     config = null;
   }
-  config ??= scaleConfig(alphas, new Map([...variants, ...parts.fields ?? []]), limits);
+  config ??= scaleConfig(alphas, new Map([...variants, ...ownFields(pairs, parts)]), limits);
   const read = moduleReader(config, { file, maxRank: limits?.rank ?? DEFAULT_LIMITS.rank });
   const modules = new Map(pairs.map((pair) => [pair.name, read(pair)]));
-  const weights = encodeWeights(modules.values());
+  const weights = encodeWeights(modules.values(), { replacements, tokenRows });
   const { sha256, id } = await identify(weights, config);
   return new Adapter({
     name,
     config,
     modules,
     trainingState: new Map(),
+    replacements,
+    tokenRows,
     sha256,
     id,
     bytes: weights.length,
-    report: [...report, ...reportAdapter(config, { modules })],
+    report: [...report, ...reportAdapter(config, { modules, replacements })],
   });
+}
+
+/** Keys of the config for what is told by the file. */
+function ownFields(pairs: readonly ScaledPair[], { invocationTokens, fields = new Map() }: AssembleParts) {
+  const own = new Map<string, JsonValue>(fields);
+  if (invocationTokens) own.set("alora_invocation_tokens", [...invocationTokens]);
+  const [parameters = [], modules = []] = [true, false].map((isParameter) =>
+    pairs.filter(({ place }) => (place?.isParameter ?? false) === isParameter).map(({ name }) => name)
+  );
+  return parameters.length === 0 ? own : own.set("target_modules", modules).set("target_parameters", parameters);
 }
 
 interface FileFacts {
   readonly alphas: readonly { readonly name: string; readonly rank: number; readonly alpha: number }[];
   readonly variants: ReadonlyMap<string, JsonValue>;
+  readonly invocationTokens: readonly number[] | null | undefined;
 }
 
 function findDifference(
   config: LoraConfig,
-  { alphas, variants }: FileFacts,
+  { alphas, variants, invocationTokens }: FileFacts,
 ): { readonly at: string; readonly what: string } | undefined {
   const scaleOf = scaleReader(config);
   const module = alphas.find(({ name, rank, alpha }) => {
@@ -100,6 +119,9 @@ function findDifference(
     return !own.ranks.includes(rank) || !(difference <= SCALE_TOLERANCE * Math.abs(scaling));
   });
   if (module) return { at: module.name, what: "another rank or scale" };
+  if (invocationTokens !== undefined && invocationTokens?.join() !== config.invocationTokens?.join()) {
+    return { at: CONFIG_FILE, what: "other alora_invocation_tokens" };
+  }
   // A config that asks for more than the file has is no mistake to pass over: something was lost.
   const variant = [...variants].find(([field, isThere]) => isThere && config.raw.get(field) !== true);
   return variant && { at: CONFIG_FILE, what: `another ${variant[0]}` };

@@ -10,7 +10,7 @@ import type { BaseFacts } from "./options.ts";
 const MAX_CONFIG = 2 ** 20;
 
 /**
- * Reads what converters may need of a base model: its layers by the headers of its checkpoint, and architecture
+ * Reads what converters may need of a base model: its layers and their kernels by the headers of its checkpoint, and architecture
  * and heads by its `config.json`, where it has one. No weights are read.
  *
  * @param base A folder with `model.safetensors` or its shards, or one safetensors file, which tells the layers alone; of a
@@ -21,7 +21,7 @@ const MAX_CONFIG = 2 ** 20;
  * @throws {MismatchError} If the folder holds no checkpoint.
  */
 export async function readBaseFacts(base: Folder | Source, options: ReadOptions = {}): Promise<BaseFacts> {
-  if (!("open" in base)) return { modules: adaptableLayers((await readSafetensorsHeader(base, options)).tensors) };
+  if (!("open" in base)) return layerFacts((await readSafetensorsHeader(base, options)).tensors);
   const { tensors } = await openCheckpoint(base, options);
   const config = await base.has("config.json", options)
     ? await readJson(base.open("config.json"), { ...options, maxBytes: MAX_CONFIG, keepNumberText: true })
@@ -32,21 +32,25 @@ export async function readBaseFacts(base: Folder | Source, options: ReadOptions 
   const heads = count(fields, "num_attention_heads");
   const kvHeads = count(fields, "num_key_value_heads");
   return {
-    modules: adaptableLayers(tensors),
+    ...layerFacts(tensors),
     ...(architecture !== undefined && { architecture }),
     ...(heads !== undefined && { heads }),
     ...(kvHeads !== undefined && { kvHeads }),
   };
 }
 
-function adaptableLayers(tensors: ReadonlyMap<string, TensorInfo>): readonly string[] {
+function layerFacts(tensors: ReadonlyMap<string, TensorInfo>): Required<Pick<BaseFacts, "modules" | "kernels">> {
   const modules: string[] = [];
+  const kernels = new Map<string, readonly number[]>();
   for (const { name, shape } of tensors.values()) {
     const path = /^(.+)\.weight$/.exec(name)?.[1];
-    if (path !== undefined && shape.length >= 2) modules.push(path);
+    if (path === undefined || shape.length < 2) continue;
+    modules.push(path);
+    if (shape.length > 2) kernels.set(path, shape.slice(2));
   }
   // A tied head has no weight of its own.
-  return modules.includes("lm_head") ? modules : [...modules, "lm_head"];
+  if (!modules.includes("lm_head")) modules.push("lm_head");
+  return { modules, kernels: Object.fromEntries(kernels) };
 }
 
 function count(fields: ReadonlyMap<string, JsonValue>, field: string): number | undefined {

@@ -7,7 +7,15 @@ import { measureFactors, type ModuleFactors } from "../module_shapes.ts";
 import { isEmbedding, type OtherKinds, requireKind } from "./refusals.ts";
 
 /** The tensors of a module, as PEFT has them. */
-export type FactorPair = Omit<ModuleFactors, "place" | "diagonal">;
+export interface FactorPair extends Omit<ModuleFactors, "diagonal"> {
+  /** E, where they are those of fused experts. */
+  readonly experts?: number;
+}
+
+/** r: the rows of A, divided by the number of experts. */
+export function rankOf({ a, experts = 1 }: FactorPair): number {
+  return a.shape[0]! / experts;
+}
 
 /** A pair of factors with its alpha: s = alpha / rank. */
 export interface ScaledPair extends FactorPair {
@@ -62,7 +70,7 @@ export class FactorPairs {
     const twin = pair[part];
     if (twin) {
       const message = `Cannot read ${quote(file)} with both ${quote(twin.name)} and ${quote(tensor)}`;
-      throw new FormatError(`${message}: they are one part of one module`, { file, tensor });
+      throw new FormatError(`${message}: expected one, as they are one part of one module`, { file, tensor });
     }
     pair[part] = { name: tensor, dtype: stored.dtype, shape: stored.shape, bytes: stored.bytes };
     this.#factors.set(module, pair);
@@ -70,6 +78,11 @@ export class FactorPairs {
     if (this.#factors.size <= limit) return;
     const message = `Cannot read ${quote(file)} with more than ${limit} modules: expected at most ${limit}`;
     throw new LimitError(message, { file, field: "modules", limit, value: this.#factors.size });
+  }
+
+  /** Whether nothing was added. */
+  get isEmpty(): boolean {
+    return this.#factors.size === 0;
   }
 
   /**

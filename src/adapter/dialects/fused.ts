@@ -198,8 +198,8 @@ function joinModules(
   const scaling = first.scaling || 1;
   const module = { ...first, ...extras, name, rank, outFeatures, loraA, loraB, scaling, alpha: alphaOf(scaling, rank) };
   const what = `rank ${rank}, the sum of its parts`;
-  const [{ error } = { error: 0 }] = folded.report;
-  return { module, line: { module: name, what, why: "its parts have factors A of their own", error: error ?? 0 } };
+  const error = folded.report.reduce((most, line) => Math.max(most, line.error ?? 0), 0);
+  return { module, line: { module: name, what, why: "its parts have factors A of their own", error } };
 }
 
 function isSame(x: StoredTensor, y: StoredTensor): boolean {

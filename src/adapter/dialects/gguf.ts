@@ -1,5 +1,6 @@
 /**
- * llama.cpp: one GGUF file with `<tensor>.lora_a` (r, in), `.lora_b` (out, r) and one alpha, s = alpha / r of each pair.
+ * llama.cpp: one GGUF file with `<tensor>.lora_a` (r, in), `.lora_b` (out, r) and one alpha, s = alpha / r of each pair;
+ * for aLoRA the tokens that switch it on.
  *
  * @module
  */
@@ -13,14 +14,15 @@ import type { Sink, Source } from "../../formats/source.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
-import { carryText, readCarried } from "./carried.ts";
+import { carryTexts, readCarried } from "./carried.ts";
 import { FactorPairs } from "./factor_pairs.ts";
-import { foldScales } from "./fold.ts";
+import { countExact, foldScales } from "./fold.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "./gguf_names.ts";
-import { requireHeld } from "./losses.ts";
+import { type Holds, requireHeld } from "./losses.ts";
 import { reorderHeads, type RowOrder, transposeStored } from "./matrix_bytes.ts";
 import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
+import { alphaOf, sharedNumber } from "./scale_config.ts";
 import { cappedSize, checkName } from "./tensor_file.ts";
 
 /** Default name of the file. */
@@ -29,6 +31,7 @@ const ALPHA_KEY = "adapter.lora.alpha";
 const ALORA_KEY = "adapter.alora.invocation_tokens";
 /** Key of the metadata with the PEFT config, which llama.cpp does not know. */
 const CONFIG_KEY = "adapter.lora.peft_config";
+const HOLDS: Holds = { dialect: "gguf", kinds: ["linear", "embedding"], invocationTokens: true };
 const EXPECTED = '"<tensor of the base>.weight.lora_a" or "….lora_b"';
 
 /**
@@ -70,7 +73,8 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
     file: source.name,
     // llama.cpp takes an alpha that is absent or 0 for the rank.
     pairs: complete.map((pair) => ({ ...pair, alpha: alpha || pair.a.shape[0]! })),
-    carried: readCarried(gguf.metadata.get(CONFIG_KEY), source.name, limits),
+    carried: readCarried(gguf.metadata.get(CONFIG_KEY), { file: source.name, metadata: gguf.metadata, limits }),
+    invocationTokens: readInvocation(gguf, source.name),
     report: reportQuantised(quantised, source.name),
     limits,
   });
@@ -84,9 +88,6 @@ function tableFactor(stored: StoredTensor): StoredTensor {
 function requireAdapter({ metadata }: Gguf, file: string): string {
   for (const [field, expected] of [["general.type", "adapter"], ["adapter.type", "lora"]] as const) {
     if (metadata.get(field) !== expected) throw refuseField(field, metadata.get(field), file, quote(expected));
-  }
-  if (metadata.has(ALORA_KEY)) {
-    throw refuseField(ALORA_KEY, "set (aLoRA, which acts only after its tokens)", file, "plain LoRA");
   }
   const architecture = metadata.get("general.architecture");
   if (typeof architecture === "string" && GGUF_ARCHITECTURES.includes(architecture)) return architecture;
@@ -108,6 +109,16 @@ function readAlpha({ metadata }: Gguf, file: string): number {
   const alpha = metadata.get(ALPHA_KEY) ?? 0;
   if (typeof alpha === "number") return alpha;
   throw refuseField(ALPHA_KEY, alpha, file, "a 32-bit float");
+}
+
+/** aLoRA: what llama.cpp looks for in a prompt, as PEFT does. */
+function readInvocation({ metadata }: Gguf, file: string): readonly number[] | null {
+  const tokens = metadata.get(ALORA_KEY);
+  if (tokens === undefined) return null;
+  const isToken = (token: unknown): token is number =>
+    typeof token === "number" && Number.isInteger(token) && token >= 0;
+  if (Array.isArray(tokens) && tokens.length > 0 && tokens.every(isToken)) return tokens;
+  throw refuseField(ALORA_KEY, tokens, file, "a list of token ids");
 }
 
 function reportQuantised(types: ReadonlySet<string>, file: string): readonly ReportLine[] {
@@ -157,10 +168,11 @@ function orderRows(
 }
 
 /**
- * Writes an adapter that llama.cpp loads. One alpha serves all modules; where theirs differ, or s is not alpha / r, s goes
- * into B and the alpha is 0, which means s = 1: exact for powers of two, else rounded once to F32 and reported.
+ * Writes an adapter that llama.cpp loads. One alpha serves all modules: the one that suits most, rounded to F32. What
+ * it leaves of the others' scales goes into B: exact for powers of two, else rounded once to F32 and reported. What the
+ * rounding took is in the metadata, so that {@linkcode readGgufAdapter} gives every bit again.
  *
- * @param adapter Plain LoRA of linear layers and of the embedding.
+ * @param adapter Plain LoRA of linear layers and of the embedding, or aLoRA.
  * @param sink Where the file goes.
  * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `file`,
  * `allowLoss`.
@@ -174,14 +186,12 @@ export async function writeGgufAdapter(
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
   const { file = GGUF_FILE } = options;
-  const held = requireHeld(adapter, { dialect: "gguf", kinds: ["linear", "embedding"] }, options);
+  const held = requireHeld(adapter, HOLDS, options);
   const architecture = requireArchitecture(options.architecture, file);
   const heads = headCounts(null, architecture, options);
-  const alpha = commonAlpha(held.modules);
-  const folded = foldScales(held.modules, (module) => alpha === 0 ? 1 : module.scaling, {
-    file,
-    why: "a GGUF adapter has one alpha, and s = alpha / r",
-  });
+  const alpha = sharedAlpha(held.modules);
+  const why = "a GGUF adapter has one alpha, in 32 bits, and s = alpha / r";
+  const folded = foldScales(held.modules, scaleOf(alpha), { file, why });
   const tensors = new Map<string, StoredTensor>();
   for (const { name, kind, loraA, loraB } of folded.modules) {
     const tensor = ggufTensorName(name, architecture);
@@ -194,11 +204,15 @@ export async function writeGgufAdapter(
     ["general.type", { type: "string", value: "adapter" }],
     ["adapter.type", { type: "string", value: "lora" }],
     [ALPHA_KEY, { type: "f32", value: alpha }],
-    [CONFIG_KEY, { type: "string", value: carryText(held.config, folded) }],
   ]);
+  for (const [key, value] of await carryTexts(held.config, folded, CONFIG_KEY)) {
+    metadata.set(key, { type: "string", value });
+  }
   for (const [key, value] of [["head_count", heads?.q], ["head_count_kv", heads?.k]] as const) {
     if (value !== undefined) metadata.set(`${architecture}.attention.${key}`, { type: "u32", value });
   }
+  const { invocationTokens } = adapter;
+  if (invocationTokens) metadata.set(ALORA_KEY, { type: "u32s", value: invocationTokens });
   await writeFiles(sink, new Map([[file, encodeGguf(metadata, tensors)]]), options);
   return [...reportTrainingState(adapter), ...held.report, ...folded.report];
 }
@@ -216,14 +230,15 @@ function requireArchitecture(architecture: string | undefined, file: string): st
   });
 }
 
-/** The alpha that gives every module its scale, in 32 bits; 0 if there is none. */
-function commonAlpha(modules: Iterable<LoraModule>): number {
-  let common: number | undefined;
-  for (const { alpha, rank, scaling } of modules) {
-    common ??= alpha;
-    if (alpha !== common || alpha / rank !== scaling || Math.fround(alpha) !== alpha) return 0;
-  }
-  return common ?? 0;
+/** llama.cpp takes an alpha of 0 for the rank. */
+function scaleOf(alpha: number): (module: LoraModule) => number {
+  return ({ rank }) => alpha === 0 ? 1 : alpha / rank;
+}
+
+/** The alpha that suits most modules; 0 where more have a power of two as their scale. */
+function sharedAlpha(modules: readonly LoraModule[]): number {
+  const alpha = Math.fround(sharedNumber(modules.map(({ scaling, rank }) => alphaOf(scaling, rank))));
+  return Number.isFinite(alpha) && countExact(modules, scaleOf(alpha)) >= countExact(modules, scaleOf(0)) ? alpha : 0;
 }
 
 function refuseModule(module: string, architecture: string, file: string): MismatchError {

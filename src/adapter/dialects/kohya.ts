@@ -15,7 +15,7 @@ import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
-import { carryText, readCarried } from "./carried.ts";
+import { carryTexts, CONFIG_KEY, readCarried } from "./carried.ts";
 import { kohyaPrefix, oneComponent } from "./component.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
@@ -30,8 +30,6 @@ import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const KOHYA_FILE = "lora.safetensors";
-/** Key of the file's metadata with the PEFT config, which sd-scripts does not know. */
-const CONFIG_KEY = "peft_config";
 /** Key with the paths, which the names alone do not tell. */
 const MODULES_KEY = "peft_modules";
 const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight", "….alpha" or "….dora_scale"';
@@ -70,7 +68,7 @@ export async function readKohya(source: Source, options: ReadDialectOptions = {}
     name: source.name,
     file: file.name,
     pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphas.get(pair.name) ?? pair.a.shape[0]! })),
-    carried: readCarried(file.metadata.get(CONFIG_KEY), file.name, limits),
+    carried: readCarried(file.metadata.get(CONFIG_KEY), { file: file.name, metadata: file.metadata, limits }),
     report: [...report, ...reportLycoris(converted, file.name)],
     limits,
   });
@@ -176,7 +174,7 @@ export async function writeKohya(
   const names = held.modules.map(({ name }) => name);
   const prefix = kohyaPrefix(options.component) ??
     (names.every((name) => name.startsWith("text_model.")) ? "lora_te" : "lora_unet");
-  const folded = foldScales(held.modules, (module) => isSayable(module) ? module.scaling : 1, {
+  const folded = foldScales(held.modules, fileScaling, {
     file,
     why: "Kohya's files hold alphas in F32, and one of 0 means s = 1",
   });
@@ -194,28 +192,21 @@ export async function writeKohya(
     ["ss_network_module", "networks.lora"],
     ["ss_network_dim", String(commonest(folded.modules.map(({ rank }) => rank)))],
     ["ss_network_alpha", String(Math.fround(commonest(folded.modules.map(({ alpha }) => alpha))))],
-    [CONFIG_KEY, carryText(held.config, folded)],
     [MODULES_KEY, JSON.stringify(names)],
+    ...await carryTexts(held.config, folded),
   ]);
   await writeFiles(sink, new Map([[file, encodeSafetensors(tensors, metadata)]]), options);
-  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...reportRounding(folded.modules, file)];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report];
 }
 
 function normShape({ shape: [, , ...kernel] }: StoredTensor, { shape }: StoredTensor): readonly number[] {
   return kernel.length === 0 ? [...shape, 1] : [shape[1]!, 1, ...kernel.map(() => 1)];
 }
 
-function isSayable({ scaling, rank }: LoraModule): boolean {
+/** The scale that an alpha in F32 gives, or 1 where it would be 0 or infinite. */
+function fileScaling({ scaling, rank }: LoraModule): number {
   const alpha = Math.fround(scaling * rank);
-  return alpha !== 0 && Number.isFinite(alpha);
-}
-
-function reportRounding(modules: readonly LoraModule[], file: string): readonly ReportLine[] {
-  const errors = modules.map(({ scaling, rank, alpha }) => Math.abs(Math.fround(alpha) / rank / scaling - 1));
-  const error = Math.max(...errors);
-  if (!(error > 2 ** -52)) return [];
-  const what = `alphas of ${errors.filter((each) => each > 2 ** -52).length} modules are rounded to F32`;
-  return [{ module: file, what, why: "s = alpha / r only comes that close to rsLoRA's alpha / √r", error }];
+  return alpha !== 0 && Number.isFinite(alpha) ? alpha / rank : 1;
 }
 
 function refuseTwins(key: string, twin: string | undefined, name: string): void {

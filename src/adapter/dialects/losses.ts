@@ -3,6 +3,7 @@ import type { JsonValue } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
+import { baseFieldOf } from "../variant_fields.ts";
 import type { WriteDialectOptions } from "./options.ts";
 
 /** What a dialect has a place for, beside A and B of linear layers. */
@@ -13,6 +14,8 @@ export interface Holds {
   readonly kinds?: readonly LoraKind[];
   /** Parts of modules. */
   readonly parts?: readonly ("magnitude" | "loraBias")[];
+  /** Whether it can hold the tokens that switch an adapter on. */
+  readonly invocationTokens?: boolean;
 }
 
 /** What is written of an adapter. */
@@ -33,14 +36,16 @@ interface Loss {
   readonly what: string;
 }
 
+const INVOCATION = "alora_invocation_tokens";
+const PARAMETERS = "target_parameters";
 /** Fields of the config that are not what they were when their tensors are left out. */
 const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
   ["bias", "none"],
   ["modules_to_save", null],
   ["trainable_token_indices", null],
-  ["alora_invocation_tokens", null],
+  [INVOCATION, null],
   ["ensure_weight_tying", false],
-  ["target_parameters", null],
+  [PARAMETERS, null],
 ]);
 
 /**
@@ -55,7 +60,7 @@ const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
  */
 export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false }: WriteDialectOptions): Held {
   refuseChangedBase(adapter, holds);
-  const losses = adapterLosses(adapter);
+  const losses = adapterLosses(adapter, holds);
   const modules: LoraModule[] = [];
   for (const module of adapter.modules.values()) {
     const { held, lost } = reduceModule(module, holds);
@@ -64,8 +69,9 @@ export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false 
   }
   if (losses.length === 0) return { modules, config: adapter.config, report: [] };
   if (!allowLoss || modules.length === 0) throw refuseLoss(adapter, losses, holds);
-  const raw = new Map([...adapter.config.raw].map(([field, value]) => [field, CLEARED.get(field) ?? value] as const));
-  for (const field of CLEARED.keys()) if (raw.has(field)) raw.set(field, CLEARED.get(field)!);
+  const raw = new Map(adapter.config.raw);
+  const kept = [holds.invocationTokens ? INVOCATION : null, holds.kinds?.includes("experts") ? PARAMETERS : null];
+  for (const [field, value] of CLEARED) if (raw.has(field) && !kept.includes(field)) raw.set(field, value);
   raw.set("use_dora", modules.some(({ magnitude }) => magnitude));
   raw.set("lora_bias", modules.some(({ loraBias }) => loraBias));
   const report = Array.from(Map.groupBy(losses, ({ what }) => what), ([what, names]): ReportLine => ({
@@ -77,11 +83,12 @@ export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false 
 }
 
 function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: Holds): void {
-  const field = config.layerReplication ? "layer_replication" : baseChange === null ? null : "init_lora_weights";
+  const field = config.layerReplication ? "layer_replication" : baseChange === null ? null : baseFieldOf(baseChange);
   if (field === null) return;
   const found = baseChange ?? "layers that stand several times";
   const message = `Cannot write ${quote(name)} as ${dialect} with ${field} ${quote(found)}`;
-  throw new MismatchError(`${message}: expected an adapter of the base as it was published`, {
+  const remedy = baseChange === null ? "merge it into a checkpoint instead" : "lora convert --plain or --initial";
+  throw new MismatchError(`${message}: expected an adapter of the base as it was published; ${remedy}`, {
     code: "unsupported",
     file: name,
     field,
@@ -89,12 +96,12 @@ function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: H
   });
 }
 
-function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter): Loss[] {
+function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter, holds: Holds): Loss[] {
   const losses: Loss[] = [];
   for (const name of replacements.keys()) losses.push({ name, what: "full tensors are" });
   for (const name of tokenRows.keys()) losses.push({ name, what: "tables of new token rows are" });
-  if (invocationTokens !== null) {
-    losses.push({ name: "alora_invocation_tokens", what: "lists of invocation tokens are" });
+  if (invocationTokens !== null && !holds.invocationTokens) {
+    losses.push({ name: INVOCATION, what: "lists of invocation tokens are" });
   }
   if (config.ensureWeightTying) losses.push({ name: "ensure_weight_tying", what: "ties of embedding and head are" });
   return losses;

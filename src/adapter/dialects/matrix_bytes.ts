@@ -20,6 +20,32 @@ export function transposeStored({ dtype, shape, bytes }: StoredTensor): StoredTe
   return { dtype, shape: [columns, rows], bytes: transposed };
 }
 
+/**
+ * Brings B of experts into PEFT's order: (E, out, r) becomes (out, r E), where column j E + e is that of rank j and expert e.
+ *
+ * @param tensor B of all experts, of whole bytes per element.
+ * @returns The matrix, bits as they are.
+ */
+export function rankMajor({ dtype, shape, bytes }: StoredTensor): StoredTensor {
+  const [experts = 0, rows = 0, rank = 0] = shape;
+  const flat = transposeStored({ dtype, shape: [experts, rows * rank], bytes });
+  return { dtype, shape: [rows, rank * experts], bytes: flat.bytes };
+}
+
+/**
+ * The inverse of {@linkcode rankMajor}.
+ *
+ * @param tensor B (out, r E).
+ * @param experts E.
+ * @returns B (E, out, r).
+ */
+export function expertMajor({ dtype, shape, bytes }: StoredTensor, experts: number): StoredTensor {
+  const [rows = 0, columns = 0] = shape;
+  const rank = columns / experts;
+  const flat = transposeStored({ dtype, shape: [rows * rank, experts], bytes });
+  return { dtype, shape: [experts, rows, rank], bytes: flat.bytes };
+}
+
 /** Which way {@linkcode reorderHeads} goes. */
 export type RowOrder = "halves" | "pairs";
 

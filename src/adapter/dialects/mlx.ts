@@ -1,6 +1,6 @@
 /**
  * mlx-lm: `adapters.safetensors` with `<path>.lora_a` (in, r) and `.lora_b` (r, out), DoRA's `.m` (out), and
- * `adapter_config.json` with one scale, ΔW = s (a b)ᵀ.
+ * `adapter_config.json` with one scale, ΔW = s (a b)ᵀ; experts as switch_experts.ts says.
  *
  * @module
  */
@@ -18,21 +18,21 @@ import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { DEFAULT_LIMITS } from "../limits.ts";
 import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
-import { type CarriedConfig, carryConfig, readCarried } from "./carried.ts";
-import { FactorPairs } from "./factor_pairs.ts";
+import { carryConfig, carryRoundings, CONFIG_KEY, readCarried } from "./carried.ts";
+import { FactorPairs, rankOf } from "./factor_pairs.ts";
 import { type FoldedModules, foldScales } from "./fold.ts";
-import { requireHeld } from "./losses.ts";
+import { type Holds, requireHeld } from "./losses.ts";
 import { transposeStored } from "./matrix_bytes.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
-import { alphaOf, commonest } from "./scale_config.ts";
+import { alphaOf, commonest, sharedNumber } from "./scale_config.ts";
+import { SwitchExperts, type SwitchFactors, toSwitchExperts } from "./switch_experts.ts";
 import { readTensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
 export const MLX_FILE = "adapters.safetensors";
-/** Key of the config with PEFT's, which mlx-lm does not know. */
-const CONFIG_KEY = "peft_config";
 const DEFAULT_SCALE = 20;
+const HOLDS: Holds = { dialect: "mlx", kinds: ["linear", "embedding", "experts"], parts: ["magnitude"] };
 const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
 
 /**
@@ -56,6 +56,7 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
   const config = await readConfig(folder, options);
   const file = await readTensorFile(folder.open(MLX_FILE), options);
   const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true } });
+  const experts = new SwitchExperts(file.name, limits);
   for (const [tensor, stored] of file.tensors) {
     const [, path, part, magnitude] = /^(.+)\.(?:lora_([ab])|(m))$/.exec(tensor) ?? [];
     if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
@@ -63,14 +64,17 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
       pairs.add(path, "magnitude", tensor, requireRows(path, { tensor, stored, file: file.name }));
       continue;
     }
-    const factor = stored.shape.length === 2 ? transposeStored(requireBytes(stored, tensor, file.name)) : stored;
-    pairs.add(path, part as "a" | "b", tensor, factor);
+    const [which, factor] = [part as "a" | "b", requireBytes(stored, tensor, file.name)];
+    if (experts.add(path, which, { ...factor, name: tensor })) continue;
+    pairs.add(path, which, tensor, factor.shape.length === 2 ? transposeStored(factor) : factor);
   }
+  const fused = experts.complete();
+  const all = fused.length > 0 && pairs.isEmpty ? fused : [...pairs.complete(), ...fused];
   return await assembleAdapter({
     name: folder.name,
     file: file.name,
-    pairs: pairs.complete().map((pair) => ({ ...pair, alpha: alphaOf(config.scale, pair.a.shape[0]!) })),
-    carried: config.carried,
+    pairs: all.map((pair) => ({ ...pair, alpha: alphaOf(config.scale, rankOf(pair)) })),
+    carried: readCarried(config.peft, { file: CONFIG_FILE, metadata: file.metadata, limits }),
     fields: config.fields,
     report: config.report,
     limits,
@@ -95,7 +99,8 @@ function requireBytes(stored: StoredTensor, tensor: string, file: string): Store
 
 interface MlxConfig {
   readonly scale: number;
-  readonly carried: CarriedConfig | null;
+  /** PEFT's config, which mlx-lm does not know. */
+  readonly peft: JsonValue | undefined;
   readonly fields: ReadonlyMap<string, JsonValue>;
   readonly report: readonly ReportLine[];
 }
@@ -114,7 +119,7 @@ async function readConfig(folder: Folder, options: ReadDialectOptions): Promise<
   const dropout = parameters.get("dropout");
   return {
     ...readScale(parameters),
-    carried: readCarried(config.get(CONFIG_KEY), CONFIG_FILE, limits),
+    peft: config.get(CONFIG_KEY),
     fields: new Map<string, JsonValue>([["use_dora", kind === "dora"], ["lora_dropout", dropout ?? 0]]),
   };
 }
@@ -139,12 +144,13 @@ function refuseConfig(field: string, found: JsonValue, expected: string): Format
 }
 
 /**
- * Writes a folder that mlx-lm loads. The factors are transposed; where the scales of modules differ, they go into b and
- * the scale is 1: exact for powers of two, else rounded once to F32 and reported.
+ * Writes a folder that mlx-lm loads. The factors are transposed; the scale is the one that suits most modules, and what it
+ * leaves of the others' goes into b: exact for powers of two, else rounded once to F32 and reported. What the rounding
+ * took is in the header of the tensors, so that {@linkcode readMlx} gives every bit again.
  *
- * @param adapter LoRA of linear layers and embeddings, or DoRA of linear layers.
+ * @param adapter LoRA of linear layers, embeddings and fused experts, or DoRA of linear layers.
  * @param sink Where the files go.
- * @param options `allowLoss` and a signal.
+ * @param options `modules`, which for experts tell Mixtral's paths; `allowLoss` and a signal.
  * @returns What was changed.
  * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
@@ -153,26 +159,43 @@ export async function writeMlx(
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
-  const held = requireHeld(adapter, { dialect: "mlx", kinds: ["linear", "embedding"], parts: ["magnitude"] }, options);
+  const held = requireHeld(adapter, HOLDS, options);
   const { modules } = held;
   refuseTokenNorms(modules);
-  const [first] = modules;
-  const scale = modules.every(({ scaling }) => scaling === first?.scaling) ? first?.scaling ?? 1 : 1;
+  refuseAlternating(modules, adapter.config);
+  const scale = sharedNumber(modules.map(({ scaling }) => scaling));
   const why = "the config of mlx-lm has one scale";
-  const folded = foldScales(modules, () => scale, { file: MLX_FILE, why });
+  const folded = foldScales(modules, ({ rank }) => alphaOf(scale, rank) / rank, { file: MLX_FILE, why });
   const tensors = new Map<string, StoredTensor>();
-  for (const { name, loraA, loraB, magnitude } of folded.modules) {
-    tensors.set(`${name}.lora_a`, transposeStored(loraA)).set(`${name}.lora_b`, transposeStored(loraB));
-    if (magnitude) tensors.set(`${name}.m`, magnitude);
+  for (const module of folded.modules) {
+    for (const [path, { a, b }] of layersOf(module, options)) {
+      tensors.set(`${path}.lora_a`, a).set(`${path}.lora_b`, b);
+    }
+    if (module.magnitude) tensors.set(`${module.name}.m`, module.magnitude);
   }
-  const config = mlxConfig(folded, scale, held.config);
+  const keys = [...tensors.keys()].flatMap((tensor) => tensor.endsWith(".lora_a") ? [tensor.slice(0, -7)] : []);
+  const config = await mlxConfig(folded, { scale, keys }, held.config);
   const text = stringifyJson(config, { indent: 4, sortKeys: true });
   const files = new Map([
-    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"]]))],
+    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"], ...carryRoundings(folded)]))],
     [CONFIG_FILE, new TextEncoder().encode(text)],
   ]);
   await writeFiles(sink, files, options);
-  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...reportRanks(folded.modules)];
+  const report = [...reportRanks(folded.modules), ...reportExperts(keys)];
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...report];
+}
+
+/** A module's factors by path. */
+function layersOf(module: LoraModule, { modules }: WriteDialectOptions): ReadonlyMap<string, SwitchFactors> {
+  if (module.kind === "experts") return toSwitchExperts(module, modules);
+  return new Map([[module.name, { a: transposeStored(module.loraA), b: transposeStored(module.loraB) }]]);
+}
+
+function reportExperts(keys: readonly string[]): readonly ReportLine[] {
+  const path = keys.find((key) => key.includes(".switch_mlp."));
+  if (path === undefined) return [];
+  const what = "fused experts are written as those of Mixtral and Qwen, the gate in the first half of gate_up_proj";
+  return [{ module: path, what, why: "the adapter does not say whose they are; Mixtral's path is told by the base" }];
 }
 
 /** A DoRA embedding has one norm per feature in PEFT, and one per token in mlx-lm. */
@@ -186,22 +209,33 @@ function refuseTokenNorms(modules: readonly LoraModule[]): void {
   });
 }
 
-function mlxConfig(folded: FoldedModules, scale: number, config: LoraConfig): Map<string, JsonValue> {
-  const { modules } = folded;
-  const names = modules.map(({ name }) => name);
-  const layers = names.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
+/** In gpt-oss the rows of gate and up alternate, and its experts are `experts` in mlx-lm too. */
+function refuseAlternating(modules: readonly LoraModule[], { baseModel }: LoraConfig): void {
+  const module = modules.find(({ kind }) => kind === "experts");
+  if (!module || !/gpt[-_]?oss/i.test(baseModel ?? "")) return;
+  const message = `Cannot write module ${quote(module.name)}, experts of ${quote(baseModel!)}, for mlx-lm`;
+  const expected = "experts whose gate is the first half of gate_up_proj; merge it, and convert the merged model";
+  throw new MismatchError(`${message}: expected ${expected}`, { code: "experts", tensor: module.name, expected });
+}
+
+async function mlxConfig(
+  folded: FoldedModules,
+  { scale, keys }: { readonly scale: number; readonly keys: readonly string[] },
+  config: LoraConfig,
+): Promise<Map<string, JsonValue>> {
+  const layers = keys.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
   const parameters = new Map<string, JsonValue>([
-    ["rank", commonest(modules.map(({ rank }) => rank))],
+    ["rank", commonest(folded.modules.map(({ rank }) => rank))],
     ["scale", scale],
     ["dropout", config.loraDropout],
     // Whole paths, so that exactly these layers are adapted, whatever num_layers counts from the end.
-    ["keys", names],
+    ["keys", [...keys]],
   ]);
   return new Map<string, JsonValue>([
     ["fine_tune_type", config.useDora ? "dora" : "lora"],
     ["num_layers", Math.max(1, ...layers)],
     ["lora_parameters", parameters],
-    [CONFIG_KEY, carryConfig(config, folded)],
+    [CONFIG_KEY, await carryConfig(config, folded)],
   ]);
 }
 

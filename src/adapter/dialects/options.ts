@@ -1,5 +1,6 @@
 import type { ReadOptions } from "../../formats/source.ts";
 import type { AdapterLimits } from "../limits.ts";
+import type { KernelSizes } from "./conv_kernel.ts";
 
 /** Name of a form in which adapters are stored. */
 export type Dialect = "peft" | "kohya" | "diffusers" | "gguf" | "mlx" | "loralib";
@@ -16,6 +17,8 @@ export interface BaseFacts {
   readonly kvHeads?: number;
   /** loralib's `enable_lora` by the path or the tail of the path of a `MergedLinear`: `{ c_attn: [true, false, true] }`. */
   readonly merged?: Readonly<Record<string, readonly boolean[]>>;
+  /** `kernel_size` of convolutions by path or tail of path: `{ conv1: 3 }`, or `[1]` for one of one dimension. */
+  readonly kernels?: KernelSizes;
 }
 
 /** Options of the readers; each says which ones it takes. */
@@ -24,7 +27,7 @@ export interface ReadDialectOptions extends BaseFacts, ReadOptions {
   readonly limits?: AdapterLimits;
   /** Of a PEFT folder without safetensors, `adapter_model.bin` is read, as data. */
   readonly allowPickle?: boolean;
-  /** The alpha, where the file has none: loralib. */
+  /** The alpha, where the file has none: loralib's that this package did not write. */
   readonly alpha?: number;
   /** The part of a pipeline that is wanted, as in the file's keys: `"unet"`, `"lora_te1"`. */
   readonly component?: string;

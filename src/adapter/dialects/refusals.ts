@@ -25,7 +25,8 @@ const KINDS: readonly (readonly [RegExp, string])[] = [
 ];
 
 /** Last names of embeddings and convolutions, whose factors cannot be told from those of linear layers by their shapes. */
-const EMBEDDING = /^(?:embed_tokens|embed_in|embeddings?|tok_embeddings|token_embd|word_embeddings|wte|wpe)$/;
+const EMBEDDING =
+  /^(?:embed_tokens|embed_in|embeddings?|tok_embeddings|token_embd|(?:word|position|token_type)_embeddings|wte|wpe)$/;
 const CONVOLUTION = /^conv(?:\d*d?|_(?:in|out|shortcut|\d+))$/;
 
 /**
@@ -68,8 +69,8 @@ export function refuseKind(tensor: string, file: string, what: string): FormatEr
 
 /** Kinds of layers beside linear ones that a dialect's factors may belong to. */
 export interface OtherKinds {
-  /** Convolutions: factors of three to five dimensions. */
-  readonly conv?: boolean;
+  /** Convolutions: factors of three to five dimensions; those of three by their names only, or by any. */
+  readonly conv?: boolean | "any name";
   /** Embeddings, which have their names only to be told by. */
   readonly embedding?: boolean;
 }
@@ -91,9 +92,10 @@ export function requireKind(
   kinds: OtherKinds,
 ): void {
   const dimensions = stored.shape.length;
-  const isConvolution = CONVOLUTION.test(lastName(module));
-  if (dimensions > 2 && kinds.conv && (dimensions === 4 || isConvolution)) return;
-  if (dimensions > 3 || isConvolution) throw refuseKind(tensor, file, "a factor of a convolution");
+  const isConv = isConvolution(module);
+  const isTold = dimensions === 4 || isConv || kinds.conv === "any name";
+  if (dimensions > 2 && kinds.conv && isTold) return;
+  if (dimensions > 3 || isConv) throw refuseKind(tensor, file, "a factor of a convolution");
   if (dimensions === 3) throw refuseKind(tensor, file, "a factor of fused experts or of a convolution");
   if (isEmbedding(module) && !kinds.embedding) throw refuseKind(tensor, file, "a factor of an embedding");
 }
@@ -106,6 +108,16 @@ export function requireKind(
  */
 export function isEmbedding(module: string): boolean {
   return EMBEDDING.test(lastName(module));
+}
+
+/**
+ * Tells a convolution by its name.
+ *
+ * @param module Path of the module.
+ * @returns True for the names that convolutions have.
+ */
+export function isConvolution(module: string): boolean {
+  return CONVOLUTION.test(lastName(module));
 }
 
 function lastName(module: string): string {

@@ -71,6 +71,27 @@ export function commonest(numbers: readonly number[]): number {
   return [...counts].reduce((best, entry) => entry[1] > best[1] ? entry : best)[0];
 }
 
+/**
+ * Finds the number for a file that has one for all modules: the commonest of those to which most others have a power of
+ * two as their ratio, so that few have to be rounded.
+ *
+ * @param numbers Alphas or scales of the modules.
+ * @returns It; 1 if all are 0 or not finite.
+ */
+export function sharedNumber(numbers: readonly number[]): number {
+  const usable = numbers.filter((number) => number !== 0 && Number.isFinite(number));
+  if (usable.length === 0) return 1;
+  const common = commonest(usable.map(significand));
+  return commonest(usable.filter((number) => significand(number) === common));
+}
+
+/** |number| without its power of two: from 1 to below 2. */
+function significand(number: number): number {
+  const size = Math.abs(number);
+  const digits = size / 2 ** Math.floor(Math.log2(size));
+  return digits < 1 ? digits * 2 : digits >= 2 ? digits / 2 : digits;
+}
+
 /** PEFT takes a key as the end of a path, so one that is the end of another module's path is tied to the start. */
 function patternKeys(names: readonly string[]): (name: string) => string {
   const ends = new Set<string>();

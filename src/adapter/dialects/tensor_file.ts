@@ -4,7 +4,7 @@ import { memorySource } from "../../formats/memory.ts";
 import { quote } from "../../formats/quote.ts";
 import { readSafetensorsHeader } from "../../formats/safetensors.ts";
 import { readExactly, type ReadOptions, type Source } from "../../formats/source.ts";
-import { readTorch } from "../../formats/torch.ts";
+import { readTorch, readTorchMetadata } from "../../formats/torch.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 
 const MAX_NAME = 1024;
@@ -15,7 +15,7 @@ export interface TensorFile {
   readonly name: string;
   /** The tensors by name, in file order. */
   readonly tensors: ReadonlyMap<string, StoredTensor>;
-  /** The safetensors metadata; empty for a torch file. */
+  /** Those of the safetensors header, or those that this package puts into torch files. */
   readonly metadata: ReadonlyMap<string, string>;
 }
 
@@ -41,7 +41,7 @@ export async function readTensorFile(source: Source, options: TensorFileOptions 
   if (isZip(bytes)) {
     const tensors = await readTorch(memory, options);
     for (const tensor of tensors.keys()) checkName(tensor, name);
-    return { name, tensors, metadata: new Map() };
+    return { name, tensors, metadata: await readTorchMetadata(memory, options) };
   }
   const maxHeaderBytes = options.limits?.headerBytes;
   const header = await readSafetensorsHeader(memory, maxHeaderBytes === undefined ? {} : { maxHeaderBytes });

@@ -1,0 +1,129 @@
+import { MismatchError } from "../errors.ts";
+import type { JsonValue } from "../formats/json.ts";
+import { quote } from "../formats/quote.ts";
+import { CONFIG_DEFAULTS } from "./config_defaults.ts";
+import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
+import type { NewModule } from "./create_module.ts";
+import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
+import { registeredFirst } from "./module_places.ts";
+import { listTargets } from "./target_modules.ts";
+
+const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
+  ["targetModules", "target_modules"],
+  ["targetParameters", "target_parameters"],
+  ["r", "r"],
+  ["loraAlpha", "lora_alpha"],
+  ["useRslora", "use_rslora"],
+  ["rankPattern", "rank_pattern"],
+  ["alphaPattern", "alpha_pattern"],
+  ["excludeModules", "exclude_modules"],
+  ["layersToTransform", "layers_to_transform"],
+  ["layersPattern", "layers_pattern"],
+  ["fanInFanOut", "fan_in_fan_out"],
+  ["loraDropout", "lora_dropout"],
+  ["taskType", "task_type"],
+  ["baseModel", "base_model_name_or_path"],
+  ["init", "init_lora_weights"],
+  ["useDora", "use_dora"],
+  ["loraBias", "lora_bias"],
+];
+
+/** What a new adapter will be. */
+export interface AdapterPlan {
+  /** Its config. */
+  readonly config: LoraConfig;
+  /** The layers that it adapts. */
+  readonly targets: readonly BaseModule[];
+}
+
+/**
+ * Makes the config as PEFT would save it, all keys and `"all-linear"` as the names that it means, and finds its targets.
+ *
+ * @param options What is asked for.
+ * @param base The layers of the base by name.
+ * @returns The plan.
+ * @throws {MismatchError} If the base has none of the targets.
+ */
+export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<string, BaseModule>): AdapterPlan {
+  const raw = new Map(CONFIG_DEFAULTS);
+  for (const [option, field] of FIELDS) {
+    if (options[option] !== undefined) raw.set(field, asJson(options[option]));
+  }
+  if (options.targetModules === undefined && options.targetParameters !== undefined) raw.set("target_modules", []);
+  if (options.init === "loftq") {
+    const { loftqBits = 4, loftqIterations = 1 } = options;
+    raw.set("loftq_config", asJson({ loftq_bits: loftqBits, loftq_iter: loftqIterations }));
+  }
+  const config = readLoraConfig(raw);
+  const all = isAllLinear(config);
+  const layers = [...base.values()].filter(({ kind = "linear" }) => all ? kind === "linear" : kind !== "experts");
+  const targets = listTargets(config, layers.map(({ name }) => name)).modules.map((name) => base.get(name)!);
+  if (targets.length === 0 && !isEmpty(config.targetModules)) {
+    throw noTarget("target_modules", options.targetModules, base);
+  }
+  const experts = expertTargets(config, base);
+  if (targets.length + experts.length === 0) throw noTarget("target_modules", options.targetModules, base);
+  const named = all ? readLoraConfig(raw.set("target_modules", targets.map(({ name }) => name))) : config;
+  return { config: named, targets: [...targets, ...experts] };
+}
+
+function isAllLinear({ targetModules }: LoraConfig): boolean {
+  return typeof targetModules === "string" && targetModules.toLowerCase() === "all-linear";
+}
+
+function isEmpty(targets: LoraConfig["targetModules"]): boolean {
+  return Array.isArray(targets) && targets.length === 0;
+}
+
+function expertTargets(config: LoraConfig, base: ReadonlyMap<string, BaseModule>): readonly BaseModule[] {
+  const entries = config.targetParameters ?? [];
+  const found = [...base.values()].filter(({ name, kind }) => {
+    return kind === "experts" && entries.some((entry) => `.${name}`.endsWith(`.${entry}`));
+  });
+  if (entries.length > 0 && found.length === 0) throw noTarget("target_parameters", entries, base);
+  return registeredFirst(found);
+}
+
+function noTarget(field: string, expected: unknown, base: ReadonlyMap<string, BaseModule>): MismatchError {
+  const kind = field === "target_parameters" ? "experts" : "modules";
+  return new MismatchError(
+    `Cannot create an adapter for ${field} ${JSON.stringify(expected)}: none of the ${base.size} modules of the base ` +
+      `matches, expected names of its ${kind}`,
+    { field, found: [...base.keys()], expected },
+  );
+}
+
+/**
+ * Checks what a caller says of a layer.
+ *
+ * @param module The layer.
+ * @returns Its kind and sizes.
+ * @throws {RangeError} If a size is no natural number, or one that its kind needs is missing.
+ */
+export function sizesOf(module: BaseModule): Omit<NewModule, "rank" | "alpha" | "scaling"> {
+  const { name, kind = "linear", inFeatures, outFeatures, kernel = [], groups = 1, experts = 1, parameter } = module;
+  const refuse = (expected: string) =>
+    new RangeError(`Cannot create an adapter for ${quote(name)}: expected ${expected}`);
+  const numbers = { inFeatures, outFeatures, kernel: [...kernel], groups, experts };
+  for (const [field, value] of Object.entries(numbers)) {
+    const isNatural = [value].flat().every((number) => Number.isSafeInteger(number) && number >= 1);
+    if (!isNatural) throw refuse(`${field} in whole numbers from 1, found ${JSON.stringify(value)}`);
+  }
+  if (kind === "linear" || kind === "embedding") return { name, kind, inFeatures, outFeatures };
+  if (kind === "experts") {
+    const ends = parameter && name.endsWith(`.${parameter}`);
+    if (module.experts === undefined || !ends) throw refuse("experts, and the parameter with which its name ends");
+    return { name, kind, inFeatures, outFeatures, experts, parameter };
+  }
+  const fits = kernel.length >= 1 && kernel.length <= 3 && inFeatures % groups === 0 && outFeatures % groups === 0;
+  if (kind !== "conv" || !fits) throw refuse("a kernel of 1 to 3 lengths, and groups that divide its channels");
+  return { name, kind, inFeatures, outFeatures, kernel, groups };
+}
+
+function asJson(value: unknown): JsonValue {
+  if (Array.isArray(value)) return value.map(asJson);
+  if (typeof value === "object" && value !== null) {
+    return new Map(Object.entries(value).map(([key, item]) => [key, asJson(item)]));
+  }
+  return value as JsonValue;
+}

@@ -1,0 +1,196 @@
+/**
+ * loralib's `Conv2d`: A (r k, in k), B (out k, r k), and B A is seen as the weight (out, in, k, k), row by row. With
+ * X[a] the block a of in k numbers in a row of A (in, k, k):
+ *
+ * ```text
+ * PEFT's to loralib's  A[a r + j] = X_j[a]                B[o k + a, a r + j] = B_o[j], 0 elsewhere: the same rank r
+ * loralib's to PEFT's  A[a r k + j] = A_j in block a, 0 elsewhere      B[o, a r k + j] = B[o k + a, j]: of rank r k²
+ * ```
+ *
+ * Both are exact, and what one of them made is brought back by the other, bit for bit. `Conv1d` and `Conv3d` of loralib
+ * work with kernels of length 1 only, where the factors are PEFT's.
+ *
+ * @module
+ */
+
+import { MismatchError } from "../../errors.ts";
+import type { StoredTensor } from "../../formats/dtype.ts";
+import { quote } from "../../formats/quote.ts";
+
+/** `kernel_size` by path or tail of path: a number for two dimensions, or the length of each. */
+export type KernelSizes = Readonly<Record<string, number | readonly number[]>>;
+
+/** A and B of one layer. */
+export interface ConvFactors {
+  /** A. */
+  readonly a: StoredTensor;
+  /** B. */
+  readonly b: StoredTensor;
+}
+
+/**
+ * Finds the kernel of a layer.
+ *
+ * @param path Path of the layer.
+ * @param kernels The kernels known.
+ * @returns Its lengths, or undefined for a layer without one.
+ */
+export function kernelOf(path: string, kernels: KernelSizes): readonly number[] | undefined {
+  const size = Object.entries(kernels).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
+  return typeof size === "number" ? [size, size] : size;
+}
+
+/**
+ * Makes PEFT's factors of loralib's.
+ *
+ * @param factors Those of the file.
+ * @param kernel Lengths of the kernel.
+ * @param at The layer and the file, for messages.
+ * @returns PEFT's, of rank r if loralib's have the form that {@linkcode toLoralibConv} gives them, else of rank r k².
+ * @throws {MismatchError} If they are not those of such a layer.
+ */
+export function fromLoralibConv(
+  { a, b }: ConvFactors,
+  kernel: readonly number[],
+  at: { readonly path: string; readonly file: string },
+): ConvFactors {
+  const k = requireSquare(kernel, `Cannot place tensor ${quote(`${at.path}.lora_A`)} of ${quote(at.file)}`, at.path);
+  const [rows = 0, columns = 0] = a.shape;
+  const isMatrix = a.shape.length === 2 && b.shape.length === 2 && b.shape[1] === rows;
+  if (!isMatrix || [rows, columns, b.shape[0]!].some((length) => length === 0 || length % k !== 0)) {
+    const tensor = `${at.path}.lora_B`;
+    const found = `factors of shapes [${a.shape.join(", ")}] and [${b.shape.join(", ")}]`;
+    const message = `Cannot place tensor ${quote(tensor)} of ${quote(at.file)}, ${found}`;
+    const expected = `(r k, in k) and (out k, r k) of a convolution with k = ${k}`;
+    throw new MismatchError(`${message}: expected ${expected}`, { file: at.file, tensor, found, expected });
+  }
+  const plain = collapse({ a, b }, k);
+  const isOwn = isSame(spread(plain, k), { a, b });
+  return withKernel(isOwn ? plain : expand({ a, b }, k), kernel);
+}
+
+/** What {@linkcode toLoralibConv} makes. */
+export interface LoralibConv extends ConvFactors {
+  /** loralib's r. */
+  readonly rank: number;
+}
+
+/**
+ * Makes loralib's factors of PEFT's.
+ *
+ * @param factors PEFT's.
+ * @param module Path of the layer, for messages.
+ * @returns loralib's.
+ * @throws {MismatchError} If loralib has no such kernel.
+ */
+export function toLoralibConv({ a, b }: ConvFactors, module: string): LoralibConv {
+  const [rank = 0, ...rest] = a.shape;
+  const k = requireSquare(rest.slice(1), `Cannot write module ${quote(module)} for loralib`, module);
+  const flat = {
+    a: reshape(a, [rank, a.shape[1]! * k ** (rest.length - 1)]),
+    b: reshape(b, [b.shape[0]!, rank]),
+  };
+  if (k > 1 && rank % (k * k) === 0) {
+    const own = contract(flat, k);
+    if (isSame(expand(own, k), flat)) return { ...own, rank: rank / k ** 2 };
+  }
+  return { ...spread(flat, k), rank };
+}
+
+function requireSquare(kernel: readonly number[], message: string, path: string): number {
+  const [k = 0] = kernel;
+  const isSquare = Number.isSafeInteger(k) && k >= 1 && kernel.every((length) => length === k);
+  if (isSquare && (k === 1 || kernel.length === 2)) return k;
+  const expected = "two dimensions of one length, or a kernel of length 1: loralib computes no other";
+  throw new MismatchError(`${message}, a convolution with kernel_size [${kernel.join(", ")}]: expected ${expected}`, {
+    code: "kernel",
+    tensor: path,
+    field: "kernel_size",
+    found: kernel,
+    expected,
+  });
+}
+
+/** PEFT's factors of what has loralib's form. */
+function collapse({ a, b }: ConvFactors, k: number): ConvFactors {
+  const [rows, columns] = [a.shape[0]! / k, a.shape[1]!];
+  const outputs = b.shape[0]! / k;
+  const blocks = range(k * rows).map((
+    i,
+  ): Run => [i % k * rows + Math.floor(i / k), 0, Math.floor(i / k), i % k * columns]);
+  return {
+    a: copyRuns(a, [rows, columns * k], columns, blocks),
+    b: copyRuns(b, [outputs, rows], rows, range(outputs).map((o): Run => [o * k, 0, o, 0])),
+  };
+}
+
+/** The inverse of {@linkcode collapse}. */
+function spread({ a, b }: ConvFactors, k: number): ConvFactors {
+  const [rank, columns] = [a.shape[0]!, a.shape[1]! / k];
+  const outputs = b.shape[0]!;
+  const blocks = range(k * rank).map((i): Run => [i % rank, Math.floor(i / rank) * columns, i, 0]);
+  const places = range(outputs * k).map((i): Run => [Math.floor(i / k), 0, i, i % k * rank]);
+  return {
+    a: copyRuns(a, [rank * k, columns], columns, blocks),
+    b: copyRuns(b, [outputs * k, rank * k], rank, places),
+  };
+}
+
+/** PEFT's factors of rank r k². */
+function expand({ a, b }: ConvFactors, k: number): ConvFactors {
+  const [rows, columns] = a.shape as readonly [number, number];
+  const blocks = range(rows * k).map((i): Run => [i % rows, 0, i, Math.floor(i / rows) * columns]);
+  return {
+    a: copyRuns(a, [rows * k, columns * k], columns, blocks),
+    b: reshape(b, [b.shape[0]! / k, rows * k]),
+  };
+}
+
+/** The inverse of {@linkcode expand}. */
+function contract({ a, b }: ConvFactors, k: number): ConvFactors {
+  const [rows, columns] = [a.shape[0]! / k, a.shape[1]! / k];
+  return {
+    a: copyRuns(a, [rows, columns], columns, range(rows).map((i): Run => [i, 0, i, 0])),
+    b: reshape(b, [b.shape[0]! * k, rows]),
+  };
+}
+
+/** From row and column, to row and column. */
+type Run = readonly [fromRow: number, fromColumn: number, toRow: number, toColumn: number];
+
+/** Copies runs of a matrix into zeros. */
+function copyRuns(
+  { dtype, shape, bytes }: StoredTensor,
+  to: readonly [rows: number, columns: number],
+  length: number,
+  runs: readonly Run[],
+): StoredTensor {
+  const columns = shape[1]!;
+  const width = bytes.length / (shape[0]! * columns);
+  const copy = new Uint8Array(to[0] * to[1] * width);
+  for (const [fromRow, fromColumn, toRow, toColumn] of runs) {
+    const start = (fromRow * columns + fromColumn) * width;
+    copy.set(bytes.subarray(start, start + length * width), (toRow * to[1] + toColumn) * width);
+  }
+  return { dtype, shape: to, bytes: copy };
+}
+
+function reshape({ dtype, bytes }: StoredTensor, shape: readonly number[]): StoredTensor {
+  return { dtype, shape, bytes };
+}
+
+function withKernel({ a, b }: ConvFactors, kernel: readonly number[]): ConvFactors {
+  const area = kernel.reduce((product, length) => product * length, 1);
+  return {
+    a: reshape(a, [a.shape[0]!, a.shape[1]! / area, ...kernel]),
+    b: reshape(b, [...b.shape, ...kernel.map(() => 1)]),
+  };
+}
+
+function isSame(x: ConvFactors, y: ConvFactors): boolean {
+  return [[x.a, y.a], [x.b, y.b]].every(([p, q]) => p!.bytes.every((byte, i) => byte === q!.bytes[i]));
+}
+
+function range(length: number): number[] {
+  return Array.from({ length }, (_, i) => i);
+}
