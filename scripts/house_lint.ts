@@ -127,6 +127,27 @@ const runsEverywhere: Deno.lint.Rule = {
   },
 };
 
+const PLACED_ERRORS = new Set(["FormatError", "MismatchError", "LimitError", "NumericError", "IntegrityError"]);
+
+/** Whoever catches a refusal of a file must find the place without reading the message. */
+const placedErrors: Deno.lint.Rule = {
+  create(context) {
+    if (!/^(adapter|checkpoint|formats|fs)\//.test(inSource(context) ?? "")) return {};
+    const isPlace = (property: Deno.lint.Node) =>
+      property.type === "SpreadElement" ||
+      (property.type === "Property" && property.key.type === "Identifier" &&
+        ["file", "tensor", "field"].includes(property.key.name));
+    return {
+      NewExpression(node) {
+        if (node.callee.type !== "Identifier" || !PLACED_ERRORS.has(node.callee.name)) return;
+        const details = node.arguments[1];
+        if (details && (details.type !== "ObjectExpression" || details.properties.some(isPlace))) return;
+        context.report({ node, message: `${node.callee.name} without a place: file, tensor or field is wanted` });
+      },
+    };
+  },
+};
+
 const camelCase: Deno.lint.Rule = {
   create(context) {
     // Declared names only: keys and members may be the words of a file format or of the kernels' C functions.
@@ -153,6 +174,7 @@ const plugin: Deno.lint.Plugin = {
     "quiet-import": quietImport,
     "size": size,
     "runs-everywhere": runsEverywhere,
+    "placed-errors": placedErrors,
     "camel-case": camelCase,
   },
 };

@@ -73,7 +73,7 @@ test("leadingVectors() and trailingVectors() give what full decompositions give,
       assert.deepEqual([found.left.rows, found.right.rows, found.sigma.length], [rank, rank, rank]);
       found.sigma.forEach((value, k) => assert.ok(Math.abs(value / full.sigma[k]! - 1) < 1e-12, `${rows}: ${value}`));
       assert.ok(distance(best(found, rank), best(full, rank)) < 1e-10, `${rows} ${columns} ${rank}`);
-      const trailing = trailingVectors(x, rank);
+      const trailing = trailingVectors(x, rank, "q");
       trailing.sigma.forEach((value, k) =>
         assert.ok(Math.abs(value - full.sigma.at(k - rank)!) < 1e-10 * full.sigma[0]!)
       );

@@ -156,12 +156,12 @@ test("what is no rounding of a file's B is passed over", async () => {
   await writeAdapter(adapter, "loralib", sink, { file: "lora.safetensors", alpha: 3 });
   const source = memorySource("lora.safetensors", sink.files.get("lora.safetensors")!);
   const { metadata } = await readSafetensorsHeader(source);
-  const roundings: Record<string, string> = JSON.parse(metadata.get("lowrank.rounding")!);
+  const roundings: Record<string, string> = JSON.parse(metadata.get("lowrank.rounding.0")!);
   const [[module, rounding]] = Object.entries(roundings) as [[string, string]];
   const folded = (await readAdapter(await foreign(sink.files), { alpha: 3 })).adapter;
   assertSame((await readAdapter(source)).adapter, adapter, "as it is");
   for (const text of ["", "!", "AAAA", rounding.slice(0, 4), btoa("\xff".repeat(400))]) {
-    const carried = new Map(metadata).set("lowrank.rounding", JSON.stringify({ ...roundings, [module]: text }));
+    const carried = new Map(metadata).set("lowrank.rounding.0", JSON.stringify({ ...roundings, [module]: text }));
     const file = encodeSafetensors(await tensorsOf(source), carried);
     const { adapter: read } = await readAdapter(memorySource("lora.safetensors", file));
     assertSame(read, folded, text);

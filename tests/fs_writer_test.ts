@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { ThreadedWriter } from "../src/fs/threaded_writer.ts";
 import { folder } from "../src/fs/mod.ts";
@@ -78,5 +80,26 @@ test("a file that is taken away meanwhile is no file that was written", async ()
     await folder(path).remove("target");
     await assert.rejects(output.commit(), { name: "MismatchError", code: "missing-file" });
     assert.deepEqual(readdirSync(path), []);
+  });
+});
+
+test("where no thread can be had the file is written all the same", async (context) => {
+  if ("Deno" in globalThis || "Bun" in globalThis) return context.skip?.("only Node forbids threads and not files");
+  await inTemporaryFolder((path) => {
+    const code = `
+      const { folder } = await import(${JSON.stringify(new URL("../src/fs/mod.ts", import.meta.url).href)});
+      const { ThreadedWriter } = await import(${
+      JSON.stringify(new URL("../src/fs/threaded_writer.ts", import.meta.url).href)
+    });
+      const output = await folder(${JSON.stringify(path)}).create("target", { bytes: 1e9 });
+      await output.write(new Uint8Array(5e6).fill(7));
+      console.log(await ThreadedWriter.open(${JSON.stringify(join(path, "none"))}), await output.sha256());
+      await output.commit();`;
+    const flags = ["--permission", "--allow-fs-read=*", "--allow-fs-write=*", "--input-type=module", "-e", code];
+    const { stdout } = spawnSync(process.execPath, flags, { encoding: "utf8" });
+    const want = new Uint8Array(5e6).fill(7);
+    assert.equal(stdout.trim(), `null ${digestOf(want)}`);
+    assert.ok(readFileSync(join(path, "target")).equals(want));
+    return Promise.resolve();
   });
 });

@@ -1,6 +1,7 @@
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { Adapter, LoraModule } from "./adapter.ts";
+import { baseFieldOf } from "./variant_fields.ts";
 
 /** What an adapter may be more than sums of B A, and B's biases, over the base as it was published. */
 type Trait = readonly [field: string, found: unknown, isThere: boolean];
@@ -16,7 +17,7 @@ type Trait = readonly [field: string, found: unknown, isThere: boolean];
 export function requireAdditive(adapter: Adapter, action: string): void {
   const { config, replacements, tokenRows, invocationTokens, baseChange } = adapter;
   const traits: readonly Trait[] = [
-    ["init_lora_weights", baseChange, baseChange !== null],
+    [baseChange === null ? "init_lora_weights" : baseFieldOf(baseChange), baseChange, baseChange !== null],
     ["use_dora", true, config.useDora],
     ["alora_invocation_tokens", invocationTokens, invocationTokens !== null],
     ["layer_replication", config.layerReplication, config.layerReplication !== null],
@@ -42,8 +43,11 @@ function nonAdditivePart({ kind, rank, loraB, magnitude, diagonal }: LoraModule)
 
 /** What helps: extraction sees matrices of layers that are in both checkpoints, with the shapes of the base. */
 function remedyFor(field: string): string {
-  if (field === "init_lora_weights") return "; make it plain LoRA first, by toPlainLora() (lora convert --plain)";
-  if (/^(?:alora|layer_replication|fused experts|groups)/.test(field)) return "";
+  if (/^(?:init_lora_weights|kasa_config)/.test(field)) {
+    return "; make it plain LoRA first, by toPlainLora() (lora convert --plain or --initial)";
+  }
+  if (/^alora/.test(field)) return "; run it as it is, beside the others";
+  if (/^(?:layer_replication|fused experts|groups)/.test(field)) return "; run or merge it as it is, with its weight";
   return "; merge it into a checkpoint, then make an adapter of the difference, by extractAdapter() (lora extract)";
 }
 

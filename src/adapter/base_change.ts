@@ -11,6 +11,7 @@
  */
 
 import { NumericError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import { leadingVectors, trailingVectors } from "./leading_vectors.ts";
 import { type Matrix, multiply, orthogonalize, rowOf, scale, zeros } from "./linear_algebra.ts";
 import type { Factors, SingularVectors } from "./svd.ts";
@@ -21,7 +22,7 @@ import type { RepeatableChange } from "./variant_fields.ts";
  *
  * @param change Which initialisation.
  * @param weight W (out, in).
- * @param sizes The adapter's rank and s at this module.
+ * @param sizes The module's path, and the adapter's rank and s there.
  * @returns B₀ and A₀.
  * @throws {NumericError} If s is not positive.
  * @throws {LimitError} If the weight is too large for KaSA's.
@@ -29,15 +30,19 @@ import type { RepeatableChange } from "./variant_fields.ts";
 export function takenFactors(
   change: RepeatableChange,
   weight: Matrix,
-  { rank, scaling }: { readonly rank: number; readonly scaling: number },
+  { name, rank, scaling }: { readonly name: string; readonly rank: number; readonly scaling: number },
 ): Factors {
   if (!(scaling > 0)) {
-    const message = `Cannot compute the initialisation ${change} with scaling ${scaling}: expected a positive number`;
-    throw new NumericError(message, { field: "lora_alpha", found: scaling });
+    const message = `Cannot compute ${change} for ${quote(name)} with a lora_alpha that makes its scale ${scaling}`;
+    throw new NumericError(`${message}: expected a positive one`, {
+      tensor: name,
+      field: "lora_alpha",
+      found: scaling,
+    });
   }
   if (change === "olora") return firstColumns(weight, rank);
   if (change === "pissa") return balance(leadingVectors(weight, rank), 1 / scaling);
-  const { left, right } = trailingVectors(weight, rank);
+  const { left, right } = trailingVectors(weight, rank, name);
   return { a: right, b: scale(left, 1 / scaling) };
 }
 

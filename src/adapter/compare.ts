@@ -108,7 +108,11 @@ export async function compareAdapters(
   const common = [...a.modules.values()].filter(({ name }) => b.modules.has(name));
   if (common.length === 0) {
     const message = `Cannot compare ${quote(a.name)} with ${quote(b.name)} without a common module`;
-    throw new MismatchError(`${message}: expected adapters of one base`, { file: b.name });
+    throw new MismatchError(`${message}: expected adapters of one base`, {
+      file: b.name,
+      tensor: [...b.modules.keys()][0]!,
+      unexpected: [...b.modules.keys()],
+    });
   }
   const modules: ModuleComparison[] = [];
   for (const first of common) {

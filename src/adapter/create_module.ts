@@ -81,7 +81,7 @@ async function linearFactors(sizes: NewModule, config: LoraConfig, values: Modul
 /** ‖W + ΔW‖ per row. */
 function firstMagnitude({ name, scaling }: NewModule, weight: Matrix | null, { a, b }: Factors): StoredTensor {
   if (!weight) {
-    const message = `Cannot create ${quote(name)} with DoRA without its weight: expected weightOf`;
+    const message = `Cannot create ${quote(name)} with use_dora without its weight: expected weightOf`;
     throw new MismatchError(message, { tensor: name, field: "use_dora", expected: "weightOf" });
   }
   const whole = sum(weight, scale(multiply(transpose(b), a), scaling));

@@ -92,7 +92,7 @@ export function firstValues(init: boolean | InitName, context: InitContext): Fir
  */
 export function minorVectors(weight: Matrix, { name, rank }: { readonly name: string; readonly rank: number }): Matrix {
   requireWeight("mica", { name, rank, weight, inFeatures: weight.columns, outFeatures: weight.rows });
-  const { sigma, left } = trailingVectors(weight, rank);
+  const { sigma, left } = trailingVectors(weight, rank, name);
   return { ...left, values: left.values.map((value, i) => value / (sigma[Math.floor(i / left.columns)]! || 1)) };
 }
 
@@ -102,13 +102,15 @@ function requireWeight(init: string, { name, rank, inFeatures, outFeatures, weig
   if (weight && rank <= Math.min(inFeatures, outFeatures)) return weight;
   const what = weight ? `of rank ${rank}` : "without its weight";
   const expected = weight ? `at most ${Math.min(inFeatures, outFeatures)}` : "weightOf";
-  const message = `Cannot initialise ${quote(name)} ${what} by ${init}: expected ${expected}`;
+  const message = `Cannot create ${quote(name)} ${what} by init_lora_weights ${quote(init)}: expected ${expected}`;
   throw new MismatchError(message, { tensor: name, field: "init_lora_weights", found: init, expected });
 }
 
 function orthogonal({ name, rank, inFeatures, outFeatures, random }: InitContext): Factors {
   if (rank % 2 !== 0) {
-    const message = `Cannot initialise ${quote(name)} of rank ${rank} by orthogonal: expected an even rank`;
+    const message = `Cannot create ${
+      quote(name)
+    } with r ${rank} by init_lora_weights "orthogonal": expected an even rank`;
     throw new MismatchError(message, { tensor: name, field: "r", found: rank, expected: "even" });
   }
   const q = orthogonalize(filled(rank, rank, () => random.normal())).q;

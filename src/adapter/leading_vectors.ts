@@ -6,6 +6,7 @@
  */
 
 import { LimitError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import {
   dot,
   firstRows,
@@ -109,14 +110,19 @@ export function randomVectors(x: Matrix, rank: number, iterations: number, rando
  *
  * @param x A matrix (m, n).
  * @param rank How many.
+ * @param module Path of the module whose weight it is, for the message.
  * @returns The vectors, the largest of them first.
  * @throws {LimitError} If both dimensions are above 1024: a decomposition of all of it would take minutes.
  */
-export function trailingVectors(x: Matrix, rank: number): SingularVectors {
+export function trailingVectors(x: Matrix, rank: number, module: string): SingularVectors {
   const limit = Math.min(x.rows, x.columns);
   if (limit > LARGE) {
-    const message = `Cannot find the smallest singular values of a matrix of shape [${x.rows}, ${x.columns}]`;
-    throw new LimitError(`${message}: expected at most ${LARGE} rows or columns`, { limit: LARGE, value: limit });
+    const message = `Cannot find the smallest singular values of ${quote(module)} of shape [${x.rows}, ${x.columns}]`;
+    throw new LimitError(`${message}: expected at most ${LARGE} rows or columns`, {
+      tensor: module,
+      limit: LARGE,
+      value: limit,
+    });
   }
   const { sigma, left, right } = limit <= ACCURATE ? singularVectors(x) : gramVectors(x);
   const last = (matrix: Matrix): Matrix => ({

@@ -45,7 +45,9 @@ export function checkAgainst(
   const missing = targetsOf(adapter, base).filter((name) => !adapter.modules.has(name));
   const match = { applied, missing, unexpected };
   if (options.strict === false || (missing.length === 0 && unexpected.length === 0)) return match;
-  throw new MismatchError(describe(adapter, base, match), match);
+  const tensor = (unexpected[0] ?? missing[0])!;
+  const field = unexpected.length === 0 ? { field: "target_modules" } : {};
+  throw new MismatchError(describe(adapter, base, match), { file: adapter.name, tensor, ...field, ...match });
 }
 
 function fits({ name, outFeatures, inFeatures }: LoraModule, base: BaseModules): boolean {
@@ -74,7 +76,7 @@ function describe(
   const first = unexpected[0];
   if (first === undefined) {
     return `Cannot apply ${quote(name)} without ${missing.length} of the modules that its config targets: the base ` +
-      `has ${quote(missing[0]!)}, the adapter does not`;
+      `has ${quote(missing[0]!)}, the adapter does not; expected all of them, or the option strict: false`;
   }
   const count = `Cannot apply ${quote(name)} with ${unexpected.length} of ${modules.size} modules out of place`;
   const shape = base.get(first);

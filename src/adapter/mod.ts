@@ -32,6 +32,7 @@ export { type AdapterCosts, adapterCosts, moduleCosts } from "./costs.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./create.ts";
 export type { InitName } from "./inits.ts";
 export { readBaseFacts } from "./dialects/base_facts.ts";
+export type { KernelSizes } from "./dialects/conv_kernel.ts";
 export { DIALECTS, type ReadAdapter, readAdapter, writeAdapter } from "./dialects/convert.ts";
 export { FLUX_LAYERS } from "./dialects/flux.ts";
 export { type FusedLayer, joinFused, splitFused } from "./dialects/fused.ts";

@@ -154,7 +154,9 @@ function readExtra(factors: ModuleFactors, { part, field, wanted, key, shape }: 
   const tensor = factors[part];
   const { name } = factors;
   if (!tensor) {
-    const message = `Cannot load module ${quote(name)} without ${key}: ${quote(field)} is set in the config`;
+    const message = `Cannot load module ${quote(name)} without ${key}: expected that tensor, as ${
+      quote(field)
+    } is set in the config; save the adapter again with it, or clear the field`;
     throw new MismatchError(message, { file, tensor: factors.a.name, field, missing: [`${name}.${key}`] });
   }
   if (!wanted) {

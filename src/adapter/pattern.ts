@@ -158,9 +158,9 @@ class Compiler {
   #emit(node: PatternNode): void {
     // Counts visits, not instructions: nested repeats of an empty group emit nothing, and would never end.
     if (++this.#visits > MAX_INSTRUCTIONS) {
-      const message = `Cannot compile pattern ${quote(this.#source)}: its repeats unfold to more than`;
+      const message = `Cannot compile pattern ${quote(this.#source)}, whose repeats unfold: expected at most`;
       const details = { ...this.#place, limit: MAX_INSTRUCTIONS, value: this.#visits };
-      throw new LimitError(`${message} ${MAX_INSTRUCTIONS} instructions`, details);
+      throw new LimitError(`${message} ${MAX_INSTRUCTIONS} instructions, or a list of names`, details);
     }
     if (node.kind === "character") this.#program.push({ op: "character", test: node.test });
     else if (node.kind === "sequence") node.items.forEach((item) => this.#emit(item));

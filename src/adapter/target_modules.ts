@@ -72,10 +72,13 @@ export function listTargets(config: TargetConfig, modules: Iterable<string>): Ta
 function targetEntries(config: TargetConfig, work: MatchingWork): (module: string) => readonly string[] {
   const { targetModules } = config;
   if (targetModules === null) {
-    throw new FormatError("Cannot list the targets of a config without target_modules: name the modules", {
-      field: "target_modules",
-      found: null,
-    });
+    throw new FormatError(
+      "Cannot list the targets of a config without target_modules: expected names of modules, or a pattern",
+      {
+        field: "target_modules",
+        found: null,
+      },
+    );
   }
   if (typeof targetModules !== "string") {
     const entries = new Tails(targetModules);

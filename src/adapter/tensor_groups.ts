@@ -67,7 +67,7 @@ export function groupTensors(tensors: ReadonlyMap<string, TensorInfo>, file: Gro
   }
   if (modules.size > file.maxModules) {
     const message = `Cannot load ${quote(file.name)} with ${modules.size} modules: expected at most ${file.maxModules}`;
-    throw new LimitError(message, { file: file.name, limit: file.maxModules, value: modules.size });
+    throw new LimitError(message, { file: file.name, field: "modules", limit: file.maxModules, value: modules.size });
   }
   for (const [module, parts] of modules) checkPairs(module, parts, file.name);
   return { modules, full, tokenRows, trainingState };
@@ -85,7 +85,10 @@ function add<Key>(map: Map<Key, TensorInfo>, key: Key, info: TensorInfo, file: G
   const other = map.get(key);
   if (other) {
     const message = `Cannot load ${quote(file.name)} with both ${quote(other.name)} and ${quote(info.name)}`;
-    throw new FormatError(`${message}: they are the same part of one module`, { file: file.name, tensor: info.name });
+    throw new FormatError(`${message}: expected one, as they are the same part of one module`, {
+      file: file.name,
+      tensor: info.name,
+    });
   }
   map.set(key, info);
 }

@@ -42,7 +42,8 @@ export function encodeFinite(values: Float32Array, to: MergedRows): Uint8Array {
 /** The error of a merge whose result is not finite. */
 export function notFinite({ tensor, dtype }: MergedRows, cause?: unknown): NumericError {
   const message = `Cannot write tensor ${quote(tensor)} as ${dtype}: it would hold NaN or infinity`;
-  return new NumericError(message, { tensor, cause });
+  const details = { tensor, cause };
+  return new NumericError(`${message}, expected finite values; write f32 or bf16, or lower the weight`, details);
 }
 
 /** Rounds values to a stored dtype, whatever they are. */

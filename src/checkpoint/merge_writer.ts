@@ -232,5 +232,5 @@ function convert(piece: StoredTensor, dtype: Dtype, name: string): Uint8Array {
   const rounded = toFloat32(stored);
   if (values.every((value, i) => Number.isFinite(rounded[i]) || !Number.isFinite(value))) return stored.bytes;
   const message = `Cannot convert tensor ${quote(name)} from ${piece.dtype} to ${dtype}: a value would become infinite`;
-  throw new NumericError(message, { tensor: name, found: piece.dtype });
+  throw new NumericError(`${message}, expected f32 or bf16`, { tensor: name, found: piece.dtype });
 }

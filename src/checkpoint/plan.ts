@@ -91,7 +91,12 @@ function checkMergeable(adapter: Adapter, weight: number): void {
   }
   if (adapter.invocationTokens) {
     const message = `Cannot merge ${quote(adapter.name)} with alora_invocation_tokens: it acts on some tokens only`;
-    throw new MismatchError(`${message}; run it unmerged`, { code: "unsupported", field: "alora_invocation_tokens" });
+    throw new MismatchError(`${message}; expected another adapter, run this one unmerged`, {
+      code: "unsupported",
+      file: adapter.name,
+      field: "alora_invocation_tokens",
+      found: adapter.invocationTokens,
+    });
   }
   if (adapter.baseChange === null) return;
   const field = baseFieldOf(adapter.baseChange);
@@ -129,8 +134,13 @@ function checkPlaces(
   if (strict && parameters.length > 0) {
     const message =
       `Cannot apply ${quote(name)} without ${parameters.length} of the parameters that its config targets: ` +
-      `the base has ${quote(parameters[0]!)}, the adapter does not`;
-    throw new MismatchError(message, { field: "target_parameters", missing: parameters });
+      `the base has ${quote(parameters[0]!)}, the adapter does not; expected all of them, or the option strict: false`;
+    throw new MismatchError(message, {
+      file: name,
+      tensor: parameters[0]!,
+      field: "target_parameters",
+      missing: parameters,
+    });
   }
   const what = `${quote(adapter.name)} targets it and has no tensors for it`;
   return [...missing, ...parameters].map((module) => ({ module, what, why: "strict is false" }));

@@ -88,7 +88,9 @@ function isTwin({ config }: Adapter, head: LoraModule, places: Places, table: st
   if (isTransposed(head.loraA, embedding.loraB) && isTransposed(head.loraB, embedding.loraA)) return true;
   const message =
     `Cannot merge ${quote(head.name)} into a tied table: with ensure_weight_tying its factors are those of ` +
-    `${quote(embedding.name)}, transposed; these differ`;
+    `${
+      quote(embedding.name)
+    }, transposed, and these differ; expected ensure_weight_tying false, by which both are merged into tables of their own`;
   throw new MismatchError(message, { tensor: head.name, field: "ensure_weight_tying" });
 }
 
@@ -102,6 +104,6 @@ function isTransposed(a: StoredTensor, b: StoredTensor): boolean {
 function refuseGroups(adapter: Adapter, module: LoraModule, groups: number): MismatchError {
   const message =
     `Cannot merge ${quote(module.name)} of ${quote(adapter.name)} into a convolution with ${groups} groups: ` +
-    "its update is dense across groups; set expandGroups to write the weight without groups";
+    "its update is dense across groups; expected expandGroups (--expand-groups), which writes the weight without groups";
   return new MismatchError(message, { code: "unsupported", tensor: module.name, field: "groups", found: groups });
 }

@@ -51,7 +51,7 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
   if (lists.size !== 1) throw refuse(`expected one list of layers, the base has ${lists.size}`);
   for (const range of ranges) {
     const absent = absentLayer(range, layers);
-    if (absent !== undefined) throw refuse(`the base has no layer ${absent}`);
+    if (absent !== undefined) throw refuse(`expected ranges of its layers, it has no layer ${absent}`);
   }
   checkCount(checkpoint.name, ranges);
   const order = ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i));

@@ -153,7 +153,9 @@ async function reopen(
       return now?.dtype === tensor.dtype && now.offset === tensor.offset && now.shape.join() === tensor.shape.join();
     });
     if (isSame) return source;
-    const message = `Cannot merge ${quote(file)} of ${quote(checked.checkpoint)}: it changed after it was opened`;
+    const message = `Cannot merge ${quote(file)} of ${
+      quote(checked.checkpoint)
+    }: it changed after it was opened, expected it as it was; merge again`;
     throw new IntegrityError(message, { file });
   } catch (error) {
     await source.close();

@@ -34,7 +34,8 @@ export function quantizeQ80(values: Float32Array, tensor: string): Uint8Array {
   const halves = encodeF16(scales);
   for (let block = 0; block < count; block++) {
     if ((halves[2 * block + 1]! & 0x7c) === 0x7c) {
-      const message = `Cannot write tensor "${tensor}" as Q8_0: a block's largest value is above 127 · 65504`;
+      const message =
+        `Cannot write tensor "${tensor}" as Q8_0: a block's largest value is above 127 · 65504; expected smaller ones, or f32`;
       throw new NumericError(message, { tensor, found: scales[block] });
     }
     blocks.set(halves.subarray(2 * block, 2 * block + 2), block * BLOCK_BYTES);

@@ -201,10 +201,12 @@ class JsonReader {
     const text = this.#number.exec(this.#text)?.[0];
     if (text === undefined) throw this.#refuse("a number");
     const value = Number(text);
-    if (!Number.isFinite(value)) throw this.#refuse("a number below 1.8e308");
+    const path = this.#keys.join(".");
+    const found = `${path === "" ? "" : `${quote(path)} = `}${text.slice(0, 40)}`;
+    if (!Number.isFinite(value)) throw this.#refuse("a number below 1.8e308", path || undefined, found);
     const keep = this.#keepNumberText && String(value) !== text;
     if (!keep && Number.isInteger(value) && !Number.isSafeInteger(value) && /^-?[0-9]+$/.test(text)) {
-      throw this.#refuse("an integer of at most 2^53 - 1");
+      throw this.#refuse("an integer of at most 2^53 - 1", path || undefined, found);
     }
     this.#at += text.length;
     return keep ? new JsonNumber(text) : value;

@@ -48,21 +48,21 @@ export function compareCodePoints(a: string, b: string): number {
  * ```
  */
 export function stringifyJson(value: JsonValue, options: JsonWriteOptions = {}): string {
-  return write(value, options, "\n");
+  return write(value, options, "\n", "");
 }
 
-function write(value: JsonValue, options: JsonWriteOptions, line: string): string {
+function write(value: JsonValue, options: JsonWriteOptions, line: string, field: string): string {
   if (value === null || typeof value === "boolean") return String(value);
   if (typeof value === "string") return writeString(value);
-  if (typeof value === "number") return writeNumber(value);
+  if (typeof value === "number") return writeNumber(value, field);
   if (value instanceof JsonNumber) return value.text;
   const inner = options.indent === undefined ? line : line + " ".repeat(options.indent);
   if (Array.isArray(value)) {
-    return frame("[", "]", value.map((item) => write(item, options, inner)), options, line);
+    return frame("[", "]", value.map((item) => write(item, options, inner, field)), options, line);
   }
   const keys = [...value.keys()];
   if (options.sortKeys) keys.sort(compareCodePoints);
-  const members = keys.map((key) => `${writeString(key)}: ${write(value.get(key)!, options, inner)}`);
+  const members = keys.map((key) => `${writeString(key)}: ${write(value.get(key)!, options, inner, key)}`);
   return frame("{", "}", members, options, line);
 }
 
@@ -81,9 +81,10 @@ function writeString(text: string): string {
 }
 
 // Python writes an exponent of at least two digits, below 1e-4 and from 1e16 on; JavaScript below 1e-6 and from 1e21 on.
-function writeNumber(value: number): string {
+function writeNumber(value: number, field: string): string {
   if (!Number.isFinite(value)) {
-    throw new NumericError(`Cannot write ${value} as JSON: expected a finite number`, { found: value });
+    const found = field === "" ? String(value) : `${JSON.stringify(field)} = ${value}`;
+    throw new NumericError(`Cannot write ${found} as JSON: expected a finite number`, { field, found: value });
   }
   if (Object.is(value, -0)) return "-0.0";
   if (Number.isSafeInteger(value)) return String(value);

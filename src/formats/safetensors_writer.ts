@@ -54,7 +54,9 @@ export function layoutSafetensors(
   const names = new Set(["__metadata__"]);
   let end = 0;
   for (const { name, dtype, shape } of sorted) {
-    if (names.has(name)) throw new ShapeError(`Cannot write tensor ${quote(name)} twice: expected every name once`);
+    if (names.has(name)) {
+      throw new ShapeError(`Cannot write tensor ${quote(name)} twice: expected every name once`, { tensor: name });
+    }
     names.add(name);
     const begin = end;
     end += byteLength(name, dtype, shape);
@@ -103,6 +105,7 @@ function frameHeader(json: string): Uint8Array {
   const length = Math.ceil(text.length / 8) * 8;
   if (length > MAX_HEADER) {
     throw new LimitError(`Cannot write a header of ${length} bytes: expected at most ${MAX_HEADER}`, {
+      field: "header",
       limit: MAX_HEADER,
       value: length,
     });
@@ -114,7 +117,9 @@ function frameHeader(json: string): Uint8Array {
 }
 
 function literal(text: string): string {
-  if (!text.isWellFormed()) throw new ShapeError(`Cannot write ${quote(text)}: expected surrogates in pairs`);
+  if (!text.isWellFormed()) {
+    throw new ShapeError(`Cannot write ${quote(text)}: expected surrogates in pairs`, { tensor: text });
+  }
   return JSON.stringify(text);
 }
 

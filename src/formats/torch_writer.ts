@@ -125,6 +125,7 @@ function encodeZip(entries: readonly (readonly [name: string, content: Uint8Arra
   const [limit, value] = size > MAX_FILE ? [MAX_FILE, size] : [MAX_ENTRIES, entries.length];
   if (value > limit) {
     throw new LimitError(`Cannot write a torch file with ${value} bytes or entries: expected at most ${limit}`, {
+      field: "entries",
       limit,
       value,
     });

@@ -128,7 +128,8 @@ class DiskFolder implements Workspace {
  *
  * `create()` writes to `<file>.<pid>.<random>.partial` beside the final name; `commit()` flushes it to the disk and renames
  * it, so a process that dies leaves the old file or the new one under the name, never a torn one. What dead processes
- * left is swept by the next `create()` after an hour. The folder is made when the first file is created.
+ * left is swept by the next `create()` after an hour. The folder is made when the first file is created. A file that is
+ * announced with more than 64 MB is hashed and written by a thread of its own, around the page cache where that is possible.
  *
  * @param path A path, relative to the working directory, or a `file:` URL.
  * @param options How far links may lead.

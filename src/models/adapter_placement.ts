@@ -16,6 +16,7 @@ import { LoraExperts } from "../lora/lora_experts.ts";
 import { LoraLinear } from "../lora/lora_linear.ts";
 import { numbersFrom } from "../lora/rows.ts";
 import type { ModelLayer, ModelLayers } from "./model_layers.ts";
+import { withFusedExperts } from "./single_experts.ts";
 
 /** Rows of a table that are compared at once. */
 const COMPARED_ROWS = 1024;
@@ -29,8 +30,8 @@ const COMPARED_ROWS = 1024;
  * @throws {MismatchError} If a part has no place in this model. Nothing has changed then.
  */
 export async function placeAdapter(layers: ModelLayers, name: string, adapter: Adapter): Promise<void> {
-  checkPlaces(layers, adapter);
-  for (const [path, module] of adapter.modules) placeModule(layers.byPath.get(path)!, name, module);
+  const { modules } = checkPlaces(layers, adapter);
+  for (const [path, module] of modules) placeModule(layers.byPath.get(path)!, name, module);
   for (const [tensor, values] of adapter.replacements) {
     const { path, part } = splitName(tensor);
     await replacePart(layers, { name, path, part }, values, adapter.config.ensureWeightTying);
@@ -45,15 +46,17 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
   if (adapter.config.ensureWeightTying) tieHead(layers, name, adapter);
 }
 
-function checkPlaces(layers: ModelLayers, adapter: Adapter): void {
+/** Returns the adapter's modules as the model has them. */
+function checkPlaces(layers: ModelLayers, adapter: Adapter): Pick<Adapter, "modules"> {
   if (adapter.baseChange !== null) {
     const field = baseFieldOf(adapter.baseChange);
     const message = `Cannot run ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
       `changed the base first: ${BASE_REMEDY}`;
     throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
   }
-  checkAgainst(adapter, shapesFor(layers, adapter));
-  for (const { name, kind } of adapter.modules.values()) {
+  const placed = withFusedExperts(adapter, (name) => expertShape(layers.byPath.get(name)));
+  checkAgainst(placed, shapesFor(layers, placed));
+  for (const { name, kind } of placed.modules.values()) {
     const own = kindOf(layers.byPath.get(name)!);
     if (own === kind) continue;
     const message = `Cannot apply ${quote(adapter.name)} with ${quote(name)} as ${kind}: the base has it as ${own}`;
@@ -63,13 +66,16 @@ function checkPlaces(layers: ModelLayers, adapter: Adapter): void {
   unexpected.push(
     ...[...adapter.tokenRows.keys()].filter((path) => !(layers.byPath.get(path) instanceof LoraEmbedding)),
   );
-  if (unexpected.length === 0) return;
+  if (unexpected.length === 0) return placed;
   const message = `Cannot apply ${quote(adapter.name)} with ${quote(unexpected[0]!)}: the base has no such tensor`;
   throw new MismatchError(message, { file: adapter.name, tensor: unexpected[0]!, unexpected });
 }
 
 /** The shapes that checkAgainst compares; experts only where the adapter has them, because no target names them. */
-function shapesFor({ byPath }: ModelLayers, { modules }: Adapter): Map<string, readonly [number, number]> {
+function shapesFor(
+  { byPath }: ModelLayers,
+  { modules }: Pick<Adapter, "modules">,
+): Map<string, readonly [number, number]> {
   const shapes = new Map<string, readonly [number, number]>();
   for (const [path, layer] of byPath) {
     if (layer instanceof LoraLinear) shapes.set(path, layer.weight.shape);
@@ -78,6 +84,11 @@ function shapesFor({ byPath }: ModelLayers, { modules }: Adapter): Map<string, r
     else if (layer instanceof LoraEmbedding) shapes.set(path, [layer.weight.shape[1], layer.weight.shape[0]]);
   }
   return shapes;
+}
+
+/** (E, out, in) of experts, nothing of a layer that is none; undefined without one. */
+function expertShape(layer: ModelLayer | undefined): readonly number[] | undefined {
+  return layer instanceof LoraExperts ? [layer.experts.length, layer.outFeatures, layer.inFeatures] : layer && [];
 }
 
 function kindOf(layer: ModelLayer): string {

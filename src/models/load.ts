@@ -23,6 +23,7 @@ import { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 import { LanguageModel } from "./language_model.ts";
 import { ModelLayers } from "./model_layers.ts";
 import { type PlacedNetwork, Placement, type ReloadOptions } from "./placement.ts";
+import { fuseSingleExperts } from "./single_experts.ts";
 import { checkParameters, loadParameters, type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";
 
 /** Options of {@linkcode loadModel}. */
@@ -116,7 +117,7 @@ async function loadParts<Network extends PlacedNetwork>(
 ): Promise<AdaptedModelParts<Network>> {
   const { dtype = "auto", threads = 1 } = loading;
   const blocks = "blocks" in folder ? { blocks: folder.blocks } : {};
-  const checkpoint = await openCheckpoint(folder, loading);
+  const checkpoint = fuseSingleExperts(await openCheckpoint(folder, loading));
   const { tensorOf, nameOf } = matchNames(tensors, checkpoint.tensors);
   const shapes = new Map([...tensors.shapes].map(([name, shape]) => [tensorOf(name), shape]));
   checkParameters(checkpoint, { shapes, isSpare: (name) => tensors.isSpare(nameOf(name)) });

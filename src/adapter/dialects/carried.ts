@@ -4,7 +4,8 @@
  *
  * ```text
  * scaling_folded_into_lora_B  in the config: { module: { dtype, sha256 } } of B as it was
- * lowrank.rounding            beside it: { module: text }, see rounding.ts, in base64; none where division gives B again
+ * lowrank.rounding.0, .1 …    beside it, a text in parts: { module: base64 }, see rounding.ts; none where division
+ *                             gives B again
  * ```
  *
  * Nothing of it changes what a file means. B is restored where it has that digest, and gives the B of the file again, bit
@@ -61,6 +62,10 @@ export const CONFIG_KEY = "peft_config";
 /** Key beside those of PEFT, which ignores it. */
 const FOLDED_KEY = "scaling_folded_into_lora_B";
 const ROUNDING_KEY = "lowrank.rounding";
+/** Headers have caps, here and in other tools. This is enough for all B of a file as large as the default cap. */
+const MAX_ROUNDING = 22_000_000;
+/** Longest text of a GGUF file that readers take, with room. */
+const PART = 8_000_000;
 
 /**
  * Makes the config that a file carries.
@@ -82,7 +87,7 @@ export async function carryConfig(config: LoraConfig, { folded }: FoldedModules)
  * Makes the metadata that a file carries beside the config.
  *
  * @param folded What was folded.
- * @returns A text by key, where rounding took something.
+ * @returns A text by key, where rounding took something; none above 22 MB, of more than 64 million elements.
  */
 export function carryRoundings({ modules, folded }: FoldedModules): ReadonlyMap<string, string> {
   const texts = new Map<string, JsonValue>();
@@ -94,12 +99,19 @@ export function carryRoundings({ modules, folded }: FoldedModules): ReadonlyMap<
     const rounding = quotient && encodeRounding(loraB, quotient);
     if (rounding) texts.set(name, encodeBase64(rounding));
   }
-  return texts.size === 0 ? new Map() : new Map([[ROUNDING_KEY, stringifyJson(texts)]]);
+  const text = stringifyJson(texts);
+  if (texts.size === 0 || text.length > MAX_ROUNDING) return new Map();
+  const parts = Array.from({ length: Math.ceil(text.length / PART) }, (_, i) => text.slice(i * PART, (i + 1) * PART));
+  return new Map(parts.map((part, i) => [`${ROUNDING_KEY}.${i}`, part]));
 }
 
 function readRoundings({ file, metadata }: CarryingFile): ReadonlyMap<string, JsonValue> {
-  const text = metadata.get(ROUNDING_KEY);
-  const json = typeof text === "string" ? parseJson(text, { file: `${ROUNDING_KEY} of ${file}`, maxDepth: 1 }) : null;
+  const parts: string[] = [];
+  for (let part = metadata.get(`${ROUNDING_KEY}.0`); typeof part === "string";) {
+    part = metadata.get(`${ROUNDING_KEY}.${parts.push(part)}`);
+  }
+  if (parts.length === 0) return new Map();
+  const json = parseJson(parts.join(""), { file: `${ROUNDING_KEY} of ${file}`, maxDepth: 1 });
   return json instanceof Map ? json : new Map();
 }
 

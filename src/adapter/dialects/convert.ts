@@ -63,7 +63,17 @@ async function read({ dialect, source }: Recognised, options: ReadDialectOptions
 }
 
 /**
- * Writes an adapter in a dialect: the bits of its factors, and its scales, wherever the dialect can say them.
+ * Writes an adapter in a dialect: the bits of its factors, and its scales, wherever the dialect can say them. Where it
+ * cannot, they are folded into B, and the file carries what {@linkcode readAdapter} needs to give every bit and scale again.
+ *
+ * ```text
+ * peft       everything
+ * kohya      linear layers, convolutions; DoRA with a norm for every output
+ * diffusers  linear layers, convolutions; DoRA, biases of B
+ * gguf       linear layers, the embedding; aLoRA
+ * mlx        linear layers, embeddings, fused experts; DoRA of linear layers
+ * loralib    linear layers, MergedLinear, embeddings, Conv2d, and Conv1d and Conv3d with a kernel of length 1
+ * ```
  *
  * @param adapter The adapter.
  * @param dialect The dialect.

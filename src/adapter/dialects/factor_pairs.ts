@@ -70,7 +70,7 @@ export class FactorPairs {
     const twin = pair[part];
     if (twin) {
       const message = `Cannot read ${quote(file)} with both ${quote(twin.name)} and ${quote(tensor)}`;
-      throw new FormatError(`${message}: they are one part of one module`, { file, tensor });
+      throw new FormatError(`${message}: expected one, as they are one part of one module`, { file, tensor });
     }
     pair[part] = { name: tensor, dtype: stored.dtype, shape: stored.shape, bytes: stored.bytes };
     this.#factors.set(module, pair);

@@ -3,6 +3,7 @@ import type { JsonValue } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
+import { baseFieldOf } from "../variant_fields.ts";
 import type { WriteDialectOptions } from "./options.ts";
 
 /** What a dialect has a place for, beside A and B of linear layers. */
@@ -82,11 +83,12 @@ export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false 
 }
 
 function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: Holds): void {
-  const field = config.layerReplication ? "layer_replication" : baseChange === null ? null : "init_lora_weights";
+  const field = config.layerReplication ? "layer_replication" : baseChange === null ? null : baseFieldOf(baseChange);
   if (field === null) return;
   const found = baseChange ?? "layers that stand several times";
   const message = `Cannot write ${quote(name)} as ${dialect} with ${field} ${quote(found)}`;
-  throw new MismatchError(`${message}: expected an adapter of the base as it was published`, {
+  const remedy = baseChange === null ? "merge it into a checkpoint instead" : "lora convert --plain or --initial";
+  throw new MismatchError(`${message}: expected an adapter of the base as it was published; ${remedy}`, {
     code: "unsupported",
     file: name,
     field,
