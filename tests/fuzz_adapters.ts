@@ -35,7 +35,7 @@ async function smallAdapter(): Promise<Adapter> {
   const tensors = new Map(
     NAMES.slice(0, 2).flatMap((name, i) => [
       [`base_model.model.${name}.lora_A.weight`, store("BF16", 2 + i, 3, value(i))],
-      [`base_model.model.${name}.lora_B.weight`, store("BF16", 16, 2 + i, value(9 + i))],
+      [`base_model.model.${name}.lora_B.weight`, store(i === 0 ? "F32" : "BF16", 16, 2 + i, value(9 + i))],
     ]),
   );
   const patterns = { rank_pattern: { down_proj: 3 }, alpha_pattern: { "layers\\.0\\..*": 4 } };
@@ -112,6 +112,30 @@ function lycorisFiles(): Files {
     }),
   );
   return new Map([["lycoris.safetensors", encodeSafetensors(tensors)]]);
+}
+
+/** An adapter of one module that a few dialects have: a convolution, the experts of a layer, aLoRA. */
+async function rareAdapter(shapes: Readonly<Record<string, readonly number[]>>, config: object): Promise<Adapter> {
+  const tensors = Object.entries(shapes).map(([name, shape], i) => {
+    const size = shape.reduce((x, y) => x * y);
+    return [`base_model.model.model.layers.0.${name}.weight`, { ...store("F32", 1, size, () => ++i), shape }] as const;
+  });
+  return await loadAdapter(peftFiles({ r: 2, lora_alpha: 3, ...config }, new Map(tensors)));
+}
+
+async function rareFiles(): Promise<readonly (readonly [name: string, files: Files])[]> {
+  const conv = await rareAdapter({ "conv1.lora_A": [2, 3, 3, 3], "conv1.lora_B": [4, 2, 1, 1] }, {});
+  const moe = { "mlp.experts.lora_A": [4, 3], "mlp.experts.lora_B": [6, 4] };
+  const experts = await rareAdapter(moe, { target_modules: [], target_parameters: ["mlp.experts.gate_up_proj"] });
+  const alora = { alora_invocation_tokens: [7, 8] };
+  const invoked = await rareAdapter({ "mlp.up_proj.lora_A": [2, 3], "mlp.up_proj.lora_B": [4, 2] }, alora);
+  const sink = memorySink();
+  await writeAdapter(conv, "loralib", sink, { file: "conv.safetensors" });
+  return [
+    ["loralib convolution", sink.files],
+    ["mlx experts", await filesOf(experts, "mlx")],
+    ["gguf aLoRA", await filesOf(invoked, "gguf")],
+  ];
 }
 
 async function filesOf(adapter: Adapter, dialect: Dialect): Promise<Files> {
@@ -226,6 +250,7 @@ export async function adapterTargets(): Promise<readonly Target<any>[]> {
   for (const dialect of DIALECTS) {
     if (dialect !== "peft") targets.push(folderTarget(dialect, await filesOf(adapter, dialect), readDialect));
   }
+  for (const [name, files] of await rareFiles()) targets.push(folderTarget(name, files, readDialect));
   targets.push(folderTarget("LyCORIS", lycorisFiles(), readDialect));
   const tokenizer = folderTarget("tokenizer", TOKENIZER_FILES, readTokenizer);
   return [...targets, config, modelConfig, tokenizer];

@@ -14,6 +14,8 @@
 
 use crate::blocks::{BLOCK, HALF_SHIFT};
 use crate::simd::*;
+use crate::INT8;
+use core::mem::MaybeUninit;
 
 /// Whether the build multiplies bytes; else it multiplies 16-bit integers, with the same sums.
 pub const BYTES: bool = cfg!(target_feature = "relaxed-simd");
@@ -22,7 +24,7 @@ pub const Q_BYTES: usize = if BYTES { BLOCK } else { 2 * BLOCK };
 /// Bytes of a record.
 pub const RECORD: usize = Q_BYTES + 16;
 /// Rows of a strip, and of the largest tile.
-pub const STRIP: usize = 4;
+pub const STRIP: usize = 5;
 /// Bytes before the records of a strip.
 pub const HEAD: usize = 16;
 /// What is added to q against int8.
@@ -52,16 +54,26 @@ pub const fn activations_bytes(m: usize, k: usize) -> usize {
     m.div_ceil(rows_together(m)) * strip_bytes(m, k)
 }
 
-/// Quantizes; rows missing of the last strip are zeros.
+/// Rounds the `rows` rows of x (m, k) from `first` on, a multiple of STRIP, for weights of type `dtype`, into their place
+/// in `dst`; threads share the rows. Those missing of the last strip are zeros.
 ///
 /// # Safety
 /// x holds m k floats, dst the bytes of `activations_bytes`.
-pub unsafe fn quantize_activations(dst: *mut u8, x: *const f32, m: usize, k: usize, int8: bool) {
+#[no_mangle]
+pub unsafe extern "C" fn round_activations(
+    dst: *mut u8,
+    x: *const f32,
+    m: usize,
+    k: usize,
+    dtype: u32,
+    first: usize,
+    rows: usize,
+) {
     let together = rows_together(m);
-    for first in (0..m).step_by(together) {
+    for first in (first..first + rows).step_by(together) {
         let strip = dst.add(first / together * strip_bytes(m, k));
         let rows = Rows { x: x.add(first * k), count: together.min(m - first), k };
-        quantize_strip(strip, &rows, together, int8);
+        round_strip(strip, &rows, together, dtype == INT8);
     }
 }
 
@@ -74,23 +86,23 @@ struct Rows {
 impl Rows {
     /// 32 values of a row: where they are, or a copy with zeros where there are none.
     #[inline(always)]
-    unsafe fn block(&self, row: usize, from: usize, copy: &mut Values) -> *const f32 {
+    unsafe fn block(&self, row: usize, from: usize, copy: *mut Values) -> *const f32 {
         let at = self.x.wrapping_add(row * self.k + from);
         if row < self.count && self.k - from >= BLOCK {
             return at;
         }
         *copy = [zero(); 8];
         if row < self.count {
-            core::ptr::copy_nonoverlapping(at, copy.as_mut_ptr() as *mut f32, self.k - from);
+            core::ptr::copy_nonoverlapping(at, copy as *mut f32, self.k - from);
         }
-        copy.as_ptr() as *const f32
+        copy as *const f32
     }
 
     /// The largest maximum of a block of this row that gets one term only.
-    unsafe fn limit(&self, row: usize, rounder: &Rounder) -> f32 {
+    unsafe fn limit(&self, row: usize, rounder: &Rounder, copy: *mut Values) -> f32 {
         let mut squares = 0.0;
         for from in (0..self.k).step_by(BLOCK) {
-            let most = rounder.largest(self.block(row, from, &mut [zero(); 8]));
+            let most = rounder.largest(self.block(row, from, copy));
             squares += most * most;
         }
         let mean = squares / self.k.div_ceil(BLOCK).max(1) as f32;
@@ -143,7 +155,7 @@ impl Rounder {
     }
 
     /// Writes one term of 32 values; returns their largest magnitude.
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn record(&self, to: *mut u8, x: *const f32) -> f32 {
         let most = self.largest(x);
         let inverse = self.inverse(most);
@@ -182,19 +194,21 @@ impl Rounder {
 }
 
 #[inline(never)]
-unsafe fn quantize_strip(strip: *mut u8, rows: &Rows, together: usize, int8: bool) {
+unsafe fn round_strip(strip: *mut u8, rows: &Rows, together: usize, int8: bool) {
     let rounder = Rounder::new(int8);
+    let mut copy = MaybeUninit::<Values>::uninit(); // zeros would be written for every strip
+    let copy = copy.as_mut_ptr();
     let mut limits = [0.0; STRIP];
     if !int8 {
         for row in 0..rows.count {
-            limits[row] = rows.limit(row, &rounder);
+            limits[row] = rows.limit(row, &rounder, copy);
         }
     }
     let (mut to, mut records) = (strip.add(HEAD), 0);
     for from in (0..rows.k).step_by(BLOCK) {
-        let (mut most, mut copy, mut second) = ([0.0; STRIP], [zero(); 8], int8);
+        let (mut most, mut second) = ([0.0; STRIP], int8);
         for row in 0..together {
-            most[row] = rounder.record(to.add(row * RECORD), rows.block(row, from, &mut copy));
+            most[row] = rounder.record(to.add(row * RECORD), rows.block(row, from, copy));
             second |= most[row] > limits[row];
         }
         *(to.add(RECORD - 4) as *mut u32) = !second as u32;
@@ -204,7 +218,7 @@ unsafe fn quantize_strip(strip: *mut u8, rows: &Rows, together: usize, int8: boo
             for row in 0..together {
                 let mut rest = [zero(); 8];
                 if int8 || most[row] > limits[row] {
-                    rest = rounder.rest(rows.block(row, from, &mut copy), most[row]);
+                    rest = rounder.rest(rows.block(row, from, copy), most[row]);
                 }
                 rounder.record(to.add(row * RECORD), rest.as_ptr() as *const f32);
             }

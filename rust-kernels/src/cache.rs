@@ -120,18 +120,17 @@ unsafe fn widen_halves(row: *mut f32, block: *const u8, count: usize) {
     // engines would build each constant anew in every turn
     let mask = black_box(u32x4_splat(0x8fff_e000));
     let factor = black_box(u32x4_splat(0x7780_0000));
-    let next = black_box(u32x4_splat(0x0080_0000));
-    let mut all = zero();
+    let mut most = zero();
     for i in (0..count).step_by(GROUP) {
-        for half in [0, 4] {
-            let wide = i32x4_load_extend_i16x4(block.add(2 * (i + half)) as *const i16);
-            // sign, exponent and mantissa in place; the exponent is 112 too small, and the highest one steps out of its bits
-            let moved = v128_and(i32x4_shl(wide, 13), mask);
-            all = v128_or(all, i32x4_add(moved, next));
-            store(row.add(i + half), f32x4_mul(moved, factor));
-        }
+        let halves = v128_load(block.add(2 * i) as *const v128);
+        most = u16x8_max(most, i16x8_add(halves, halves));
+        // sign, exponent and mantissa in place, the exponent 112 too small
+        let low = v128_and(i32x4_shl(i32x4_load_extend_i16x4(block.add(2 * i) as *const i16), 13), mask);
+        let high = v128_and(i32x4_shl(i32x4_load_extend_i16x4(block.add(2 * i + 8) as *const i16), 13), mask);
+        store(row.add(i), f32x4_mul(low, factor));
+        store(row.add(i + 4), f32x4_mul(high, factor));
     }
-    if v128_any_true(v128_and(all, u32x4_splat(0x1000_0000))) {
+    if v128_any_true(u16x8_ge(most, u16x8_splat(0xf800))) {
         for i in (0..count).step_by(4) {
             let v = load(row.add(i));
             let special = f32x4_ge(f32x4_abs(v), f32x4_splat(65536.0));

@@ -58,7 +58,8 @@ fn block_columns(floats: usize, depth: usize) -> usize {
 /// may be null; `y` is read only if `accumulate` is not 0.
 ///
 /// # Safety
-/// All arrays have the sizes above, `scratch` that of `linear_scratch`; y overlaps none of them.
+/// All arrays have the sizes above, `scratch` that of `linear_scratch`; y overlaps none of them. Over weights of integers
+/// `scratch` holds what `round_activations` wrote, and x is not read.
 #[no_mangle]
 pub unsafe extern "C" fn linear(
     y: *mut f32,

@@ -1,11 +1,11 @@
-//! `linear` over weights of integers: x is quantized once, then every panel is multiplied by strips of its rows.
+//! `linear` over weights of integers: every panel is multiplied by strips of rounded activations (`round_activations`).
 
 use crate::activations::*;
 use crate::halves::panel_bytes;
 use crate::linear::slice_n;
 use crate::product::{product_in_blocks, warm, Product, NONE};
 use crate::simd::*;
-use crate::tile_integer::dot_panels;
+use crate::tile_integer::{add_minima, dot_panels, sums_of};
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
@@ -22,16 +22,14 @@ const PAGE: usize = 4096;
 /// Computes y = [y] + x Wᵀ + bias + h Bᵀ as `p` describes it, W's panels being of type `dtype`.
 ///
 /// # Safety
-/// As `linear`; `scratch` holds the bytes of `activations_bytes`.
+/// As `linear`; `activations` are x, rounded.
 #[inline(never)]
-pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
-    let k = p.main.k;
-    quantize_activations(scratch, p.main.a, p.m, k, dtype == INT8);
+pub unsafe fn linear_integer(p: &Product, dtype: u32, activations: *const u8) {
     let block = if p.m == 1 { p.n.max(1) } else { (CACHED / p.panel).max(1) * PANEL };
     let mut from = 0;
     while from < p.n {
         let mut part = slice_n(p, from, block.min(p.n - from));
-        multiply(&part, dtype, scratch);
+        multiply(&part, dtype, activations);
         if p.tail.k > 0 {
             part.main = part.tail;
             part.panel = p.tail.k * panel_bytes(false);
@@ -47,7 +45,7 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, scratch: *mut u8) {
 /// All rows of some panels.
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
-    let mut sums = [zero(); STRIP * 2];
+    let mut sums = [0.0; sums_of(STRIP, AT_ONCE)];
     let warmed = (WARMED / p.panel).max(1) * PANEL;
     let (mut ahead, end) = (p.main.b, p.main.b.add(p.n.div_ceil(PANEL) * p.panel));
     let mut row = 0;
@@ -64,12 +62,16 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
                 warm(panel, warmed.min(p.n - column).div_ceil(PANEL), p.panel, p.panel);
             }
             // one row: four streams from memory, and a quarter of the loads of q: 1.5x from memory, 1.1x from the cache
-            let panels = if rows == 1 && p.n - column > (AT_ONCE - 1) * PANEL { AT_ONCE } else { 1 };
-            let call = Call { sums: sums.as_mut_ptr() as *mut f32, x, step, panel, size: p.panel, records };
-            call.run(dtype, rows, panels);
-            for i in 0..panels * rows {
-                let factors = panel.add(i / rows * p.panel) as *const f32;
-                finish(p, row + i % rows, column + i / rows * PANEL, factors, call.sums.add(i * PANEL));
+            let panels = if rows == 1 { AT_ONCE.min((p.n - column).div_ceil(PANEL)) } else { 1 };
+            let call = Call { sums: sums.as_mut_ptr(), x, step, panel, size: p.panel, records };
+            match dtype {
+                INT8 => call.run::<INT8>(rows, panels),
+                INT4 => call.run::<INT4>(rows, panels),
+                _ => call.run::<INT4_MIN>(rows, panels),
+            }
+            for i in 0..panels {
+                let factors = panel.add(i * p.panel) as *const f32;
+                finish(p, [row, rows], column + i * PANEL, factors, call.sums.add(i * rows * PANEL));
             }
             column += panels * PANEL;
         }
@@ -103,39 +105,38 @@ struct Call {
 
 impl Call {
     #[inline(always)]
-    unsafe fn run(&self, dtype: u32, rows: usize, panels: usize) {
-        match (dtype, rows, panels) {
-            (INT8, 1, 1) => self.tile::<INT8, 1, 1>(),
-            (INT8, 1, _) => self.tile::<INT8, 1, AT_ONCE>(),
-            (INT8, _, _) => self.tile::<INT8, STRIP, 1>(),
-            (INT4, 1, 1) => self.tile::<INT4, 1, 1>(),
-            (INT4, 1, _) => self.tile::<INT4, 1, AT_ONCE>(),
-            (INT4, _, _) => self.tile::<INT4, STRIP, 1>(),
-            (_, 1, 1) => self.tile::<INT4_MIN, 1, 1>(),
-            (_, 1, _) => self.tile::<INT4_MIN, 1, AT_ONCE>(),
-            _ => self.tile::<INT4_MIN, STRIP, 1>(),
+    unsafe fn run<const DTYPE: u32>(&self, rows: usize, panels: usize) {
+        let &Call { sums, x, step, panel, size, records } = self;
+        if rows == 1 {
+            // where there are fewer, the last one again: its sums are not used
+            let w = [0, 1, 2, 3].map(|i: usize| panel.add(i.min(panels - 1) * size));
+            dot_panels::<DTYPE, 1, AT_ONCE>(sums, x, step, w, records);
+        } else {
+            dot_panels::<DTYPE, STRIP, 1>(sums, x, step, [panel], records);
+            if DTYPE == INT4_MIN {
+                add_minima::<STRIP>(sums, x, step, panel, records);
+            }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<const DTYPE: u32, const MR: usize, const NP: usize>(&self) {
-        dot_panels::<DTYPE, MR, NP>(self.sums, self.x, self.step, self.panel, self.size, self.records);
     }
 }
 
-/// y = [y] + bias + factor sums for one row of one panel.
+/// y = [y] + bias + factor sums for some rows of one panel.
 #[inline(always)]
-unsafe fn finish(p: &Product, row: usize, column: usize, factors: *const f32, sums: *const f32) {
-    let c = p.out.c.add(row * p.out.stride + column);
+unsafe fn finish(p: &Product, [row, rows]: [usize; 2], column: usize, factors: *const f32, sums: *const f32) {
     for half in [0, 4] {
         let lanes = (p.n - column).saturating_sub(half);
-        let mut value = f32x4_mul(load(sums.add(half)), load(factors.add(half)));
-        if !p.out.bias.is_null() {
-            value = f32x4_add(value, load_lanes(p.out.bias.wrapping_add(column + half), lanes));
+        let factor = load(factors.add(half));
+        let bias = if p.out.bias.is_null() { zero() } else { load_lanes(p.out.bias.wrapping_add(column + half), lanes) };
+        for i in 0..rows {
+            let c = p.out.c.wrapping_add((row + i) * p.out.stride + column + half);
+            let mut value = f32x4_mul(load(sums.add(i * PANEL + half)), factor);
+            if !p.out.bias.is_null() {
+                value = f32x4_add(value, bias);
+            }
+            if p.out.load {
+                value = f32x4_add(value, load_lanes(c, lanes));
+            }
+            store_lanes(c, value, lanes);
         }
-        if p.out.load {
-            value = f32x4_add(value, load_lanes(c.wrapping_add(half), lanes));
-        }
-        store_lanes(c.wrapping_add(half), value, lanes);
     }
 }

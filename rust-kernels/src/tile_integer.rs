@@ -25,90 +25,109 @@ struct Hidden {
     nibble: v128,
     /// See `load_scales`.
     half: v128,
-    /// Loads of 8 k in a block.
-    groups: usize,
+    /// 1.5 2^23: the bits of this float plus an integer below 2^22 are those of the sum. Beginning with it and taking it
+    /// away costs less than a conversion: 1.04x for strips.
+    integer: v128,
+    /// Loads of 4 k in a block.
+    fours: usize,
 }
 
 impl Hidden {
     #[inline(always)]
     fn new() -> Self {
-        let groups = BLOCK / 8;
         Hidden {
             nibble: i32x4_splat(core::hint::black_box(0x0f0f_0f0f)),
             half: u32x4_splat(core::hint::black_box(HALF_MASK)),
-            groups: core::hint::black_box(groups),
+            integer: u32x4_splat(core::hint::black_box(0x4b40_0000)),
+            fours: core::hint::black_box(BLOCK / 4),
         }
     }
 }
 
-/// Computes the formula above into `[NP][MR][8]` floats, for NP panels that are `size` bytes apart.
+/// Floats that `dot_panels` needs for `strip` rows of one panel, and for one row of `panels`.
+pub const fn sums_of(strip: usize, panels: usize) -> usize {
+    let single = 2 * panels;
+    8 * if strip > single { strip } else { single }
+}
+
+/// Computes the formula above into `[NP][MR][8]` floats.
 ///
 /// # Safety
-/// `x` is the first of `MR` adjacent records, which are `records` times `step` bytes and go once over the panels' blocks.
+/// `x` is the first of `MR` adjacent records, which are `records` times `step` bytes and go once over the panels' blocks;
+/// `sums` holds the floats of `sums_of`.
 #[inline(never)]
 pub unsafe fn dot_panels<const DTYPE: u32, const MR: usize, const NP: usize>(
     sums: *mut f32,
     x: *const u8,
     step: usize,
-    panel: *const u8,
-    size: usize,
+    panels: [*const u8; NP],
     records: usize,
 ) {
     let hidden = Hidden::new();
+    let single = DTYPE == INT4_MIN && MR == 1;
     let (mut x, mut at) = (x, FACTORS);
-    let mut local = [[[zero(); 2]; MR]; NP];
-    if MR > 1 {
-        core::ptr::write_bytes(sums, 0, NP * MR * 8);
+    for i in 0..NP * MR * 2 * (1 + single as usize) {
+        (sums as *mut v128).add(i).write_volatile(zero()); // a memory.fill would be a call
     }
     for _ in 0..records {
-        let mut w = [panel.add(at); NP];
-        for p in 1..NP {
-            w[p] = panel.add(at).add(p * size);
-        }
+        let w = panels.map(|panel| panel.add(at));
         let dots = dots::<DTYPE, MR, NP>(x, &w, &hidden);
         for p in 0..NP {
-            let mut scales = [[zero(); 2]; 2];
-            for i in 0..1 + (DTYPE == INT4_MIN) as usize {
-                scales[i] = load_scales(w[p].add(scales_at(DTYPE) + 16 * i), hidden.half);
-            }
+            let scales = load_scales(w[p].add(scales_at(DTYPE)), hidden.half);
             for i in 0..MR {
-                let rest = x.add(i * RECORD + Q_BYTES) as *const f32;
-                let values = floats::<DTYPE>(dots[p][i], &scales, rest);
-                let to = sums.add((p * MR + i) * 8) as *mut v128;
+                let sx = splat(x.add(i * RECORD + Q_BYTES) as *const f32);
                 for half in 0..2 {
-                    if MR == 1 {
-                        local[p][i][half] = f32x4_add(local[p][i][half], values[half]);
-                    } else {
-                        // volatile: in memory they leave the registers to the integer sums
-                        let sum = to.add(half).read_volatile();
-                        to.add(half).write_volatile(f32x4_add(sum, values[half]));
-                    }
+                    let value = f32x4_mul(f32x4_sub(dots[p][i][half], hidden.integer), sx);
+                    add(sums.add((p * MR + i) * 8 + 4 * half), f32x4_mul(value, scales[half]));
+                }
+            }
+            if single {
+                let minima = load_scales(w[p].add(scales_at(DTYPE) + 16), hidden.half);
+                let total = splat(x.add(Q_BYTES + 8) as *const f32);
+                for half in 0..2 {
+                    add(sums.add((NP + p) * 8 + 4 * half), f32x4_mul(minima[half], total));
                 }
             }
         }
         at += *(x.add(RECORD - 4) as *const usize) * block_bytes(DTYPE);
         x = x.add(step);
     }
-    if MR == 1 {
-        for p in 0..NP {
-            store(sums.add(p * 8), local[p][0][0]);
-            store(sums.add(p * 8 + 4), local[p][0][1]);
-        }
+    for i in 0..NP * 2 * single as usize {
+        add(sums.add(4 * i), load(sums.add(NP * 8 + 4 * i)));
     }
 }
 
-/// scale sx dot + minimum sx Σ q, for one row; `rest` is what follows q in its record.
+/// p += value, volatile: in memory the sums leave the registers to those of integers.
 #[inline(always)]
-unsafe fn floats<const DTYPE: u32>(dots: [v128; 2], scales: &[[v128; 2]; 2], rest: *const f32) -> [v128; 2] {
-    let sx = splat(rest);
-    let minimum = if DTYPE == INT4_MIN { splat(rest.add(2)) } else { zero() };
-    [0, 1].map(|half| {
-        let mut value = f32x4_mul(f32x4_mul(f32x4_convert_i32x4(dots[half]), sx), scales[0][half]);
-        if DTYPE == INT4_MIN {
-            value = f32x4_add(value, f32x4_mul(scales[1][half], minimum));
+unsafe fn add(p: *mut f32, value: v128) {
+    let p = p as *mut v128;
+    p.write_volatile(f32x4_add(p.read_volatile(), value));
+}
+
+/// sums += Σ over blocks minimum (sx Σ q), of a strip of rows and one panel; by itself, because the products leave it no
+/// registers. A single row has its minima in `dot_panels`, with the same bits.
+#[inline(never)]
+pub unsafe fn add_minima<const MR: usize>(sums: *mut f32, x: *const u8, step: usize, panel: *const u8, records: usize) {
+    let hidden = Hidden::new();
+    let (mut x, mut block) = (x, panel.add(FACTORS + scales_at(INT4_MIN) + 16));
+    let mut local = [[zero(); 2]; MR];
+    for _ in 0..records {
+        let minima = load_scales(block, hidden.half);
+        for i in 0..MR {
+            let total = splat(x.add(i * RECORD + Q_BYTES + 8) as *const f32);
+            for half in 0..2 {
+                local[i][half] = f32x4_add(local[i][half], f32x4_mul(minima[half], total));
+            }
         }
-        value
-    })
+        block = block.add(*(x.add(RECORD - 4) as *const usize) * block_bytes(INT4_MIN));
+        x = x.add(step);
+    }
+    for i in 0..MR {
+        for half in 0..2 {
+            let to = sums.add(8 * i + 4 * half);
+            store(to, f32x4_add(load(to), local[i][half]));
+        }
+    }
 }
 
 /// Σ q w of a block of each panel, less what q's or w's offset adds.
@@ -119,56 +138,51 @@ unsafe fn dots<const DTYPE: u32, const MR: usize, const NP: usize>(
     w: &[*const u8; NP],
     hidden: &Hidden,
 ) -> [Sums<MR>; NP] {
-    let mut sums = [[[zero(); 2]; MR]; NP];
+    let mut sums = [[[hidden.integer; 2]; MR]; NP];
     for p in 0..NP {
         if DTYPE == INT8 {
             let columns = w[p].add(256) as *const i16;
             let low = i32x4_shl(i32x4_load_extend_i16x4(columns), 6);
             let high = i32x4_shl(i32x4_load_extend_i16x4(columns.add(4)), 6);
-            sums[p] = [[low, high]; MR];
+            sums[p] = [[i32x4_add(low, hidden.integer), i32x4_add(high, hidden.integer)]; MR];
         }
         if DTYPE == INT4 {
             for i in 0..MR {
-                sums[p][i] = [splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32); 2];
+                sums[p][i] = [i32x4_add(hidden.integer, splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32)); 2];
             }
         }
     }
-    for g in 0..hidden.groups {
-        if MR == 1 {
-            let q = [0, 4].map(|k| splat(x.add(8 * g + k) as *const f32));
+    // two loops: in one, the compiler would take each sum's two products together, and spill
+    let times = 1 + is_nibbles(DTYPE) as usize;
+    for k in 0..times {
+        let (mut x, mut w, mut left) = (x.add(4 * k), *w, hidden.fours / times);
+        while left > 0 {
             for p in 0..NP {
-                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
-                for half in 0..2 {
-                    sums[p][0][half] = dot::<DTYPE>(b[half], q[1], dot::<DTYPE>(a[half], q[0], sums[p][0][half]));
-                }
-            }
-        } else {
-            for p in 0..NP {
-                let (a, b) = pairs(DTYPE, w[p], g, hidden.nibble);
-                for (k, w) in [(0, a), (4, b)] {
-                    for i in 0..MR {
-                        let q = splat(x.add(i * RECORD + 8 * g + k) as *const f32);
-                        for half in 0..2 {
-                            sums[p][i][half] = dot::<DTYPE>(w[half], q, sums[p][i][half]);
-                        }
+                let w = [0, 1].map(|half| columns(DTYPE, w[p].add(16 * half), k, hidden.nibble));
+                for i in 0..MR {
+                    let q = splat(x.add(i * RECORD) as *const f32);
+                    for half in 0..2 {
+                        sums[p][i][half] = dot::<DTYPE>(w[half], q, sums[p][i][half]);
                     }
                 }
             }
+            x = x.add(4 * times);
+            w = w.map(|w| w.add(32));
+            left -= 1;
         }
     }
     sums
 }
 
-/// 8 columns at k = 8 g ..= 8 g + 3, and at the next four.
+/// 4 columns at 4 k; of nibbles the first or the second 4 k.
 #[inline(always)]
-unsafe fn pairs(dtype: u32, w: *const u8, g: usize, mask: v128) -> ([v128; 2], [v128; 2]) {
-    let at = |i: usize| v128_load(w.add(16 * i) as *const v128);
-    if is_nibbles(dtype) {
-        let q = [at(2 * g), at(2 * g + 1)];
+unsafe fn columns(dtype: u32, w: *const u8, k: usize, mask: v128) -> v128 {
+    let bytes = v128_load(w as *const v128);
+    match (is_nibbles(dtype), k) {
+        (false, _) => bytes,
+        (true, 0) => v128_and(bytes, mask),
         // x86 shifts no bytes: u8x16_shr would cost a third of the speed
-        (q.map(|q| v128_and(q, mask)), q.map(|q| v128_and(u16x8_shr(q, 4), mask)))
-    } else {
-        ([at(4 * g), at(4 * g + 1)], [at(4 * g + 2), at(4 * g + 3)])
+        (true, _) => v128_and(u16x8_shr(bytes, 4), mask),
     }
 }
 
@@ -202,25 +216,25 @@ unsafe fn dots<const DTYPE: u32, const MR: usize, const NP: usize>(
 #[cfg(not(target_feature = "relaxed-simd"))]
 #[inline(always)]
 unsafe fn dots_of<const DTYPE: u32, const MR: usize>(x: *const u8, w: *const u8, hidden: &Hidden) -> Sums<MR> {
-    let mut parts = [[[zero(); 2]; 2]; MR];
-    for g in 0..hidden.groups {
-        let (a, b) = pairs(DTYPE, w, g, hidden.nibble);
-        for (w, k) in [(a, 8 * g), (b, 8 * g + 4)] {
-            for half in 0..2 {
-                let (low, high) = (i16x8_extend_low_i8x16(w[half]), i16x8_extend_high_i8x16(w[half]));
+    let mut sums = [[zero(); 2]; MR];
+    for half in 0..2 {
+        let mut parts = [[zero(); 2]; MR];
+        let times = 1 + is_nibbles(DTYPE) as usize;
+        for g in 0..hidden.fours / times {
+            for k in 0..times {
+                let w = columns(DTYPE, w.add(32 * g + 16 * half), k, hidden.nibble);
+                let (low, high) = (i16x8_extend_low_i8x16(w), i16x8_extend_high_i8x16(w));
                 for i in 0..MR {
-                    let q = v128_load64_splat(x.add(i * RECORD + 2 * k) as *const u64);
-                    let into = &mut parts[i][half];
-                    *into = [i32x4_add(into[0], i32x4_dot_i16x8(low, q)), i32x4_add(into[1], i32x4_dot_i16x8(high, q))];
+                    let q = v128_load64_splat(x.add(i * RECORD + 8 * (times * g + k)) as *const u64);
+                    let [a, b] = parts[i];
+                    parts[i] = [i32x4_add(a, i32x4_dot_i16x8(low, q)), i32x4_add(b, i32x4_dot_i16x8(high, q))];
                 }
             }
         }
-    }
-    let mut sums = [[zero(); 2]; MR];
-    for i in 0..MR {
-        for half in 0..2 {
-            let [a, b] = parts[i][half];
-            sums[i][half] = i32x4_add(i32x4_shuffle::<0, 2, 4, 6>(a, b), i32x4_shuffle::<1, 3, 5, 7>(a, b));
+        for i in 0..MR {
+            let [a, b] = parts[i];
+            let pairs = i32x4_add(i32x4_shuffle::<0, 2, 4, 6>(a, b), i32x4_shuffle::<1, 3, 5, 7>(a, b));
+            sums[i][half] = i32x4_add(hidden.integer, pairs);
             if DTYPE == INT4 {
                 let offset = splat(x.add(i * RECORD + Q_BYTES + 4) as *const f32);
                 sums[i][half] = i32x4_add(sums[i][half], offset);

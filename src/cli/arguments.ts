@@ -1,5 +1,5 @@
-import { realpath, stat } from "node:fs/promises";
-import { basename, dirname, extname, join, resolve } from "node:path";
+import { stat } from "node:fs/promises";
+import { basename, dirname, resolve } from "node:path";
 import type { Adapter } from "../adapter/adapter.ts";
 import { loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
 import { MismatchError } from "../errors.ts";
@@ -144,28 +144,6 @@ export async function checkAdapterPath({ path, source }: AdapterArgument): Promi
 export async function loadArgument(argument: AdapterArgument, options: LoadAdapterOptions): Promise<Adapter> {
   await checkAdapterPath(argument);
   return await loadAdapter(argument.source, options);
-}
-
-/**
- * Refuses to write where something is read: over it, as a file of a folder that is read, or into the folder of a file
- * that is read, unless that is a GGUF file, whose name no folder of ours holds.
- *
- * @throws {UsageError} If `out`, what `option` names, is such a place.
- */
-export async function refuseOverwrite(out: string, paths: readonly string[], option = "out"): Promise<void> {
-  const to = await realPlace(out);
-  for (const from of await Promise.all(paths.map(realPlace))) {
-    const isPart = extname(to) !== "" && dirname(to) === from;
-    const holdsIt = dirname(from) === to && extname(from) !== "" && extname(from) !== ".gguf";
-    if (to !== from && !isPart && !holdsIt) continue;
-    throw new UsageError(`Cannot write to ${quote(out)}, which is read too: another --${option} is wanted`);
-  }
-}
-
-/** Where a path leads, though its last part may not be there yet. */
-async function realPlace(path: string): Promise<string> {
-  const folder = await realpath(dirname(resolve(path))).catch(() => dirname(resolve(path)));
-  return await realpath(path).catch(() => join(folder, basename(resolve(path))));
 }
 
 /** The mix of several adapters, each with its weight; none is the base alone. */

@@ -3,16 +3,10 @@ import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
-import {
-  adapterArguments,
-  choiceOption,
-  loadArgument,
-  numberOption,
-  refuseOverwrite,
-  requiredOption,
-} from "./arguments.ts";
+import { adapterArguments, choiceOption, loadArgument, numberOption, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { printJson } from "./terminal.ts";
 
 const HELP = `Make one adapter of several: Σ weight · scaling · B A. What a method loses is said for every module.
@@ -122,7 +116,7 @@ export const combine: Command = {
     const options = combineOptions(values);
     if (values.adapter.length === 0) throw new UsageError("Cannot combine without --adapter: at least one is wanted");
     const named = adapterArguments(values.adapter);
-    await refuseOverwrite(out, named.map(({ path }) => path));
+    await refuseOverwrite(claimedFolder(out), named.map(({ path }) => path));
     const adapters: WeightedAdapter[] = [];
     for (const argument of named) {
       adapters.push({ adapter: await loadArgument(argument, { signal }), weight: argument.weight });

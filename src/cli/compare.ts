@@ -2,7 +2,8 @@ import { basename, dirname, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { type AdapterComparison, compareAdapters, type Similarity } from "../adapter/compare.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, choiceOption, loadArgument, refuseOverwrite } from "./arguments.ts";
+import { adapterArguments, choiceOption, loadArgument } from "./arguments.ts";
+import { refuseOverwrite } from "./overwrite.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatHeatMaps } from "./heat_map.ts";
 import { formatTable } from "./table.ts";
@@ -88,7 +89,9 @@ export const compare: Command = {
       throw new UsageError(`Cannot compare ${positionals.length} adapters: two are wanted`);
     }
     const of = choiceOption(values.of, "of", ["factors", "delta"]);
-    if (values.svg !== undefined) await refuseOverwrite(values.svg, [first.path, second.path], "svg");
+    if (values.svg !== undefined) {
+      await refuseOverwrite({ path: values.svg, writes: null, option: "svg" }, [first.path, second.path]);
+    }
     const a = await loadArgument(first, { signal });
     const b = await loadArgument(second, { signal });
     const comparison = await compareAdapters(a, b, { signal, ...(of && { of }) });

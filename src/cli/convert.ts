@@ -10,8 +10,9 @@ import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/sou
 import { urlFolder } from "../formats/url.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { choiceOption, modelArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
+import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
+import { claimedFolder, refuseOverwrite, type WrittenPlace } from "./overwrite.ts";
 import { asPlain } from "./plain_adapter.ts";
 import { layerOptions } from "./fused_layers.ts";
 import { formatReport } from "./report.ts";
@@ -116,6 +117,13 @@ function openOutput(path: string, to: Dialect): Output {
   return { sink, written, ...(ending !== undefined && { file: basename(path) }) };
 }
 
+/** The folder of a dialect that is one file gets that file alone, under the dialect's name. */
+function placeOf(path: string, to: Dialect): WrittenPlace {
+  const endings = ENDINGS[to];
+  if (endings?.includes(extname(path))) return { path, writes: null };
+  return endings ? { path, writes: (name) => endings.includes(extname(name)) } : claimedFolder(path);
+}
+
 /** A folder of another kind in place of a file is a slip of the pen, found before anything is read. */
 async function checkOutput(path: string, to: Dialect): Promise<void> {
   const entry = await stat(path).catch(() => undefined);
@@ -151,7 +159,7 @@ export const convert: Command = {
     const { split, join, ...layers } = layerOptions(values);
     await checkOutput(out, to);
     const read = [path, values.base, values.initial].filter((place) => place !== undefined);
-    await refuseOverwrite(out, read);
+    await refuseOverwrite(placeOf(out, to), read);
     const facts = await readFacts(values.base, layers, { signal });
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.

@@ -2,11 +2,12 @@ import { parseArgs } from "node:util";
 import { saveAdapter } from "../adapter/save.ts";
 import { extractAdapter } from "../checkpoint/extract.ts";
 import { folder } from "../fs/mod.ts";
-import { numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
+import { numberOption, requiredOption } from "./arguments.ts";
 import { dtypeOption } from "./combine.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
 import { asFolder, openBase } from "./merge_base.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { Progress } from "./progress.ts";
 import { printJson } from "./terminal.ts";
 
@@ -59,7 +60,7 @@ export const extract: Command = {
     if (options.rank === undefined && options.energy === undefined) {
       throw new UsageError("Cannot extract with no size: --rank or --energy is wanted");
     }
-    await refuseOverwrite(out, [base, tuned]);
+    await refuseOverwrite(claimedFolder(out), [base, tuned]);
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     const progress = new Progress("Extracting");
     const onProgress = (state: { loaded: number; total: number; name: string }) => progress.update(state);

@@ -25,8 +25,8 @@ Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT
 
   --model MODEL         Hugging Face folder, or a .gguf file
   --adapter ADAPTER     PEFT folder or URL; several are mixed, each with its weight (1 if none is given)
-  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base alone
-                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in their order
+  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
+                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order
   --residual-base       the model is the changed base that the adapters' initialisation left
   --prompt TEXT         text to continue; with --chat, what the user says
   --chat                wrap the prompt in the model's chat template

@@ -13,12 +13,12 @@ import {
   choiceOption,
   loadArgument,
   numberOption,
-  refuseOverwrite,
   requiredOption,
   threadsOption,
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { asFolder, openBase } from "./merge_base.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
 import { formatReport } from "./report.ts";
@@ -42,8 +42,8 @@ Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
   --threads auto|N      threads of WebAssembly up to 32, for ranks from 32 on (auto: one per core, 8 at most); with lower
                         ranks a merge waits for the disk, not for sums
-  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base alone
-                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in their order
+  --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
+                        does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order
   --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
   --expand-groups       write convolutions with groups, into which no update can be merged, without groups
   --dry-run             check everything and tell what would be written
@@ -119,7 +119,8 @@ export const merge: Command = {
     if (values.adapter.length === 0) throw new UsageError("Cannot merge without --adapter: at least one is wanted");
     const { initial, "residual-base": residualBase } = values;
     const named = await overBase(adapterArguments(values.adapter), { initial, residualBase });
-    await refuseOverwrite(out, [base, ...initial, ...named.map(({ path }) => path)]);
+    const place = out.endsWith(".gguf") ? { path: out, writes: null } : claimedFolder(out);
+    await refuseOverwrite(place, [base, ...initial, ...named.map(({ path }) => path)]);
     const start = performance.now();
     const progress = new Progress("Merging");
     const onProgress = progress.update.bind(progress);

@@ -2,10 +2,11 @@ import { parseArgs } from "node:util";
 import { resizeAdapter } from "../adapter/combine.ts";
 import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, loadArgument, numberOption, refuseOverwrite, requiredOption } from "./arguments.ts";
+import { adapterArguments, loadArgument, numberOption, requiredOption } from "./arguments.ts";
 import { dtypeOption } from "./combine.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
+import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { printJson } from "./terminal.ts";
 
 const HELP = `Lower the rank of an adapter: the best approximation of every module, with its error.
@@ -46,7 +47,7 @@ export const resize: Command = {
         `Cannot resize with ${rank === undefined ? "no size" : "two sizes"}: either --rank or --energy is wanted`,
       );
     }
-    await refuseOverwrite(out, [argument.path]);
+    await refuseOverwrite(claimedFolder(out), [argument.path]);
     const adapter = await loadArgument(argument, { signal });
     const size = rank === undefined ? { energy: energy! } : { rank };
     const resized = await resizeAdapter(adapter, { ...size, signal, ...(dtype && { dtype }) });

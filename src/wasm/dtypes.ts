@@ -20,6 +20,9 @@ export const DTYPE_CODES: Readonly<Record<WeightDtype | MatrixValues["dtype"], n
   f8: 7,
 };
 
+/** Weights that are multiplied as integers, by rounded activations. */
+export const INTEGERS: readonly number[] = [DTYPE_CODES.int8, DTYPE_CODES.int4, DTYPE_CODES.q4_1];
+
 /** Added to the code of a weight of integers: activations stay f32. */
 export const EXACT = 16;
 

@@ -35,6 +35,8 @@ export interface Kernels {
   readonly unpack: Kernel;
   /** (y, x, w, dtype, bias, h, b, m, n, k, r, from, columns, accumulate, scratch): some columns of y. */
   readonly linear: Kernel;
+  /** (dst, x, m, k, dtype, first, rows): some rows of x as `linear` wants them in its scratch, for weights of integers. */
+  readonly round_activations: Kernel;
   /** (m, n, k, dtype): scratch bytes of `linear`. */
   readonly linear_scratch: Measure;
   /** (y, factor, count). */

@@ -9,7 +9,7 @@
 import type { RowBranches } from "../backend.ts";
 import type { ProductSizes } from "../shape.ts";
 import type { Kernels } from "./kernels.ts";
-import { DTYPE_CODES } from "./dtypes.ts";
+import { DTYPE_CODES, INTEGERS } from "./dtypes.ts";
 import type { LinearMemory } from "./memory.ts";
 
 /** Addresses of one branch's factors as f32 panels. */
@@ -99,6 +99,7 @@ export function runLinear(
     const whole = ranges.length === 1 && ranges[0]!.start === 0 && ranges[0]!.end === m;
     const first = whole ? ranges[0]!.branches[0] : undefined;
     if (first) shrink(0, m, first);
+    if (INTEGERS.includes(dtype)) kernels.round_activations(scratch, x, m, k, dtype, 0, m);
     kernels.linear(y, x, w, dtype, bias, first ? h : 0, first?.b ?? 0, m, n, k, first?.rank ?? 0, 0, n, 0, scratch);
     for (const { start, end, branches } of ranges) {
       for (const branch of branches) {

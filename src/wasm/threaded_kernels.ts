@@ -6,7 +6,7 @@
  */
 
 import type { SharedKernel, Step, Task } from "./control_block.ts";
-import { DTYPE_CODES } from "./dtypes.ts";
+import { DTYPE_CODES, INTEGERS } from "./dtypes.ts";
 import type { Kernels } from "./kernels.ts";
 import { RECORD_BYTES } from "./merge.ts";
 import type { ThreadPool } from "./thread_pool.ts";
@@ -37,9 +37,6 @@ interface Axis extends Pick<Task, "counted" | "total" | "steps"> {
   /** Parts are multiples of this. */
   readonly unit: number;
 }
-
-/** Weights that are multiplied as integers. */
-const INTEGERS: readonly number[] = [DTYPE_CODES.int8, DTYPE_CODES.q8_0, DTYPE_CODES.int4, DTYPE_CODES.q4_1];
 
 /** How a call is split. */
 interface Split extends Axis {
@@ -102,21 +99,33 @@ function linearScratch(kernels: Kernels, [m = 0, ...sizes]: readonly number[]): 
   return Math.max(kernels.linear_scratch(m, ...sizes), kernels.linear_scratch(Math.min(m, FEW_ROWS), ...sizes));
 }
 
-function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): Pick<Kernels, "linear" | "linear_scratch"> {
+type LinearKernels = Pick<Kernels, "linear" | "linear_scratch" | "round_activations">;
+
+function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): LinearKernels {
   return {
-    linear_scratch: (...sizes) => forAll(linearScratch(kernels, sizes)),
+    linear_scratch(...sizes) {
+      // rounded activations are read by all threads
+      const isShared = INTEGERS.includes(sizes[3] ?? 0);
+      return isShared ? kernels.linear_scratch(...sizes) : forAll(linearScratch(kernels, sizes));
+    },
+    round_activations(...values) {
+      const [, , m = 0, k = 0, , , total = 0] = values;
+      const work = total * k * COPIED;
+      share("round_activations", values, { counted: 6, total, unit: m === 1 ? 1 : TILE_ROWS, steps: [[5, 1]], work });
+    },
     linear(...values) {
       const [, , , dtype = 0, , h = 0, , m = 0, n = 0, k = 0, r = 0, , columns = 0] = values;
       const bytes = columns * (kernels.panel_size(k, dtype) / 8 + 4 * r);
       const integers = INTEGERS.includes(dtype);
-      const work = Math.max(m * columns * (k + r) * (integers ? 0.5 : 2), FLOP_PER_BYTE * bytes);
+      const work = Math.max(m * columns * (integers ? k / 2 + 2 * r : 2 * (k + r)), FLOP_PER_BYTE * bytes);
+      const byColumns: Axis = { counted: 12, total: columns, unit: 8, steps: [[11, 1]] };
+      if (integers) return share("linear", values, { ...byColumns, work });
       const scratch = [14, linearScratch(kernels, [m, n, k, dtype])] as const;
       // few columns and many rows, as of the first factor of an adapter: by rows
       const axis: Axis = columns < 64 && m > columns
         ? { counted: 7, total: m, unit: TILE_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
-        : { counted: 12, total: columns, unit: 8, steps: [[11, 1]] };
-      // each part rounds the activations anew for a product of integers, which is four times as fast
-      share("linear", values, { ...axis, work, scratch, parts: integers ? 1 : PARTS });
+        : byColumns;
+      share("linear", values, { ...axis, work, scratch });
     },
   };
 }
