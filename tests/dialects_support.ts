@@ -71,6 +71,8 @@ export interface AdapterSpec {
   readonly seed: number;
   /** Zeros of both signs and subnormal numbers among the values; none if absent. */
   readonly extremes?: boolean;
+  /** An embedding too, of which several dialects have none; none if absent. */
+  readonly table?: boolean;
 }
 
 const ALPHAS = [0.3, 1, 2, 3, 4, 7, 8, 16, 24, 22.627416997969522, 1e-3, -2, 0];
@@ -92,6 +94,7 @@ export const ADAPTERS: fc.Arbitrary<AdapterSpec> = fc.record({
   ),
   seed: fc.nat(0xffff),
   extremes: fc.boolean(),
+  table: fc.boolean(),
 });
 
 /** Zeros of both signs, and what gives subnormal numbers in F16, and in F32 and BF16. */
@@ -99,7 +102,7 @@ const MAGNITUDES = [1, 1, 1, 0, 1, -0, 1, 2 ** -20, 1, 2 ** -140];
 
 /** The adapter of a spec. */
 export async function buildAdapter(
-  { dtype, r, alpha, rslora, dora, modules, seed, extremes = false }: AdapterSpec,
+  { dtype, r, alpha, rslora, dora, modules, seed, extremes = false, table = false }: AdapterSpec,
 ): Promise<Adapter> {
   const uniform = random(seed + 1);
   let at = 0;
@@ -112,6 +115,12 @@ export async function buildAdapter(
     tensors.set(`${key}B.weight`, store(dtype, rows, rank ?? r, next));
     if (dora) tensors.set(`${key}magnitude_vector`, { ...store(dtype, 1, rows, () => 2 + next()), shape: [rows] });
   }
+  if (table) {
+    tensors.set("base_model.model.model.embed_tokens.lora_embedding_A", store(dtype, r, 9, next));
+    tensors.set("base_model.model.model.embed_tokens.lora_embedding_B", store(dtype, 12, r, next));
+    const norms = { ...store(dtype, 1, 12, () => 2 + next()), shape: [12] };
+    if (dora) tensors.set("base_model.model.model.embed_tokens.lora_magnitude_vector", norms);
+  }
   const pattern = (field: "rank" | "alpha") =>
     Object.fromEntries(modules.flatMap((module) => {
       const value = module[field];
@@ -122,7 +131,7 @@ export async function buildAdapter(
     ...{
       rank_pattern: pattern("rank"),
       alpha_pattern: pattern("alpha"),
-      target_modules: modules.map(({ name }) => name),
+      target_modules: [...modules.map(({ name }) => name), ...(table ? ["embed_tokens"] : [])],
     },
   };
   return await loadAdapter(peftFiles(config, tensors));
@@ -131,7 +140,7 @@ export async function buildAdapter(
 /** One adapter without DoRA, by a seed. */
 export async function randomAdapter(seed: number): Promise<Adapter> {
   const [spec] = fc.sample(ADAPTERS, { seed, numRuns: 1 });
-  return await buildAdapter({ ...spec!, dora: false, extremes: false });
+  return await buildAdapter({ ...spec!, dora: false, extremes: false, table: false });
 }
 
 /** s B A in float64, row-major. */

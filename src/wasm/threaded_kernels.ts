@@ -28,6 +28,11 @@ const FEW_ROWS = 6;
 
 /** Fewer stream the cache (`rust-kernels/src/attention.rs`). */
 const FEW_QUERIES = 4;
+/**
+ * Ranks from which stored rows are merged by several threads: with fewer, what reads, hashes and writes them beside takes
+ * as long, and the threads' own copies of A cost a tenth of the processor's time (rank 16, Node 24).
+ */
+const SPLIT_RANK = 32;
 
 /** What of a call is split. */
 interface Axis extends Pick<Task, "counted" | "total" | "steps"> {
@@ -180,7 +185,7 @@ function mergeKernels(kernels: Kernels, share: Share, forAll: ForAll): MergeKern
       const ranks = sumRanks(kernels, branches, count);
       const scratch = [9, kernels.merge_rows_scratch(n, k, ranks)] as const;
       const steps = [[0, k * bytesOf(to)], [2, k * bytesOf(dtype)], [8, 1]] as const;
-      const work = productWork(ranks, n, k);
+      const work = ranks < SPLIT_RANK ? 0 : productWork(ranks, n, k);
       return share("merge_rows", values, { counted: 6, total: n, unit: 8, steps, work, scratch, parts: 1 });
     },
     delta_weight(...values) {
