@@ -82,7 +82,9 @@ test("lora convert makes safetensors of a torch pickle, and never writes over wh
     const isRead = { name: "UsageError", message: /which is read too/ };
     await assert.rejects(lora(out, "--to", "peft", "--out", out), isRead);
     await assert.rejects(lora(out, "--to", "kohya", "--out", join(out, "adapter_model.safetensors")), isRead);
-    const base = join(FIXTURES, "base", "llama");
+    // A copy: a command that refuses too little must not leave its files among the fixtures.
+    const base = join(path, "base");
+    cpSync(join(FIXTURES, "base", "llama"), base, { recursive: true });
     const weights = join(base, "model.safetensors");
     await assert.rejects(lora(out, "--to", "kohya", "--base", base, "--out", weights), isRead);
     await assert.rejects(lora(out, "--to", "peft", "--base", weights, "--out", base), isRead);

@@ -17,6 +17,7 @@
  */
 
 export { extractAdapter, type ExtractOptions } from "./extract.ts";
+export type { FactorOptions } from "./extract_tensor.ts";
 export type { GgufOutType } from "./gguf_output.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./merge.ts";
 export { type GgufMergeOptions, mergeGguf } from "./merge_gguf.ts";
