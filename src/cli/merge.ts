@@ -40,8 +40,8 @@ Usage: lora merge --base BASE --adapter ADAPTER[=WEIGHT]… --out OUT [--dtype f
   --dtype f32|bf16|f16  type of the floats written (that of the base; f32 from a .gguf)
   --out-type TYPE       type of the matrices of a .gguf: q8_0, f16 or f32 (as stored; what changes and is coarser: q8_0)
   --jobs N              shards written at a time, each with about 64 MB of memory (1)
-  --threads auto|N      threads of WebAssembly up to 32, for ranks from 32 on (auto: one per core, 8 at most); with lower
-                        ranks a merge waits for the disk, not for sums
+  --threads auto|N      threads of WebAssembly up to 32, for ranks from 32 on (auto: one per core, 8 at most); below,
+                        a merge waits for the disk
   --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
                         does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order
   --residual-base       the base is the one that the adapters' initialisation left (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ)
