@@ -297,12 +297,3 @@ test("loadAdapter() refuses a weight file that is no safetensors", async () => {
     await assert.rejects(loadAdapter(smallAdapter().set("adapter_model.safetensors", bytes)), FormatError);
   }
 });
-
-test("loadAdapter() tells what reads another tool's adapter, and what a path has to be", async () => {
-  const files = smallAdapter();
-  files.delete("adapter_config.json");
-  await assert.rejects(loadAdapter(files), /expected a file "adapter_config\.json"; readAdapter\(\)/);
-  files.set("adapter_config.json", new TextEncoder().encode('{"fine_tune_type": "lora"}'));
-  await assert.rejects(loadAdapter(files), /"peft_type" .*expected "LORA"; readAdapter\(\)/);
-  await assert.rejects(loadAdapter("./news" as never), /from the path "\.\/news": expected folder\("…"\)/);
-});
