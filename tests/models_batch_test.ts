@@ -102,3 +102,20 @@ test("generateBatch() ends each row at the end of the context, and refuses what 
     assert.throws(() => twice[Symbol.asyncIterator](), RangeError);
   });
 });
+
+test("rows of generateBatch() without a seed draw apart, with a seed alike", async () => {
+  const model = await loadModel(TINY);
+  const prompts = ["<|end|>The", "<|end|>The", "<|end|>The"];
+  const [free, seeded] = [{ temperature: 2, maxNewTokens: 24 }, { temperature: 2, maxNewTokens: 24, seed: 3 }];
+  assert.ok(new Set((await generateAll(model, prompts, free)).texts).size > 1);
+  assert.equal(new Set((await generateAll(model, prompts, seeded)).texts).size, 1);
+  model.dispose();
+});
+
+test("one text for generateBatch(), several for generate() and a bad row are refused by what was wanted", async () => {
+  const model = await loadModel(TINY);
+  assert.throws(() => model.generateBatch("The" as never), /a batch from string: expected an array of prompts/);
+  assert.throws(() => model.generate(["The", "A"] as never), /several texts: expected one, or generateBatch\(\)/);
+  assert.throws(() => model.generateBatch(["The", [2 ** 20]]), /generate row 1 with token 1048576 at 0/);
+  model.dispose();
+});
