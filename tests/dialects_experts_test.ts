@@ -207,18 +207,6 @@ test("lone factors of experts, and factors that do not fit, are refused by tenso
   for (const [tensors, tensor, error] of cases) {
     await assert.rejects(readAdapter(mlxFolder({ ...rest, ...tensors })), { name: error, tensor }, tensor);
   }
-  // Two paths that are one module for PEFT: neither may be lost.
-  const down = projection(`${SWITCH}.down_proj`, [2, 5, 6], 1);
-  const old = projection(`${SWITCH.replace("mlp", "block_sparse_moe")}.down_proj`, [2, 5, 6], 3);
-  const named = { [`${FUSED}.down_proj.lora_a`]: whole(5, 2, 1), [`${FUSED}.down_proj.lora_b`]: whole(2, 6, 2) };
-  for (const twin of [old, named]) {
-    const refusal = {
-      name: "FormatError",
-      file: "adapters.safetensors",
-      message: /with both .+lora_a" and ".+lora_a"/,
-    };
-    await assert.rejects(readAdapter(mlxFolder({ ...down, ...twin })), refusal);
-  }
   const wide = projection(`${SWITCH}.down_proj`, [300, 5, 4], 1);
   const tensor = `${SWITCH}.down_proj.lora_a`;
   await assert.rejects(readAdapter(mlxFolder(wide)), { name: "LimitError", field: "rank", tensor });
@@ -243,5 +231,19 @@ test("experts that another tool has not are refused by module", async () => {
   for (const to of ["gguf", "kohya", "diffusers", "loralib"] as const) {
     const written = writeAdapter(adapter, to, memorySink(), { architecture: "llama", heads: 4 });
     await assert.rejects(written, { name: "MismatchError", code: "loss", tensor: first!.name }, to);
+  }
+});
+
+test("a module that mlx has under two paths is refused: neither may be lost", async () => {
+  const down = projection(`${SWITCH}.down_proj`, [2, 5, 6], 1);
+  const old = projection(`${SWITCH.replace("mlp", "block_sparse_moe")}.down_proj`, [2, 5, 6], 3);
+  const named = { [`${FUSED}.down_proj.lora_a`]: whole(5, 2, 1), [`${FUSED}.down_proj.lora_b`]: whole(2, 6, 2) };
+  for (const twin of [old, named]) {
+    const refusal = {
+      name: "FormatError",
+      file: "adapters.safetensors",
+      message: /with both .+lora_a" and ".+lora_a"/,
+    };
+    await assert.rejects(readAdapter(mlxFolder({ ...down, ...twin })), refusal);
   }
 });
