@@ -87,3 +87,30 @@ test("createAdapter() refuses targets that the base lacks, and fields that are w
   await assert.rejects(createAdapter({ ...base, loraAlpha: Infinity }), NumericError);
   await assert.rejects(createAdapter({ ...base, seed: 0.5 }), RangeError);
 });
+
+test("createAdapter() refuses weights that are not finite or not whole, names twice, and sizes without memory", async () => {
+  const modules = [{ name: "a", inFeatures: 4, outFeatures: 2 }];
+  const weight = (value: number) => new Uint8Array(new Float32Array(8).fill(1).with(5, value).buffer);
+  const create = (bytes: Uint8Array, options: object) =>
+    createAdapter({
+      modules,
+      targetModules: ["a"],
+      r: 1,
+      weightOf: () => ({ dtype: "F32", shape: [2, 4], bytes }),
+      ...options,
+    });
+  for (const options of [{ init: "pissa" }, { useDora: true }] as const) {
+    assert.equal((await create(weight(2), options)).modules.size, 1);
+    for (const value of [NaN, Infinity]) {
+      await assert.rejects(create(weight(value), options), { name: "NumericError", tensor: "a" });
+    }
+    const short = { name: "ShapeError", tensor: "a", found: 31, expected: 32 };
+    await assert.rejects(create(weight(2).subarray(1), options), short);
+  }
+  const inputsOf = () => ({ dtype: "F32", shape: [2, 4], bytes: weight(NaN) }) as const;
+  await assert.rejects(create(weight(2), { init: "eva", inputsOf }), { name: "NumericError", tensor: "a" });
+  const twins = [...modules, { name: "a", inFeatures: 6, outFeatures: 2 }];
+  await assert.rejects(create(weight(2), { modules: twins }), { name: "MismatchError", tensor: "a", field: "modules" });
+  const huge = [{ name: "a", inFeatures: 2 ** 45, outFeatures: 2 }];
+  await assert.rejects(create(weight(2), { modules: huge }), { name: "OutOfMemoryError", tensor: "a" });
+});

@@ -107,3 +107,13 @@ test("text in place of ids is refused by what makes them", async () => {
   await assert.rejects(model.embed(["hello"] as never), refusal);
   model.dispose();
 });
+
+test("an encoder takes more rows than a function takes arguments, and a hole in a mask is no padding", async () => {
+  const model = await loadEncoder(fixture("base/bert"), { dtype: "f32" });
+  const rows = Array<number[]>(150_000).fill([1]);
+  await assert.rejects(model.embed(rows, { adapter: "none" }), { name: "MismatchError" });
+  const marks = [1, 1, 1];
+  delete marks[1];
+  await assert.rejects(model.forward([[1, 2, 3]], { attentionMask: [marks] }), { name: "FormatError" });
+  model.dispose();
+});

@@ -1,4 +1,4 @@
-import { MismatchError } from "../errors.ts";
+import { MismatchError, OutOfMemoryError } from "../errors.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
@@ -29,6 +29,9 @@ export type { BaseModule, CreateAdapterOptions };
  *   initialisation lacks weights or inputs.
  * @throws {FormatError} If a field has the wrong type, or a pattern uses a construct outside the subset.
  * @throws {LimitError} If a rank is above 256.
+ * @throws {NumericError} If a weight or an input has NaN or infinity in it.
+ * @throws {ShapeError} If its bytes do not fill its shape.
+ * @throws {OutOfMemoryError} If there is no memory for factors of these sizes.
  *
  * @example
  * ```ts
@@ -52,9 +55,10 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
       "Cannot create an adapter with these options: expected loftqBits 4 or 8, loftqIterations and evaRho";
     throw new RangeError(`${message} from 1`);
   }
-  const base = new Map([...options.modules].map((module) => [module.name, module]));
-  const { config: asked, targets } = planAdapter(options, base);
-  const eva = init === "eva" ? await evaPlan(asked, targets, options) : null;
+  const { checkedWeights } = await import("./checked_weight.ts");
+  const [weightOf, inputsOf] = [options.weightOf, options.inputsOf].map((give) => give && checkedWeights(give));
+  const { config: asked, targets } = planAdapter(options, baseOf(options));
+  const eva = init === "eva" ? await evaPlan(asked, targets, { ...options, ...(inputsOf && { inputsOf }) }) : null;
   const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
   const modules = new Map<string, LoraModule>();
@@ -65,12 +69,33 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
     if (eva && !direction) continue;
     const { ranks: [rank = config.r], alpha } = scaleOf(name);
     const sizes = { ...sizesOf(target), rank, alpha, scaling: scalingOf(config, alpha, rank) };
-    modules.set(name, await createModule(sizes, config, { ...options, seed, direction }));
+    const values = { ...options, seed, direction, ...(weightOf && { weightOf }) };
+    modules.set(name, await createModule(sizes, config, values).catch((cause) => refuseMemory(name, cause)));
   }
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
   const trainingState = new Map<string, StoredTensor>();
   return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report: [] });
+}
+
+function baseOf(options: CreateAdapterOptions): ReadonlyMap<string, BaseModule> {
+  const base = new Map<string, BaseModule>();
+  for (const module of options.modules) {
+    const { name } = module;
+    if (base.has(name)) {
+      const message = `Cannot create an adapter for a base with two modules ${quote(name)}: expected every name once`;
+      throw new MismatchError(message, { tensor: name, field: "modules" });
+    }
+    base.set(name, module);
+  }
+  return base;
+}
+
+/** What engines throw for an array of that size has no type of its own. */
+function refuseMemory(tensor: string, cause: unknown): never {
+  if (!(cause instanceof RangeError) || cause.constructor !== RangeError) throw cause;
+  const message = `Cannot create ${quote(tensor)} of its sizes: expected as many as there is memory for`;
+  throw new OutOfMemoryError(message, { tensor, cause });
 }
 
 /** The directions of EVA, and the ranks and alphas that come of them: alpha grows as the rank does. */

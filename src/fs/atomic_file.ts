@@ -70,7 +70,7 @@ class AtomicFile implements SinkFile {
 
   /** sha256 of what has been written. */
   async sha256(): Promise<string> {
-    return await this.#writer.sha256();
+    return await this.#attempt(() => this.#writer.sha256());
   }
 
   async commit(): Promise<void> {
@@ -97,12 +97,12 @@ class AtomicFile implements SinkFile {
     if (this.#open) await this.#discard();
   }
 
-  async #attempt(body: () => Promise<void>): Promise<void> {
+  async #attempt<T>(body: () => Promise<T>): Promise<T> {
     if (!this.#open) {
       throw new DisposedError(`Cannot write ${quote(this.#file)}: it was committed or aborted`, { file: this.#file });
     }
     try {
-      await body();
+      return await body();
     } catch (error) {
       await this.#discard();
       throw fileError("write", join(this.#directory, this.#file), this.#file, error);

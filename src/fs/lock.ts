@@ -48,8 +48,13 @@ export async function lockFolder(directory: string, name: string): Promise<Folde
       const own = `${name}.${machine}.${process.pid}.${await startOf(process.pid) ?? 0}.${random}.lock`;
       const path = join(directory, own);
       await open(path, "wx").then((handle) => handle.close());
-      const other = await findLiving(directory, { name, own, machine });
-      if (other === null) return { release: () => unlink(path).catch(() => {}) };
+      const release = () => unlink(path).catch(() => {});
+      const other = await findLiving(directory, { name, own, machine }).catch(async (error) => {
+        // It would lock out this process itself.
+        await release();
+        throw error;
+      });
+      if (other === null) return { release };
       await unlink(path);
       if (left === 1) throw refuseLocked(directory, name, other, machine);
       await new Promise((resolve) => setTimeout(resolve, MOST_WAIT_MS * Math.random()));

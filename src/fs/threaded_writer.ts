@@ -1,4 +1,5 @@
 import { Worker } from "node:worker_threads";
+import { IntegrityError } from "../errors.ts";
 import type { FileWriter } from "./file_writer.ts";
 import { SLOT_BYTES, SLOTS, writeWorkerUrl } from "./write_worker.ts";
 
@@ -112,7 +113,8 @@ export class ThreadedWriter implements FileWriter {
   }
 
   #fail(error: unknown): void {
-    this.#end ??= new Error("Cannot write the file: its thread ended", { cause: error });
+    const message = "Cannot write the file, as its thread ended: expected it to run until all is written";
+    this.#end ??= new IntegrityError(message, { code: "thread", cause: error });
     for (const { reject } of this.#waiting.splice(0)) reject(this.#end);
   }
 }

@@ -86,7 +86,7 @@ export function packRows(
     positions: Uint32Array.from(sequences.flatMap(({ positions }) => positions)),
     sequences,
     groups,
-    width: Math.max(...rows.map((row) => row.length)),
+    width: rows.reduce((most, row) => Math.max(most, row.length), 0),
   };
 }
 
@@ -106,8 +106,9 @@ function checkMask(
       const details = { field: "attentionMask", found: marks.length, expected: length };
       throw new ShapeError(`${what}, of ${marks.length} tokens: expected ${length}`, details);
     }
-    const other = marks.find((mark) => mark !== 0 && mark !== 1);
-    if (other !== undefined) {
+    const at = Array.from(marks).findIndex((mark) => mark !== 0 && mark !== 1);
+    if (at >= 0) {
+      const other = marks[at];
       const details = { field: "attentionMask", found: other, expected: "0 or 1" };
       throw new FormatError(`${what}, which has ${other}: expected 0 or 1`, details);
     }
