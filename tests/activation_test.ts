@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { forEachBackend, forEachBuild } from "./backends.ts";
+import { forEachBackend } from "./backends.ts";
 import { assertClose, runGuarded } from "./compare.ts";
 import { absolute, at, matrix } from "./reference.ts";
 import { erfc, gelu, geluTanh } from "./reference_rows.ts";
@@ -45,7 +45,7 @@ forEachBackend("gelu() and tanh() stay finite for large numbers", async (backend
   }
 });
 
-forEachBuild(
+forEachBackend(
   "gelu(), tanh() and siluMul() of NaN are NaN, of which the numbers beside it do not know",
   async (backend) => {
     for (const length of [1, 4, 7]) {

@@ -240,3 +240,17 @@ test("experts that another tool has not are refused by module", async () => {
     await assert.rejects(written, { name: "MismatchError", code: "loss", tensor: first!.name }, to);
   }
 });
+
+test("a module that mlx has under two paths is refused: neither may be lost", async () => {
+  const down = projection(`${SWITCH}.down_proj`, [2, 5, 6], 1);
+  const old = projection(`${SWITCH.replace("mlp", "block_sparse_moe")}.down_proj`, [2, 5, 6], 3);
+  const named = { [`${FUSED}.down_proj.lora_a`]: whole(5, 2, 1), [`${FUSED}.down_proj.lora_b`]: whole(2, 6, 2) };
+  for (const twin of [old, named]) {
+    const refusal = {
+      name: "FormatError",
+      file: "adapters.safetensors",
+      message: /with both .+lora_a" and ".+lora_a"/,
+    };
+    await assert.rejects(readAdapter(mlxFolder({ ...down, ...twin })), refusal);
+  }
+});

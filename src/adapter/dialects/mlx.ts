@@ -26,7 +26,7 @@ import { transposeStored } from "./matrix_bytes.ts";
 import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
 import { alphaOf, commonest, sharedNumber } from "./scale_config.ts";
-import { SwitchExperts, type SwitchFactors, toSwitchExperts } from "./switch_experts.ts";
+import { refuseTwin, SwitchExperts, type SwitchFactors, toSwitchExperts } from "./switch_experts.ts";
 import { readTensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
@@ -71,7 +71,12 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
     pairs.add(path, which, tensor, factor.shape.length === 2 ? transposeStored(factor) : factor);
   }
   const fused = experts.complete();
-  const all = fused.length > 0 && pairs.isEmpty ? fused : [...pairs.complete(), ...fused];
+  const plain = fused.length > 0 && pairs.isEmpty ? [] : pairs.complete();
+  for (const { name, a } of plain) {
+    const twin = fused.find((pair) => pair.name === name);
+    if (twin) throw refuseTwin(a.name, twin.a.name, file.name);
+  }
+  const all = [...plain, ...fused];
   return await assembleAdapter({
     name: folder.name,
     file: file.name,

@@ -73,7 +73,7 @@ export class SwitchExperts {
    * Gives the parameters as PEFT has them, those of one module in the order of their registration.
    *
    * @throws {MismatchError} If a factor lacks its partner, or the shapes of factors do not fit.
-   * @throws {FormatError} If they have several element types.
+   * @throws {FormatError} If they have several element types, or a module is there twice.
    */
   complete(): readonly FactorPair[] {
     const pairs = new Map<string, FactorPair>();
@@ -82,11 +82,13 @@ export class SwitchExperts {
       const [gate, up, down] = (["gate_proj", "up_proj", "down_proj"] as const).map((name) => this.#one(owner, name));
       const module = `${owner.replace(/\.block_sparse_moe$/, ".mlp")}.experts`;
       const first = gate ?? up;
-      if (first) {
-        const name = `${module}.gate_up_proj`;
-        pairs.set(name, pairOf(name, joinProjections(gate ?? zeroLike(first), up ?? zeroLike(first), this.#file)));
+      const whole = first && joinProjections(gate ?? zeroLike(first), up ?? zeroLike(first), this.#file);
+      for (const [parameter, factors] of [["gate_up_proj", whole], ["down_proj", down]] as const) {
+        const name = `${module}.${parameter}`;
+        const twin = pairs.get(name);
+        if (factors && twin) throw refuseTwin(factors.a.name, twin.a.name, this.#file);
+        if (factors) pairs.set(name, pairOf(name, factors));
       }
-      if (down) pairs.set(`${module}.down_proj`, pairOf(`${module}.down_proj`, down));
     }
     return [...pairs.values()];
   }
@@ -109,6 +111,19 @@ export class SwitchExperts {
     const expected = `(experts, outputs, rank) beside ${quote(a.name)} of shape ${formatShape(a.shape)}`;
     throw new MismatchError(`${message}: expected ${expected}`, { file, tensor: b.name, found: b.shape, expected });
   }
+}
+
+/**
+ * Makes the error for a module that a file has twice, under two paths.
+ *
+ * @param tensor One of its tensors.
+ * @param twin The same under the other path.
+ * @param file Name of the file.
+ * @returns The error.
+ */
+export function refuseTwin(tensor: string, twin: string, file: string): FormatError {
+  const message = `Cannot read ${quote(file)} with both ${quote(twin)} and ${quote(tensor)}`;
+  return new FormatError(`${message}: expected one, as they are of one module`, { file, tensor });
 }
 
 interface NamedFactors extends SwitchFactors {
