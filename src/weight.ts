@@ -67,7 +67,8 @@ export interface WeightOptions {
    * Keeps activations f32 against an int8 or int4 weight, for parity with its dequantized values: about a tenth of the
    * speed of the integer product for a single row. That one rounds x, per row and 32 inputs: to 127 steps up to the
    * largest magnitude against int4, where outliers get as many steps between two of these; to 63 steps with 63 between
-   * two against int8. So it does whatever the number of rows, with the same bits in every engine.
+   * two against int8. So it does whatever the number of rows, with the same bits in every engine. Of magnitudes above 2^59
+   * results may not be finite, below 2^-100 they may be 0.
    * WebGPU never rounds x: there it changes nothing.
    */
   readonly exact?: boolean;

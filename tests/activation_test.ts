@@ -44,3 +44,19 @@ forEachBackend("gelu() and tanh() stay finite for large numbers", async (backend
     assert.deepEqual([...await backend.read(y)].map(Math.abs), [0, 0, 100, Math.fround(3e38)]);
   }
 });
+
+forEachBackend(
+  "gelu(), tanh() and siluMul() of NaN are NaN, of which the numbers beside it do not know",
+  async (backend) => {
+    for (const length of [1, 4, 7]) {
+      const ones = backend.tensor([1, length], new Float32Array(length).fill(1));
+      for (let at = 0; at < length; at++) {
+        const x = backend.tensor([1, length], new Float32Array(length).fill(2).with(at, NaN));
+        for (const y of [backend.gelu(x), backend.gelu(x, "tanh"), backend.tanh(x), backend.siluMul(x, ones)]) {
+          const values = await backend.read(y);
+          values.forEach((value, i) => assert.equal(Number.isNaN(value), i === at, `${i} of ${length}: ${value}`));
+        }
+      }
+    }
+  },
+);

@@ -190,3 +190,33 @@ forEachBackend("attention() of a chunked prompt equals attention() of the whole 
     past += length;
   }
 });
+
+forEachBackend(
+  "attention() of a key or a query with NaN in it is NaN where it is seen, though no value is",
+  async (backend) => {
+    const next = random(8);
+    for (const dtype of ["f32", "f16", "int8"] as const) {
+      for (const length of [1, 2, 9]) {
+        const [heads, d, capacity, past] = [2, 5, 12, 3];
+        const options = { heads, kvHeads: heads, batch: 1, past };
+        const [q, keys, values] = [length, capacity, capacity].map((rows) => randomMatrix(next, rows, heads * d));
+        const cached = (m: Matrix) => {
+          const cache = backend.cache([1, capacity, heads, d], dtype);
+          backend.append(cache, tensorOf(backend, m), 0);
+          return cache;
+        };
+        const spoil = (m: Matrix, at: number) =>
+          matrix(...m.shape, (i, j) => i === at && j === 1 ? NaN : reference.at(m, i, j));
+        for (const at of [0, past]) {
+          const y = backend.attention(tensorOf(backend, q!), cached(spoil(keys!, at)), cached(values!), options);
+          const isNan = [...await backend.read(y)].map(Number.isNaN);
+          assert.ok(isNan.every((is, i) => is === (i % (heads * d) < d)), `key ${at}, ${length} queries, ${dtype}`);
+        }
+        const y = backend.attention(tensorOf(backend, spoil(q!, length - 1)), cached(keys!), cached(values!), options);
+        const isNan = [...await backend.read(y)].map(Number.isNaN);
+        const first = (length - 1) * heads * d;
+        assert.ok(isNan.every((is, i) => is === (i >= first && i < first + d)), `query, ${length} queries, ${dtype}`);
+      }
+    }
+  },
+);

@@ -114,3 +114,12 @@ test("mergeCheckpoint() never writes over its base, whatever names it", async ()
     rmSync(place, { recursive: true });
   }
 });
+
+test("loadAdapter() tells what reads another tool's adapter, and what a path has to be", async () => {
+  const files = smallAdapter();
+  files.delete("adapter_config.json");
+  await assert.rejects(loadAdapter(files), /expected a file "adapter_config\.json"; readAdapter\(\)/);
+  files.set("adapter_config.json", new TextEncoder().encode('{"fine_tune_type": "lora"}'));
+  await assert.rejects(loadAdapter(files), /"peft_type" .*expected "LORA"; readAdapter\(\)/);
+  await assert.rejects(loadAdapter("./news" as never), /from the path "\.\/news": expected folder\("…"\)/);
+});

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { cpSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
@@ -7,6 +7,7 @@ import { FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.t
 import { inTemporaryFolder } from "./temporary_folder.ts";
 import { expectedTensors } from "./adapter_fixtures.ts";
 import { gpuSkip } from "./webgpu_support.ts";
+import { type Handler, serve } from "./url_support.ts";
 
 test("lora inspect --json tells rank, alpha and scaling of every module", async () => {
   const adapter = join(FIXTURES, "llama-patterns", "adapter");
@@ -203,4 +204,20 @@ test("lora generate --device webgpu is refused where there is none, and other de
       else process.env[name] = before[name];
     }
   }
+});
+
+test("lora generate runs a model behind a URL, and refuses a file of a folder by its folder", async () => {
+  const base = new URL("../examples/models/tiny/base/", import.meta.url);
+  const handler: Handler = ({ url }, response) => {
+    const path = new URL(`.${url}`, base);
+    if (!existsSync(path)) return response.writeHead(404).end();
+    response.end(readFileSync(path));
+  };
+  await serve(handler, async (origin) => {
+    const { text } = await loraJson("generate", "--model", `${origin}/`, "--prompt", "The", "--max-new-tokens", "4");
+    const own = await loraJson("generate", "--model", join(TINY, "base"), "--prompt", "The", "--max-new-tokens", "4");
+    assert.equal(text, own.text);
+  });
+  const { status, stderr } = await lora("generate", "--model", join(TINY, "base/model.safetensors"), "--prompt", "x");
+  assert.deepEqual([status, stderr.includes("alone: expected its folder, or a .gguf file")], [1, true]);
 });

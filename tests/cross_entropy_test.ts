@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { forEachBackend } from "./backends.ts";
 import { assertClose, runGuarded } from "./compare.ts";
 import * as reference from "./reference.ts";
@@ -36,5 +37,15 @@ forEachBackend("crossEntropy() is log Σ e^logits − logits[target] per row", a
     const want = reference.crossEntropy(logits, targets);
     const scale = matrix(1, rows, () => 1 + 2 * (magnitude + Math.abs(offset)));
     assertClose(got, want, { k: classes, scale, label: `logits [${rows}, ${classes}] of size ${magnitude}` });
+  }
+});
+
+forEachBackend("crossEntropy() of a row with NaN in it is not finite, wherever it stands", async (backend) => {
+  for (const classes of [1, 2, 5, 8, 31]) {
+    for (let at = 0; at < classes; at++) {
+      const logits = Float32Array.from({ length: 2 * classes }, (_, i) => i === at ? NaN : Math.sin(i));
+      const loss = await backend.read(backend.crossEntropy(backend.tensor([2, classes], logits), Uint32Array.of(0, 0)));
+      assert.deepEqual([...loss].map(Number.isFinite), [false, true], `NaN at ${at} of ${classes}`);
+    }
   }
 });

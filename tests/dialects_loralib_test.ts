@@ -197,6 +197,46 @@ test("a list of layers that is none is refused by its key", async () => {
   }
 });
 
+test("an alpha that is no number is refused, not taken for 0 or 16", async () => {
+  for (const text of ["", " 16", "0x10", "NaN", "16,5"]) {
+    const bytes = encodeSafetensors(
+      new Map([["c.lora_A", whole(2, 3, 1)], ["c.lora_B", whole(4, 2, 2)]]),
+      new Map([["lora_alpha", text]]),
+    );
+    const refusal = { name: "FormatError", file: "a.safetensors", field: "lora_alpha", found: text };
+    await assert.rejects(readAdapter(memorySource("a.safetensors", bytes)), refusal, text);
+  }
+});
+
+test("kernels and slices that would make gigabytes of a few bytes are refused before that", async () => {
+  const read = (tensors: Readonly<Record<string, StoredTensor>>, layers: object) => {
+    const metadata = new Map([["lora_alpha", "4"], ["lowrank.layers", JSON.stringify(layers)]]);
+    return readAdapter(memorySource("a.safetensors", encodeSafetensors(new Map(Object.entries(tensors)), metadata)));
+  };
+  const square = { "net.c.lora_A": whole(512, 512, 1), "net.c.lora_B": whole(512, 512, 2) };
+  const conv = (lengths: readonly number[]) => ({ enable_lora: {}, kernel_size: { "net.c": lengths } });
+  const start = performance.now();
+  const rank = { name: "LimitError", file: "a.safetensors", tensor: "net.c.lora_A", field: "rank" };
+  await assert.rejects(read(square, conv([512, 512])), rank);
+  await assert.rejects(read(square, conv([1, 1])), rank);
+  const kernel = { name: "MismatchError", file: "a.safetensors", tensor: "net.c", field: "kernel_size" };
+  await assert.rejects(read(square, conv(Array(100_000).fill(1))), kernel);
+  const tall = { "net.c.lora_A": whole(16, 32_768, 1), "net.c.lora_B": whole(16, 16, 2) };
+  const size = { name: "LimitError", file: "a.safetensors", field: "size" };
+  await assert.rejects(read(tall, conv([16, 16])), { ...size, tensor: "net.c.lora_A" });
+  const merged = { "q.lora_A": whole(4, 4, 1), "q.lora_B": whole(64, 2, 2) };
+  const slices = [true, true, ...Array(200_000).fill(false)];
+  await assert.rejects(read(merged, { enable_lora: { q: slices }, kernel_size: {} }), { ...size, tensor: "q.lora_B" });
+  const many = Object.fromEntries(
+    Array.from({ length: 300 }, (_, i) => {
+      return [[`m${i}.lora_A`, whole(1, 1, 1)], [`m${i}.lora_B`, whole(1, 1, 2)]];
+    }).flat(),
+  );
+  const others = Object.fromEntries(Array.from({ length: 50_000 }, (_, i) => [`k${i}`, [3]]));
+  assert.equal((await read(many, { enable_lora: {}, kernel_size: others })).adapter.modules.size, 300);
+  assert.ok(performance.now() - start < 3000, "no time that grows with the product of both lists");
+});
+
 test("lora convert takes the kernels of loralib's convolutions", async () => {
   await inTemporaryFolder(async (path) => {
     const [file, out] = [join(path, "a.safetensors"), join(path, "out")];

@@ -164,6 +164,12 @@ test("GGUF files of other kinds are refused by their field", async () => {
   const alora = new Map(LLAMA).set("adapter.alora.invocation_tokens", { type: "u32", value: 1 });
   const bytes = encodeGguf(alora, new Map(Object.entries(pair("gguf"))));
   await assert.rejects(readAdapter(memorySource("a.gguf", bytes)), { field: "adapter.alora.invocation_tokens" });
+  for (const value of [NaN, Infinity]) {
+    const metadata = new Map(LLAMA).set("adapter.lora.alpha", { type: "f32", value });
+    const bytes = encodeGguf(metadata, new Map(Object.entries(pair("gguf"))));
+    const refusal = { name: "NumericError", file: "a.gguf", field: "adapter.lora.alpha" };
+    await assert.rejects(readAdapter(memorySource("a.gguf", bytes)), refusal, `${value}`);
+  }
 });
 
 test("rows of q that the heads do not divide are refused, and so is a writer without facts", async () => {

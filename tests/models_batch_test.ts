@@ -2,11 +2,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { DisposedError, LimitError, MismatchError, ShapeError } from "../src/errors.ts";
+import { memoryFolder } from "../src/formats/memory.ts";
+import type { Folder } from "../src/formats/source.ts";
 import { folder } from "../src/fs/mod.ts";
 import { type GenerateBatchOptions, type LanguageModel, loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
-import { forEachBackend } from "./backends.ts";
-import { fixture, generate, loadBase, withLlama } from "./models_support.ts";
+import { forEachBackend, forEachBuild } from "./backends.ts";
+import { fixture, generate, loadBase, readFiles, waitingAdapter, withLlama } from "./models_support.ts";
 
 const TINY = folder(new URL("../examples/models/tiny/base", import.meta.url));
 const PROMPTS = [[5, 17, 99, 4, 42, 7], [11], [3, 60, 61], [20, 21, 22]];
@@ -42,6 +44,36 @@ forEachBackend("generateBatch() chooses what generate() chooses, each row by its
     model.dispose();
   }
 });
+
+/** The small Llama as a Mistral, whose tokens see four positions. */
+async function windowed(): Promise<Folder> {
+  const files = await readFiles(fixture("base/llama"));
+  const config = JSON.parse(new TextDecoder().decode(files.get("config.json")));
+  const json = { ...config, architectures: ["MistralForCausalLM"], model_type: "mistral", sliding_window: 4 };
+  return memoryFolder(new Map([...files, ["config.json", new TextEncoder().encode(JSON.stringify(json))]]));
+}
+
+forEachBuild(
+  "generateBatch() of integer weights and a narrow cache chooses what generate() chooses",
+  async (backend) => {
+    const prompts = [[5, 99, 4, 17, 42], [11], [99, 4, 3, 60, 61, 62, 63], [20, 99, 4], [7, 7], [8], [9, 10, 11, 12]];
+    const adapter = ["a", null, "a", { a: 0.5, plain: 1 }, "plain", "a", null];
+    for (const [dtype, cache] of [["int8", "f16"], ["int4", "int8"]] as const) {
+      const model = await loadModel(await windowed(), { backend, dtype, cache });
+      await model.loadAdapter("plain", fixture("llama-plain/adapter"));
+      await model.loadAdapter("a", await waitingAdapter([99, 4]));
+      for (const sampling of [{}, { temperature: 2, seed: 3 }]) {
+        const options = { maxNewTokens: 12, ...sampling };
+        const { tokens } = await generateAll(model, prompts, { ...options, adapter });
+        for (const [row, prompt] of prompts.entries()) {
+          const alone = await generate(model, prompt, { ...options, adapter: adapter[row]! });
+          assert.deepEqual(tokens[row], alone.tokens, `${dtype}, row ${row}`);
+        }
+      }
+      model.dispose();
+    }
+  },
+);
 
 test("every row of generateBatch() ends on its own, with its text, and draws as generate() does", async () => {
   const model = await loadModel(TINY, { dtype: "f32" });
@@ -101,4 +133,21 @@ test("generateBatch() ends each row at the end of the context, and refuses what 
     for await (const _ of twice);
     assert.throws(() => twice[Symbol.asyncIterator](), RangeError);
   });
+});
+
+test("rows of generateBatch() without a seed draw apart, with a seed alike", async () => {
+  const model = await loadModel(TINY);
+  const prompts = ["<|end|>The", "<|end|>The", "<|end|>The"];
+  const [free, seeded] = [{ temperature: 2, maxNewTokens: 24 }, { temperature: 2, maxNewTokens: 24, seed: 3 }];
+  assert.ok(new Set((await generateAll(model, prompts, free)).texts).size > 1);
+  assert.equal(new Set((await generateAll(model, prompts, seeded)).texts).size, 1);
+  model.dispose();
+});
+
+test("one text for generateBatch(), several for generate() and a bad row are refused by what was wanted", async () => {
+  const model = await loadModel(TINY);
+  assert.throws(() => model.generateBatch("The" as never), /a batch from string: expected an array of prompts/);
+  assert.throws(() => model.generate(["The", "A"] as never), /several texts: expected one, or generateBatch\(\)/);
+  assert.throws(() => model.generateBatch(["The", [2 ** 20]]), /generate row 1 with token 1048576 at 0/);
+  model.dispose();
 });

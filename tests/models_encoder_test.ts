@@ -100,3 +100,10 @@ test("a mask that does not fit its rows is refused", async () => {
   await assert.rejects(model.embed([[1]], { pooling: "max" as "mean" }), TypeError);
   model.dispose();
 });
+
+test("text in place of ids is refused by what makes them", async () => {
+  const model = await openEncoder({});
+  const refusal = { name: "TypeError", message: /text: expected its ids, as tokenizer\.encode\(\)/ };
+  await assert.rejects(model.embed(["hello"] as never), refusal);
+  model.dispose();
+});

@@ -10,6 +10,7 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { readExactly } from "../src/formats/source.ts";
 import { loadModel } from "../src/models/mod.ts";
+import { fuseSingleExperts } from "../src/models/single_experts.ts";
 import { openBackend } from "../src/open.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear, fixture, readTruth, rowsOf } from "./models_support.ts";
@@ -150,4 +151,35 @@ test("a mixture that lacks a matrix of an expert, or has one of another shape, i
       return true;
     });
   }
+});
+
+test("a mixture that has a matrix, a router or a parameter twice is refused by the names of both", async () => {
+  const path = "model.layers.0.block_sparse_moe";
+  const cases = [
+    [`${path}.experts.0.w1.weight`, `${path}.experts.00.w1.weight`],
+    [`${path}.experts.0.w1.weight`, "model.layers.0.mlp.experts.0.w1.weight"],
+    [`${path}.gate.weight`, "model.layers.0.mlp.gate.weight"],
+    [`${path}.experts.0.w2.weight`, "model.layers.0.mlp.experts.down_proj"],
+  ];
+  for (const [name, twin] of cases as [string, string][]) {
+    const tensors = await singleExperts();
+    tensors.set(twin, tensors.get(name)!);
+    await assert.rejects(loadModel(await folderOf(tensors)), (error: unknown) => {
+      assert.ok(error instanceof MismatchError, twin);
+      assert.ok(error.message.includes(name) && error.message.includes(twin), error.message);
+      return error.tensor !== undefined;
+    });
+  }
+});
+
+test("layers that each have one expert of a high number take no memory for those that are not there", () => {
+  const tensors = new Map(
+    Array.from({ length: 5000 }, (_, i) => {
+      const name = `model.layers.${i}.mlp.experts.4999.w1.weight`;
+      return [name, { name, file: "model.safetensors", dtype: "F32", shape: [1, 1], offset: 0, length: 4 }] as const;
+    }),
+  );
+  const checkpoint = { name: "base", files: [], tensors, read: () => Promise.reject(new Error("unread")) };
+  const view = fuseSingleExperts(checkpoint as unknown as Parameters<typeof fuseSingleExperts>[0]);
+  assert.deepEqual([...view.tensors.keys()], [...tensors.keys()]);
 });

@@ -139,3 +139,11 @@ export async function readFiles(from: Folder): Promise<Map<string, Uint8Array>> 
   }
   return files;
 }
+
+/** llama-plain's adapter with an invocation. */
+export async function waitingAdapter(tokens: readonly number[]): Promise<Folder> {
+  const files = await readFiles(fixture("llama-plain/adapter"));
+  const config = JSON.parse(new TextDecoder().decode(files.get("adapter_config.json")));
+  const json = JSON.stringify({ ...config, alora_invocation_tokens: tokens });
+  return memoryFolder(new Map([...files, ["adapter_config.json", new TextEncoder().encode(json)]]));
+}

@@ -21,6 +21,7 @@ import {
   readFiles,
   readTruth,
   rowsOf,
+  waitingAdapter,
 } from "./models_support.ts";
 import { deltaWeight, type Matrix, matrix, transpose } from "./reference.ts";
 import { random, randomMatrix } from "./values.ts";
@@ -128,18 +129,10 @@ forEachBackend("a tied head follows new token rows, in full at every weight", as
   model.dispose();
 });
 
-/** llama-plain's adapter with an invocation. */
-async function waiting(tokens: readonly number[]): Promise<Folder> {
-  const files = await readFiles(fixture("llama-plain/adapter"));
-  const config = JSON.parse(new TextDecoder().decode(files.get("adapter_config.json")));
-  const json = JSON.stringify({ ...config, alora_invocation_tokens: tokens });
-  return memoryFolder(new Map([...files, ["adapter_config.json", new TextEncoder().encode(json)]]));
-}
-
 forEachBackend("aLoRA answers from its last invocation on, and before it as the base", async (backend) => {
   const model = await loadBase(backend, "llama");
   await model.loadAdapter("plain", fixture("llama-plain/adapter"));
-  await model.loadAdapter("a", await waiting([99, 4]));
+  await model.loadAdapter("a", await waitingAdapter([99, 4]));
   const ids = [[5, 99, 4, 17, 99, 4, 42, 7], [99, 4, 5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9, 10, 11, 12]];
   const [base, plain] = [await logitsOf(model, ids), await logitsOf(model, ids, { adapter: "plain" })];
   const answer = await logitsOf(model, ids, { adapter: "a" });
@@ -204,7 +197,7 @@ forEachBackend("generate() with its cache chooses what forward() chooses, in eve
 
 test("generate() keeps an invoked adapter on, and counts positions behind the cache", async () => {
   const model = await loadModel(fixture("base/llama"), { dtype: "f32" });
-  await model.loadAdapter("a", await waiting([99, 4]));
+  await model.loadAdapter("a", await waitingAdapter([99, 4]));
   const ids = [5, 17, 99, 4, 42];
   const generation = model.generate(ids, { adapter: "a", maxNewTokens: 6 });
   for await (const piece of generation) assert.equal(piece, "");

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Backend, WeightDtype } from "../src/backend.ts";
+import type { Backend, BlockDtype, MatrixValues, WeightDtype } from "../src/backend.ts";
 import { at, type Matrix, matrix } from "./reference.ts";
 import { weightOf } from "./values.ts";
 
@@ -140,4 +140,22 @@ export function activations(x: Matrix, dtype: WeightDtype, { name }: Backend): M
 export async function held(backend: Backend, w: Matrix, dtype: WeightDtype): Promise<Matrix> {
   const values = await backend.readWeight(weightOf(backend, w, dtype));
   return { shape: w.shape, values: Float64Array.from(values) };
+}
+
+/** Blocks of ggml: the type that holds them, their bytes, and ggml's name. */
+export const BLOCKS = { q8_0: ["int8", 34, "Q8_0"], q4_0: ["int4", 18, "Q4_0"], q4_1: ["int4", 20, "Q4_1"] } as const;
+
+/** Random blocks of ggml: any integers, with scales and minima of any sign and size, a few of them zero or subnormal. */
+export function randomBlocks(next: () => number, [n, k]: readonly [number, number], dtype: BlockDtype): MatrixValues {
+  const size = BLOCKS[dtype][1];
+  const bytes = Uint8Array.from({ length: n * k / 32 * size }, () => (next() + 1) * 128);
+  for (let at = 0; at < bytes.length; at += size) {
+    for (const half of dtype === "q4_1" ? [0, 2] : [0]) {
+      const kind = Math.floor((next() + 1) * 16);
+      const exponent = kind === 0 ? 0 : 8 + kind % 8;
+      bytes[at + half + 1] = (bytes[at + half + 1]! & 0x83) | exponent << 2;
+      if (kind === 1) bytes.fill(0, at + half, at + half + 2);
+    }
+  }
+  return { shape: [n, k], dtype, bytes };
 }

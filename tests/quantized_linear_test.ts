@@ -1,11 +1,12 @@
 /** `linear` and its gradient over weights below bf16, against float64 and against themselves. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { Backend, Weight } from "../src/backend.ts";
 import { BACKENDS, forEachBackend, forEachBuild } from "./backends.ts";
 import { assertClose, assertSameBits, runGuarded } from "./compare.ts";
-import { activations, held, INTEGERS, QUANTIZED } from "./quantized.ts";
+import { activations, held, INTEGERS, QUANTIZED, randomBlocks } from "./quantized.ts";
 import * as reference from "./reference.ts";
-import { absolute, matrix } from "./reference.ts";
+import { absolute, type Matrix, matrix } from "./reference.ts";
 import { random, randomBranch, randomMatrix, rowsOf, storedF32, tensorOf, vectorOf, weightOf } from "./values.ts";
 
 /** [out, in]: around panels of 8, blocks of 32 and 64, and the widened blocks of 256 and 1024. */
@@ -81,50 +82,104 @@ forEachBackend("linear() keeps adapters float over a quantized weight, per row r
   }
 });
 
-forEachBuild("linear() of a row over integers has the same bits in every batch", async (backend) => {
+/** Every form that integers have, of random values; k is a multiple of 32. */
+function integerWeights(backend: Backend, shape: readonly [number, number]): [string, Weight][] {
   const next = random(5);
-  for (const dtype of INTEGERS) {
-    const weight = weightOf(backend, randomMatrix(next, 19, 100), dtype);
-    const x = randomMatrix(next, 7, 100);
-    const all = await backend.read(backend.linear(tensorOf(backend, x), weight));
-    for (let row = 0; row < 7; row++) {
-      const one = await backend.read(backend.linear(tensorOf(backend, reference.rowRange(x, row, row + 1)), weight));
-      assertSameBits(one, all.slice(row * 19, (row + 1) * 19), `${dtype} row ${row}`);
+  const [values, blocks] = [storedF32(randomMatrix(next, ...shape)), randomBlocks(next, shape, "q4_1")];
+  const forms = [["int8", values], ["int4", values], ["int4", blocks]] as const;
+  return forms.map(([dtype, from]) => [`${dtype} of ${from.dtype}`, backend.weight(from, { dtype })]);
+}
+
+/** Rows that share strips: usual ones, zeros, outliers, single numbers, and those that have no inverse, or no digits. */
+function unlikeRows(rows: number, k: number): Matrix {
+  const next = random(6);
+  const kinds: ((column: number) => number)[] = [
+    () => 30,
+    () => 0,
+    (column) => column % 77 === 0 ? 100 : 1,
+    () => 2 ** -130,
+    (column) => column % 32 === 5 ? 1 : 0,
+    () => 1e-36,
+    (column) => 2 ** -(column % 150),
+  ];
+  return matrix(rows, k, (row, column) => Math.fround(next() * kinds[row % kinds.length]!(column)));
+}
+
+forEachBuild("linear() of a row over integers has the same bits in every batch", async (backend) => {
+  for (const [n, k] of [[19, 96], [41, 1056], [8, 20000]] as const) {
+    const x = unlikeRows(11, k);
+    for (const [label, weight] of integerWeights(backend, [n, k])) {
+      const run = (from: number, to: number) =>
+        backend.read(backend.linear(tensorOf(backend, reference.rowRange(x, from, to)), weight));
+      const all = await run(0, 11);
+      for (let m = 1; m < 11; m++) {
+        for (const from of [0, 11 - m]) {
+          const want = all.subarray(from * n, (from + m) * n);
+          assertSameBits(await run(from, from + m), want, `${label} [${n}, ${k}], rows ${from} to ${from + m}`);
+        }
+      }
+      weight.dispose();
     }
   }
 });
 
-test("linear() over integers has the same bits in both builds", async () => {
-  const [relaxed, simd] = await Promise.all(BACKENDS.slice(0, 2).map((row) => row.skip ? null : row.open()));
-  if (!relaxed || !simd) return;
-  const next = random(6);
-  for (const dtype of INTEGERS) {
-    for (const [n, k] of [[9, 33], [40, 576], [8, 1536]] as const) {
-      const [w, x] = [randomMatrix(next, n, k), randomMatrix(next, 6, k, { scale: 30 })];
-      const [a, b] = await Promise.all([relaxed, simd].map((backend) => {
-        return backend.read(backend.linear(tensorOf(backend, x), weightOf(backend, w, dtype)));
+test("linear() over integers has the same bits in both builds and on several threads", async () => {
+  const backends = await Promise.all(BACKENDS.slice(0, 3).filter((row) => !row.skip).map((row) => row.open()));
+  for (const [n, k] of [[9, 32], [40, 576], [70, 1536]] as const) {
+    const x = unlikeRows(13, k);
+    for (const m of [1, 13]) {
+      const results = await Promise.all(backends.flatMap((backend) => {
+        const input = tensorOf(backend, reference.rowRange(x, 0, m));
+        return integerWeights(backend, [n, k]).map(([, weight]) => backend.read(backend.linear(input, weight)));
       }));
-      assertSameBits(a!, b!, `${dtype} [${n}, ${k}]`);
+      results.forEach((got, i) => assertSameBits(got, results[i % 3]!, `result ${i}, ${m} rows, [${n}, ${k}]`));
     }
   }
-  relaxed.dispose();
-  simd.dispose();
+  for (const backend of backends) backend.dispose();
 });
+
+forEachBuild(
+  "linear() over integers is as exact for small and large numbers, and 0 for those near the least",
+  async (backend) => {
+    const [n, k] = [9, 96];
+    for (const [label, weight] of integerWeights(backend, [n, k])) {
+      const w: Matrix = { shape: [n, k], values: Float64Array.from(await backend.readWeight(weight)) };
+      for (const exponent of [17, -10, -20, -28, -35, -36, -37, -37.4, -38, -40, -45]) {
+        const next = random(exponent);
+        const x = matrix(6, k, (_, column) => column % 7 === 0 ? 0 : Math.fround(next() * 10 ** exponent));
+        const got = await backend.read(backend.linear(tensorOf(backend, x), weight));
+        const [want, scale] = [reference.linear(x, w), reference.linear(absolute(x), absolute(w))];
+        got.forEach((value, i) => {
+          const allowed = 0.01 * scale.values[i]! + 1e-31;
+          assert.ok(Math.abs(value - want.values[i]!) <= allowed, `${label} of 1e${exponent}: ${value}, at ${i}`);
+        });
+      }
+    }
+  },
+);
 
 forEachBackend(
   "linear() over integers gives NaN for a row with NaN, and only for it; infinity is not finite",
   async (backend) => {
     const next = random(7);
-    for (const dtype of INTEGERS) {
-      const weight = weightOf(backend, randomMatrix(next, 9, 70), dtype);
-      const x = randomMatrix(next, 5, 70);
-      x.values[70 + 69] = NaN;
-      x.values[2 * 70] = Infinity;
-      const got = await backend.read(backend.linear(tensorOf(backend, x), weight));
-      for (let row = 0; row < 5; row++) {
-        const values = got.slice(row * 9, row * 9 + 9);
-        if (row === 1) assert.ok(values.every(Number.isNaN), `${dtype}: NaN`);
-        else assert.equal(values.every(Number.isFinite), row !== 2, `${dtype} row ${row}`);
+    const [n, k] = [9, 96];
+    for (const [label, weight] of integerWeights(backend, [n, k])) {
+      const places = [[1, 5], [0, 1], [5, 6], [0, 7], [8, 11]] as const;
+      for (const [row, m] of backend.name === "webgpu" ? places.slice(0, 1) : places) {
+        const x = randomMatrix(next, m, k);
+        const clean = await backend.read(backend.linear(tensorOf(backend, x), weight));
+        for (const [at, bad] of [[95, NaN], [0, Infinity], [40, -Infinity]] as const) {
+          const values = x.values.slice();
+          values[row * k + at] = bad;
+          const got = await backend.read(backend.linear(tensorOf(backend, { ...x, values }), weight));
+          const own = got.slice(row * n, row * n + n);
+          assert.ok(
+            own.every(Number.isNaN(bad) ? Number.isNaN : (y) => !Number.isFinite(y)),
+            `${label}: ${bad} in ${own}`,
+          );
+          got.set(clean.subarray(row * n, row * n + n), row * n);
+          assertSameBits(got, clean, `${label}: rows beside ${bad}`);
+        }
       }
     }
   },

@@ -1,13 +1,13 @@
 /** Weights below bf16: what they keep, what `linear` makes of them, and what it refuses. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { BlockDtype, MatrixValues, WeightDtype } from "../src/backend.ts";
+import type { MatrixValues, WeightDtype } from "../src/backend.ts";
 import { NumericError, ShapeError } from "../src/errors.ts";
 import { dequantizer } from "../src/formats/gguf_quants.ts";
 import { openBackend } from "../src/open.ts";
 import { BACKENDS, forEachBackend } from "./backends.ts";
 import { assertClose, assertSameBits, runGuarded } from "./compare.ts";
-import { activations, held, QUANTIZED, quantized } from "./quantized.ts";
+import { activations, BLOCKS, held, QUANTIZED, quantized, randomBlocks } from "./quantized.ts";
 import * as reference from "./reference.ts";
 import { absolute, type Matrix, matrix } from "./reference.ts";
 import { branchOf, random, randomBranch, randomMatrix, storedF32, tensorOf, weightOf } from "./values.ts";
@@ -89,23 +89,6 @@ forEachBackend(
     }
   },
 );
-
-const BLOCKS = { q8_0: ["int8", 34, "Q8_0"], q4_0: ["int4", 18, "Q4_0"], q4_1: ["int4", 20, "Q4_1"] } as const;
-
-/** Random blocks of ggml: any integers, with scales and minima of any sign and size, a few of them zero or subnormal. */
-function randomBlocks(next: () => number, [n, k]: readonly [number, number], dtype: BlockDtype): MatrixValues {
-  const size = BLOCKS[dtype][1];
-  const bytes = Uint8Array.from({ length: n * k / 32 * size }, () => (next() + 1) * 128);
-  for (let at = 0; at < bytes.length; at += size) {
-    for (const half of dtype === "q4_1" ? [0, 2] : [0]) {
-      const kind = Math.floor((next() + 1) * 16);
-      const exponent = kind === 0 ? 0 : 8 + kind % 8;
-      bytes[at + half + 1] = (bytes[at + half + 1]! & 0x83) | exponent << 2;
-      if (kind === 1) bytes.fill(0, at + half, at + half + 2);
-    }
-  }
-  return { shape: [n, k], dtype, bytes };
-}
 
 for (const dtype of ["q8_0", "q4_0", "q4_1"] as const) {
   forEachBackend(`weight() keeps every bit of ${dtype} blocks, and linear() multiplies them`, async (backend) => {

@@ -28,7 +28,7 @@ const split = (more: Json) => ({
 
 const UNSUPPORTED: [path: string, value: unknown, field: string][] = [
   ["model.type", "Unigram", "model.type"],
-  ["model.type", "WordPiece", "model.type"],
+  ["model.type", "WordPiece", "model.unk_token"],
   ["model.dropout", 0.1, "model.dropout"],
   ["model.end_of_word_suffix", "</w>", "model.end_of_word_suffix"],
   ["model.continuing_subword_prefix", "##", "model.continuing_subword_prefix"],

@@ -6,7 +6,7 @@ import { assertSameBits } from "./compare.ts";
 import { openThreads } from "./threads_support.ts";
 import { branchOf, random, randomBranch, randomMatrix, storedF32, weightOf } from "./values.ts";
 
-test("merge() into quantized weights and mergeRows() of 3 threads have the bits of one, and as exact a loss", async () => {
+test("merge() into quantized weights of 3 threads has the bits of one, and as exact a loss", async () => {
   const [one, many] = [await openBackend({ prefer: "wasm" }), await openThreads({ threads: 3 })];
   const [inFeatures, outFeatures] = [96, 101];
   const results = await Promise.all([one, many].map(async (backend) => {
@@ -19,26 +19,38 @@ test("merge() into quantized weights and mergeRows() of 3 threads have the bits 
       losses.push((await backend.merge(weight, branches)).error);
       values.push(await backend.readWeight(weight));
     }
-    for (const dtype of ["f32", "bf16"] as const) {
-      const { shape, bytes } = storedF32(matrix);
-      const stored = {
-        shape,
-        dtype,
-        bytes: dtype === "f32" ? bytes : encodeBf16(new Float32Array(bytes.slice().buffer)),
-      };
-      for (const to of ["f32", "bf16"] as const) {
-        const bytes = await backend.mergeRows!(stored, branches, { dtype: to });
-        values.push(Float32Array.from(bytes));
-      }
-      stored.bytes.fill(255, stored.bytes.length - 4); // NaN, in the last part
-      await assert.rejects(backend.mergeRows!(stored, branches, { dtype: "bf16" }), { name: "NumericError" });
-    }
     return { values, losses };
   }));
   const [want, got] = [results[0]!, results[1]!];
   got.values.forEach((values, i) => assertSameBits(values, want.values[i]!, `result ${i}`));
   assert.ok(want.losses[0]! > 0 && want.losses[1]! > want.losses[0]!);
   got.losses.forEach((loss, i) => assert.ok(Math.abs(loss / want.losses[i]! - 1) < 1e-12, `${loss}`));
+  one.dispose();
+  many.dispose();
+});
+
+test("mergeRows() of 3 threads has the bits of one, also where parts end within a vector", async () => {
+  const [one, many] = [await openBackend({ prefer: "wasm" }), await openThreads({ threads: 3 })];
+  for (const [inFeatures, outFeatures] of [[96, 101], [27, 131], [3, 101]] as const) {
+    const [want, got] = await Promise.all([one, many].map(async (backend) => {
+      const next = random(7);
+      const branches = [3, 30].map((rank) => branchOf(backend, randomBranch(next, { inFeatures, outFeatures, rank })));
+      const { shape, bytes } = storedF32(randomMatrix(next, outFeatures, inFeatures));
+      const halves = encodeBf16(new Float32Array(bytes.slice().buffer));
+      const values: Uint8Array[] = [];
+      for (const stored of [{ shape, dtype: "f32", bytes }, { shape, dtype: "bf16", bytes: halves }] as const) {
+        for (const dtype of ["f32", "bf16", "f16"] as const) {
+          values.push(await backend.mergeRows!(stored, branches, { dtype }));
+        }
+        const broken = stored.bytes.slice().fill(255, stored.bytes.length - 4); // NaN, in the last part
+        await assert.rejects(backend.mergeRows!({ ...stored, bytes: broken }, branches, { dtype: "bf16" }), {
+          name: "NumericError",
+        });
+      }
+      return values;
+    }));
+    assert.deepEqual(got, want, `[${outFeatures}, ${inFeatures}]`);
+  }
   one.dispose();
   many.dispose();
 });

@@ -37,7 +37,8 @@ fn tangent(v: f32) -> f32 {
   q = fma(square, q, -5.37397155531e-2);
   q = fma(square, q, 1.33314422036e-1);
   q = fma(square, q, -3.33332819422e-1);
-  let e = exp(max(-2.0 * abs(v), -100.0));
+  // max() may take the number beside a NaN
+  let e = exp(select(-2.0 * abs(v), -100.0, abs(v) > 50.0));
   return select(sign(v) * (1.0 - e) / (1.0 + e), fma(v, q * square, v), abs(v) < 0.625);
 }
 

@@ -33,9 +33,9 @@ const LOWEST = -3.4e38;
 var<workgroup> scores: array<f32, 64>;
 var<workgroup> weights: array<f32, 64>;
 
-// e^x for x <= 0; below −100 it is 0 in f32.
+// e^x for x <= 0; below −100 it is 0 in f32. max() may take the number beside a NaN.
 fn exponential(x: f32) -> f32 {
-  return exp(max(x, -100.0));
+  return exp(select(x, -100.0, x < -100.0));
 }
 
 @compute @workgroup_size(64)

@@ -42,8 +42,10 @@ fn main(
   workgroupBarrier();
   var sum = 0.0;
   for (var i = t; i < p.classes; i += 64u) {
-    // Below −100 the exponential is 0 in f32; the bound keeps its argument in every driver's range.
-    sum += exp(max(logits[row * p.classes + i] - largest, -100.0));
+    // Below −100 the exponential is 0 in f32; the bound keeps its argument in every driver's range. max() may take the
+    // number beside a NaN.
+    let x = logits[row * p.classes + i] - largest;
+    sum += exp(select(x, -100.0, x < -100.0));
   }
   partial[t] = sum;
   workgroupBarrier();

@@ -32,6 +32,8 @@ const Q_OFFSET: i8 = 64;
 /// Square of how far the maximum of a block may be above the root mean square of its row's. SmolLM2, 4-bit body: with 2
 /// the same likeliest token at 98.6 % of positions, with 4 at 98.4 %, without second terms at 96.8 %.
 const OUTLIER: f32 = 4.0;
+/// The least magnitude whose levels have a finite inverse, or more: blocks below it are zeros.
+const LEAST: f32 = 7.523_164e-37; // 2^-120
 /// 1.5 2^23: adding it rounds to an integer, ties to even, which the low bits of the sum then hold.
 const ROUND: f32 = 12_582_912.0;
 
@@ -145,7 +147,7 @@ impl Rounder {
     /// 1 / sx.
     #[inline(always)]
     fn inverse(&self, most: f32) -> v128 {
-        f32x4_splat(if most > f32::MIN_POSITIVE { self.levels / most } else { 0.0 })
+        f32x4_splat(if most >= LEAST { self.levels / most } else { 0.0 })
     }
 
     /// q + ROUND. No multiply-add: where engines fuse it, another integer may come out.

@@ -9,9 +9,11 @@ const ROUND: f32 = 12_582_912.0;
 ///
 /// x = n ln 2 + t with |t| <= ln 2 / 2; e^t by its Taylor series to t^7 (error 5e-9), times 2^n in two steps so that
 /// subnormal results and n = 128 come out right. Engines need 8 instructions each for min, max and truncation, but one
-/// for pmin, pmax and the addition of ROUND; both bounds keep a NaN that is their first operand.
+/// for pmin, pmax and the addition of ROUND. LLVM 22 makes relaxed ones of pmin and pmax where it may, and these give any
+/// operand for a NaN (the bound, on x86), so that it is put back at the end.
 #[inline(always)]
 pub fn exp(x: v128) -> v128 {
+    let nan = f32x4_ne(x, x);
     let x = f32x4_pmin(f32x4_pmax(x, f32x4_splat(-104.0)), f32x4_splat(89.0));
     let shifted = f32x4_add(f32x4_mul(x, f32x4_splat(core::f32::consts::LOG2_E)), f32x4_splat(ROUND));
     let n = f32x4_sub(shifted, f32x4_splat(ROUND));
@@ -23,7 +25,7 @@ pub fn exp(x: v128) -> v128 {
     }
     let n = i32x4_sub(shifted, f32x4_splat(ROUND));
     let half = i32x4_shr(n, 1);
-    f32x4_mul(f32x4_mul(p, power_of_two(half)), power_of_two(i32x4_sub(n, half)))
+    v128_or(f32x4_mul(f32x4_mul(p, power_of_two(half)), power_of_two(i32x4_sub(n, half))), nan)
 }
 
 /// 2^n for -126 <= n <= 127.

@@ -21,7 +21,7 @@ pub extern "C" fn merge_rows_scratch(n: usize, k: usize, total_r: usize) -> usiz
 ///
 /// # Safety
 /// All arrays have the sizes above, `branches` holds `count` records, `scratch` the bytes of `merge_rows_scratch`; dst
-/// overlaps nothing. 16 bytes of zeros follow w, and 16 bytes that may be written follow dst.
+/// overlaps nothing. Behind w come more of its rows, or 16 bytes of zeros.
 #[no_mangle]
 pub unsafe extern "C" fn merge_rows(
     dst: *mut u8,
@@ -83,6 +83,17 @@ unsafe fn add_typed<const S: u32>(delta: *mut f32, w: *const u8, count: usize) {
 
 /// Rounds and writes; returns lanes that are not zero if a result is not finite.
 unsafe fn round_stored(dst: *mut u8, values: *const f32, dtype: u32, count: usize) -> v128 {
+    // what follows is another thread's: the last four go through a copy
+    let (whole, mut rest) = (count & !3, [0u32; 4]);
+    let rest = rest.as_mut_ptr() as *mut u8;
+    let bad = round_fours(dst, values, dtype, whole);
+    let bad = v128_or(bad, round_fours(rest, values.add(whole), dtype, count - whole));
+    core::ptr::copy_nonoverlapping(rest, dst.add(whole * bytes(dtype)), (count - whole) * bytes(dtype));
+    bad
+}
+
+#[inline(never)]
+unsafe fn round_fours(dst: *mut u8, values: *const f32, dtype: u32, count: usize) -> v128 {
     match dtype {
         BF16 => round_typed::<BF16>(dst, values, count),
         F16 => round_typed::<F16>(dst, values, count),

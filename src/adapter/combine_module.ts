@@ -119,7 +119,7 @@ function addFactors(parts: readonly ModulePart[], options: ModuleOptions): Combi
   const ranks = parts.map(({ factors }) => factors.a.rows);
   if (ranks.some((rank) => rank !== ranks[0])) {
     const message = `Cannot combine module ${quote(module)} of ranks ${ranks.join(", ")} by "${method}"`;
-    throw new MismatchError(`${message}: expected one rank, as it adds factors; "cat" and "svd" take any`, {
+    throw new MismatchError(`${message}: expected one rank, as it adds factors; "exact" and "svd" take any`, {
       tensor: module,
       field: "rank",
       found: ranks,
@@ -145,7 +145,7 @@ function mergeUpdates(parts: readonly ModulePart[], options: ModuleOptions): Mat
   if (shorter > MAX_DENSE) {
     const message = `Cannot combine module ${quote(options.module)} of shape [${b.columns}, ${a.columns}] by`;
     throw new LimitError(
-      `${message} "${options.method}": expected a side of at most ${MAX_DENSE}; use "svd" or "cat"`,
+      `${message} "${options.method}": expected a side of at most ${MAX_DENSE}; use "svd" or "exact"`,
       {
         tensor: options.module,
         limit: MAX_DENSE,

@@ -32,7 +32,9 @@ export interface AdapterCosts {
  *
  * @example
  * ```ts
+ * import { moduleCosts } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
+ *
  * const { baseFlops, branchFlops } = moduleCosts({ kind: "linear", rank: 32, inFeatures: 4096, outFeatures: 4096 });
  * assert.equal((branchFlops / baseFlops * 100).toFixed(1), "1.6"); // per cent
  * ```

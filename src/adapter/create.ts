@@ -32,7 +32,9 @@ export type { BaseModule, CreateAdapterOptions };
  *
  * @example
  * ```ts
+ * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
+ *
  * const modules = [{ name: "layers.0.q_proj", inFeatures: 4, outFeatures: 6 }];
  * const adapter = await createAdapter({ modules, targetModules: ["q_proj"], r: 2, loraAlpha: 4 });
  * assert.deepEqual(adapter.modules.get("layers.0.q_proj")?.scaling, 2);

@@ -116,7 +116,9 @@ export function sizesOf(module: BaseModule): Omit<NewModule, "rank" | "alpha" | 
     return { name, kind, inFeatures, outFeatures, experts, parameter };
   }
   const fits = kernel.length >= 1 && kernel.length <= 3 && inFeatures % groups === 0 && outFeatures % groups === 0;
-  if (kind !== "conv" || !fits) throw refuse("a kernel of 1 to 3 lengths, and groups that divide its channels");
+  if (kind !== "conv") throw refuse(`the kind linear, embedding, conv or experts, found ${JSON.stringify(kind)}`);
+  const sizes = `found kernel ${JSON.stringify(kernel)} and groups ${groups}`;
+  if (!fits) throw refuse(`a kernel of 1 to 3 lengths, and groups that divide its channels, ${sizes}`);
   return { name, kind, inFeatures, outFeatures, kernel, groups };
 }
 

@@ -131,12 +131,15 @@ function asFolder(source: AdapterSource): Folder {
   if (source instanceof URL) return urlFolder(source);
   if (source instanceof Map) return memoryFolder(source);
   if (typeof (source as Folder | null)?.open === "function") return source as Folder;
-  throw new TypeError("Cannot load an adapter: source must be a folder, a URL object or a map of files");
+  const found = typeof source === "string" ? `the path ${quote(source)}` : `a ${typeof source}`;
+  const expected = 'folder("…") of "@lowrank/lora/fs", a URL object or a map of files';
+  throw new TypeError(`Cannot load an adapter from ${found}: expected ${expected}`);
 }
 
 async function openFile(folder: Folder, file: string, options: ReadOptions): Promise<Source> {
   if (await folder.has(file, options)) return folder.open(file);
-  throw new MismatchError(`Cannot load an adapter from ${quote(folder.name)}: expected a file ${quote(file)}`, {
+  const expected = `a file ${quote(file)}; readAdapter() and "lora convert" read adapters of other tools`;
+  throw new MismatchError(`Cannot load an adapter from ${quote(folder.name)}: expected ${expected}`, {
     code: "missing-file",
     file,
     missing: [file],

@@ -68,7 +68,9 @@ export interface LoraConfigOptions {
  *
  * @example
  * ```ts
+ * import { parseLoraConfig } from "@lowrank/lora";
  * import assert from "node:assert/strict";
+ *
  * const config = parseLoraConfig('{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}');
  * assert.deepEqual([config.r, config.loraAlpha, config.targetModules], [4, 8, ["q_proj"]]);
  * ```
@@ -95,6 +97,9 @@ export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: Lor
   const limits = completeLimits(options.limits);
   const fields = new ConfigFields(raw, file, limits.modules);
   const kind = fields.string("peft_type");
+  if (kind === null) {
+    throw fields.refuse("peft_type", '"LORA"; readAdapter() and "lora convert" read the config of mlx-lm');
+  }
   if (kind !== "LORA") throw fields.refuse("peft_type", '"LORA"');
   refuseUnsupportedFields(raw, file);
   const config: LoraConfig = {

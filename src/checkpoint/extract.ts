@@ -163,7 +163,9 @@ function fieldsOf(base: Folder, config: BaseConfig): Map<string, JsonValue> {
 function checkOptions({ rank, energy, svdClamp = 1, seed = 0 }: ExtractOptions): void {
   const refuse = (field: string, found: unknown, expected: string) =>
     new RangeError(`Cannot extract an adapter with ${field} ${found}: expected ${expected}`);
-  if (rank === undefined && energy === undefined) throw refuse("rank", rank, "it or an energy");
+  if (rank === undefined && energy === undefined) {
+    throw new RangeError("Cannot extract an adapter with no size: expected a rank, an energy or both");
+  }
   if (rank !== undefined && !(Number.isSafeInteger(rank) && rank >= 1)) throw refuse("rank", rank, "an integer from 1");
   if (energy !== undefined && !(energy > 0 && energy <= 1)) throw refuse("energy", energy, "above 0 up to 1");
   if (!isClamp(svdClamp)) throw refuse("svdClamp", svdClamp, "above 0.5 up to 1");

@@ -5,6 +5,7 @@ import { loadAdapter, type LoadAdapterOptions } from "../adapter/load.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Source } from "../formats/source.ts";
+import { urlFolder, urlSource } from "../formats/url.ts";
 import { file, folder } from "../fs/mod.ts";
 import { MOST_THREADS } from "../wasm/worker_code.ts";
 import { UsageError } from "./command.ts";
@@ -152,11 +153,13 @@ export function adapterMix(adapters: readonly AdapterArgument[]): Readonly<Recor
 }
 
 /**
- * A model on disk: a Hugging Face folder, or a file such as a `.gguf`.
+ * A folder, or a file such as a `.gguf`, on disk or behind a URL.
  *
- * @throws {MismatchError} If there is nothing.
+ * @throws {MismatchError} If there is nothing on disk.
  */
 export async function modelArgument(path: string): Promise<Folder | Source> {
+  const url = urlArgument(path);
+  if (url) return /\.(gguf|safetensors)$/.test(url.pathname) ? urlSource(url) : urlFolder(url);
   const entry = await stat(path).catch(() => undefined);
   if (!entry) throw missingFile(`Cannot read ${quote(path)}: there is no such file or folder`, path);
   return entry.isFile() ? file(path) : localFolder(path);

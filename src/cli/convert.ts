@@ -6,8 +6,7 @@ import { readBaseFacts } from "../adapter/dialects/base_facts.ts";
 import { DIALECTS, readAdapter, writeAdapter } from "../adapter/dialects/convert.ts";
 import { joinFused, splitFused } from "../adapter/dialects/fused.ts";
 import type { BaseFacts, Dialect } from "../adapter/dialects/options.ts";
-import type { Folder, ReadOptions, Sink, SinkFile, Source } from "../formats/source.ts";
-import { urlFolder } from "../formats/url.ts";
+import type { ReadOptions, Sink, SinkFile } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
 import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
@@ -26,12 +25,12 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
                     [--rank R] [--merged NAME=1,0,1]… [--kernel NAME=3]… [--split LAYERS]… [--join LAYERS]…
                     [--plain] [--initial ADAPTER] [--allow-loss] [--json]
 
-  ADAPTER           folder or URL of a PEFT folder, folder of mlx-lm, or the file of any other dialect; what it holds
-                    tells which one it is
+  ADAPTER           folder of PEFT or mlx-lm, or the file of any other dialect, or its URL; what it holds tells which
+                    one it is
   --to DIALECT      peft, kohya, diffusers, gguf, mlx or loralib
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
-  --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file: gguf needs its architecture
-                    and heads, and kohya's names are looked up in its list of layers; no weights are read
+  --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file, or its URL: gguf needs its
+                    architecture and heads, and kohya's names are looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which only files from here hold: needed to read all others
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
@@ -77,10 +76,6 @@ interface Output {
   readonly sink: Sink;
   readonly file?: string;
   readonly written: { readonly name: string; bytes: number }[];
-}
-
-async function openAdapter(path: string): Promise<Folder | Source> {
-  return /^https?:\/\//i.test(path) ? urlFolder(new URL(path)) : await modelArgument(path);
 }
 
 /** What the base tells, and what the command line does. */
@@ -164,7 +159,7 @@ export const convert: Command = {
     const { component } = values;
     // Converting is the request that a pickle needs: it is read as data, and what comes out is none.
     const options = { ...facts, signal, allowPickle: true, ...(alpha !== undefined && { alpha }) };
-    const { dialect, adapter: found } = await readAdapter(await openAdapter(path), {
+    const { dialect, adapter: found } = await readAdapter(await modelArgument(path), {
       ...options,
       ...(component !== undefined && { component }),
       ...(rank !== undefined && { rank }),

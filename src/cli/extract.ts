@@ -2,11 +2,11 @@ import { parseArgs } from "node:util";
 import { saveAdapter } from "../adapter/save.ts";
 import { extractAdapter } from "../checkpoint/extract.ts";
 import { folder } from "../fs/mod.ts";
-import { numberOption, requiredOption } from "./arguments.ts";
+import { modelArgument, numberOption, requiredOption } from "./arguments.ts";
 import { dtypeOption } from "./combine.ts";
 import { type Command, UsageError } from "./command.ts";
 import { describeResult, printResult } from "./error_table.ts";
-import { asFolder, openBase } from "./merge_base.ts";
+import { asFolder } from "./merge_base.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { Progress } from "./progress.ts";
 import { printJson } from "./terminal.ts";
@@ -64,8 +64,8 @@ export const extract: Command = {
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     const progress = new Progress("Extracting");
     const onProgress = (state: { loaded: number; total: number; name: string }) => progress.update(state);
-    const before = await asFolder(await openBase(base), { signal });
-    const after = await asFolder(await openBase(tuned), { signal });
+    const before = await asFolder(await modelArgument(base), { signal });
+    const after = await asFolder(await modelArgument(tuned), { signal });
     const adapter = await extractAdapter(before.folder, after.folder, { ...given, signal, onProgress }).finally(() =>
       progress.end()
     );

@@ -23,7 +23,7 @@ const HELP = `Answer a prompt with a model, as it is or through adapters.
 
 Usage: lora generate --model MODEL [--adapter ADAPTER[=WEIGHT]]… --prompt TEXT [OPTION]…
 
-  --model MODEL         Hugging Face folder, or a .gguf file
+  --model MODEL         Hugging Face folder, or a .gguf file, or its URL
   --adapter ADAPTER     PEFT folder or URL; several are mixed, each with its weight (1 if none is given)
   --initial ADAPTER     the adapter as it was before training, where its initialisation changed the base and the base
                         does not tell how (CorDA, LoRA-GA, PiSSA by a random SVD); one for each --adapter, in order

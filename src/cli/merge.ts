@@ -6,18 +6,20 @@ import type { MergeDtype } from "../checkpoint/merge_dtype.ts";
 import { mergeGguf } from "../checkpoint/merge_gguf.ts";
 import type { LoadAdapterOptions } from "../adapter/load.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
+import { quote } from "../formats/quote.ts";
 import { folder } from "../fs/mod.ts";
 import { openBackend } from "../open.ts";
 import {
   adapterArguments,
   choiceOption,
   loadArgument,
+  modelArgument,
   numberOption,
   requiredOption,
   threadsOption,
 } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
-import { asFolder, openBase } from "./merge_base.ts";
+import { asFolder } from "./merge_base.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
@@ -88,16 +90,16 @@ interface Job {
 
 /** Merges into a folder, or into a GGUF file. */
 async function mergeInto({ base, out, adapters, dtype, outType }: Job, options: MergeOptions): Promise<MergeReport> {
-  const opened = await openBase(base);
+  const opened = await modelArgument(base);
   if (!out.endsWith(".gguf")) {
-    if (outType) throw new UsageError(`Cannot use --out-type for "${out}": a name ending in .gguf is wanted`);
+    if (outType) throw new UsageError(`Cannot use --out-type for ${quote(out)}: a name ending in .gguf is wanted`);
     const { folder: from, report } = await asFolder(opened, options);
     const merged = await mergeCheckpoint(from, adapters, folder(out), { ...options, ...(dtype && { dtype }) });
     return { ...merged, report: [...report, ...merged.report] };
   }
   if ("open" in opened || !opened.name.endsWith(".gguf")) {
     const remedy = "merge into a folder and convert that with llama.cpp's convert_hf_to_gguf.py";
-    throw new UsageError(`Cannot write ${base} as GGUF: a .gguf base is wanted; ${remedy}`);
+    throw new UsageError(`Cannot write ${quote(base)} as GGUF: a .gguf base is wanted; ${remedy}`);
   }
   if (dtype) throw new UsageError("Cannot use --dtype for a .gguf: --out-type is wanted");
   const place = { file: basename(out), ...(outType && { outType }) };
@@ -145,5 +147,6 @@ export const merge: Command = {
 function formatFiles({ files, sizes, digests }: MergeReport): string {
   const rows = files.map((name) => [printable(name), formatBytes(sizes[name]!), digests[name] ?? ""]);
   const columns = [{ title: "file" }, { title: "size", align: "right" }, { title: "sha256" }] as const;
-  return formatTable(columns, rows, dimTitles, tableWidth());
+  const shown = Object.keys(digests).length > 0 ? 3 : 2;
+  return formatTable(columns.slice(0, shown), rows.map((row) => row.slice(0, shown)), dimTitles, tableWidth());
 }

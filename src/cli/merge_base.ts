@@ -1,9 +1,7 @@
 import type { ReportLine } from "../adapter/adapter.ts";
 import { SINGLE_FILE } from "../formats/checkpoint.ts";
 import type { Folder, ReadOptions, Source } from "../formats/source.ts";
-import { urlFolder, urlSource } from "../formats/url.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { modelArgument, urlArgument } from "./arguments.ts";
 import { ggufTokenizerFiles, withFiles } from "./gguf_tokenizer_files.ts";
 
 /** A base as a folder, and what is worth knowing about it. */
@@ -12,13 +10,6 @@ export interface MergeBase {
   readonly folder: Folder;
   /** What its form cannot say. */
   readonly report: readonly ReportLine[];
-}
-
-/** Opens a Hugging Face folder, a `.safetensors` or a `.gguf` file, on disk or behind a URL. */
-export async function openBase(path: string): Promise<Folder | Source> {
-  const url = urlArgument(path);
-  if (!url) return await modelArgument(path);
-  return /\.(gguf|safetensors)$/.test(url.pathname) ? urlSource(url) : urlFolder(url);
 }
 
 /** A base as a Hugging Face folder. */

@@ -55,7 +55,7 @@ export async function lockFolder(directory: string, name: string): Promise<Folde
       await new Promise((resolve) => setTimeout(resolve, MOST_WAIT_MS * Math.random()));
     }
   } catch (error) {
-    throw fileError("lock", directory, name, error);
+    throw fileError("write to", directory, name, error);
   }
 }
 
@@ -113,7 +113,7 @@ async function machineName(): Promise<string> {
 function refuseLocked(directory: string, name: string, { file, machine, pid }: Owner, here: string): IntegrityError {
   const place = machine === here ? "" : " of another machine or container";
   const remedy = machine === here ? "" : `; if it is dead, remove ${quote(file)}`;
-  const message = `Cannot lock ${quote(directory)} for ${quote(name)}, which process ${pid}${place} has locked`;
+  const message = `Cannot write to ${quote(directory)}, which process ${pid}${place} has locked for its ${quote(name)}`;
   const details = { code: "locked", file, found: pid };
-  return new IntegrityError(`${message}: expected no other to work in the folder${remedy}`, details);
+  return new IntegrityError(`${message}: expected it to end first, or another folder${remedy}`, details);
 }

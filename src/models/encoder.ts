@@ -55,7 +55,8 @@ export class Encoder extends AdaptedModel {
 
   /**
    * The last hidden state (batch, length, width), or the logits (batch, labels) of a classifier of sequences. Rows may
-   * differ in length, and be padded where a mask says so: a sequence gives what it gives alone, and padding costs nothing.
+   * differ in length, and be padded where a mask says so: a sequence gives what it gives alone, and padding, whose states
+   * are zero, costs nothing.
    *
    * @param ids Token ids, one row per sequence.
    * @param options The mask, which adapters answer, and abort.
@@ -82,7 +83,7 @@ export class Encoder extends AdaptedModel {
   /**
    * One vector (batch, width) per sequence: the mean of the last hidden state over its tokens, padding left out.
    *
-   * @param ids Token ids, one row per sequence.
+   * @param ids Token ids, one row per sequence: `tokenizer.encode(text, { addSpecial: true })`, with [CLS] and [SEP].
    * @param options The pooling, the mask, which adapters answer, and abort.
    * @throws {ShapeError} If there are no ids, or the mask has another shape or hides a whole row.
    * @throws {LimitError} If a row is longer than the model's positions.

@@ -150,7 +150,8 @@ export class LanguageModel extends AdaptedModel {
    * pass over the weights serves all. The prompts may differ in length, and each ends on its own.
    *
    * @param prompts Texts or token ids, as for {@linkcode LanguageModel.generate}.
-   * @param options Which adapters answer, how tokens are chosen, and when to stop; a seed is that of every prompt.
+   * @param options Which adapters answer, how tokens are chosen, and when to stop; a seed is that of every prompt,
+   *   without one each has its own.
    * @throws {ShapeError} If there is no prompt, or one is empty, or the adapters are not one per prompt.
    * @throws {LimitError} If one is longer than the model's context.
    * @throws {MismatchError} If an adapter's name is unknown; the message lists the known ones.
@@ -175,18 +176,20 @@ export class LanguageModel extends AdaptedModel {
     options: GenerateBatchOptions = {},
   ): BatchGeneration {
     this.requireLive();
+    if (!Array.isArray(prompts)) {
+      throw new TypeError(`Cannot generate a batch from ${typeof prompts}: expected an array of prompts`);
+    }
     if (prompts.length === 0) {
       throw new ShapeError("Cannot generate with no prompts: expected at least one", { field: "prompts", found: 0 });
     }
-    const rows = prompts.map((prompt) => this.#encode("generate", prompt, options));
+    const rows = prompts.map((prompt, row) => this.#encode(`generate row ${row}`, prompt, options));
     const { backend, network, adapters, decoders } = this.#placed;
     const mixes = adapters.resolve(options.adapter, rows.length);
-    const { seed = Math.floor(Math.random() * 2 ** 32) } = options;
     return new BatchGeneration({
       prompts: rows.map((ids) => ({
         ids,
         maxNewTokens: this.#room(ids, options),
-        sampler: new Sampler({ ...options, seed }),
+        sampler: new Sampler(options),
         stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
         cache: this.#cacheFor(ids, this.#room(ids, options)),
       })),

@@ -90,6 +90,19 @@ export async function loadModel(source: Folder | Source, options: LoadModelOptio
  * @param options Backend, dtype, progress and abort.
  * @throws {FormatError} If a file is malformed, or asks for what is not supported; the field is named.
  * @throws {MismatchError} If the tensors are not those of the config.
+ *
+ * @example
+ * ```ts
+ * import { folder } from "@lowrank/lora/fs";
+ * import { loadEncoder } from "@lowrank/lora/models";
+ * import assert from "node:assert/strict";
+ *
+ * const encoder = await loadEncoder(folder("tests/fixtures/base/bert"));
+ * const rows = [[2, 9, 4, 3], [2, 7, 3]]; // of each text encoder.tokenizer?.encode(text, { addSpecial: true })
+ * const { shape } = await encoder.embed(rows, { normalize: true });
+ * assert.deepEqual(shape, [2, encoder.config.hiddenSize]);
+ * encoder.dispose();
+ * ```
  */
 export async function loadEncoder(source: Folder, options: LoadModelOptions = {}): Promise<Encoder> {
   checkDtype(options);
@@ -160,7 +173,13 @@ async function openFolder(source: Folder | Source, options: ReadOptions): Promis
       `Cannot load a model from ${found}: expected folder("…") or file("….gguf") of "@lowrank/lora/fs", or urlFolder(url)`,
     );
   }
-  if (!("open" in source)) return await ggufFolder(source, options);
+  if (!("open" in source)) {
+    if (!/\.(?:safetensors|json)$/.test(source.name)) return await ggufFolder(source, options);
+    const message = `Cannot load a model from the file ${
+      quote(source.name)
+    } alone: expected its folder, or a .gguf file`;
+    throw new MismatchError(message, { file: source.name });
+  }
   if (await source.has("config.json", options)) return source;
   const files = await source.list?.(options) ?? [];
   const ggufs = files.filter((file) => file.endsWith(".gguf"));

@@ -16,6 +16,9 @@ export function encodePrompt(
     throw new TypeError(`Cannot generate from ${typeof prompt}: the prompt is text or an array of token ids`);
   }
   if (typeof prompt !== "string") {
+    if (prompt.some((id) => typeof id === "string")) {
+      throw new TypeError("Cannot generate from several texts: expected one, or generateBatch()");
+    }
     if (chat) throw new TypeError("Cannot generate a chat answer from token ids: chat needs the prompt as text");
     return [...prompt];
   }

@@ -6,8 +6,10 @@
 
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
 import { fuseExperts, type ShapeOf } from "../adapter/expert_forms.ts";
+import { MismatchError } from "../errors.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import { concat } from "../formats/concat.ts";
+import { quote } from "../formats/quote.ts";
 
 const EXPERT = /^(.*\blayers\.\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight$/;
 const ROUTER = /\.block_sparse_moe\.gate(?=$|\.)/;
@@ -24,14 +26,18 @@ const PARTS: readonly (readonly [parameter: string, leaves: readonly (readonly s
  * @param checkpoint Any checkpoint.
  * @returns A view of it; what is not whole (a missing expert, other shapes or dtypes) keeps its names. The checkpoint
  * itself where it has no single experts.
+ * @throws {MismatchError} If it has a matrix, a router or a parameter twice, in two of these forms.
  */
 export function fuseSingleExperts(checkpoint: Checkpoint): Checkpoint {
   const fused = new Map<string, readonly CheckpointTensor[]>();
-  for (const [layer, experts] of singleExperts(checkpoint)) {
+  for (const [layer, matrices] of singleExperts(checkpoint)) {
     for (const [parameter, choices] of PARTS) {
-      const leaves = choices.find(([leaf]) => experts[0]?.has(leaf!));
-      const parts = leaves && experts.flatMap((expert) => leaves.flatMap((leaf) => expert.get(leaf) ?? []));
-      if (parts?.length !== experts.length * (leaves?.length ?? 0) || !areAlike(parts)) continue;
+      const leaves = choices.find(([leaf]) => matrices.has(leaf!)) ?? [];
+      const experts = leaves.map((leaf) => matrices.get(leaf));
+      const count = experts[0]?.size ?? 0;
+      const parts = Array.from({ length: count }, (_, e) => experts.flatMap((of) => of?.get(e) ?? [])).flat();
+      const isWhole = experts.every((of) => of?.size === count) && parts.length === count * leaves.length;
+      if (!isWhole || !areAlike(parts)) continue;
       fused.set(`${layer}.mlp.experts.${parameter}`, parts);
     }
   }
@@ -42,6 +48,8 @@ export function fuseSingleExperts(checkpoint: Checkpoint): Checkpoint {
   for (const [own, tensor] of checkpoint.tensors) {
     if (taken.has(own)) continue;
     const name = own.replace(ROUTER, ".mlp.gate");
+    const [twin, [part] = []] = [stored.get(name), fused.get(name) ?? []];
+    if (twin !== undefined || part) throw refuseTwin(checkpoint, own, twin ?? part!.name);
     stored.set(name, own);
     tensors.set(name, { ...tensor, name });
   }
@@ -56,18 +64,28 @@ export function fuseSingleExperts(checkpoint: Checkpoint): Checkpoint {
   return { ...checkpoint, tensors, read };
 }
 
-/** The matrices of each expert by their last name, layer by layer. */
-function singleExperts({ tensors }: Checkpoint): Map<string, Map<string, CheckpointTensor>[]> {
-  const layers = new Map<string, Map<string, CheckpointTensor>[]>();
-  for (const tensor of tensors.values()) {
+/** The matrices of all experts by their last name and the expert's number, layer by layer. */
+function singleExperts(checkpoint: Checkpoint): Map<string, Map<string, Map<number, CheckpointTensor>>> {
+  const layers = new Map<string, Map<string, Map<number, CheckpointTensor>>>();
+  for (const tensor of checkpoint.tensors.values()) {
     const [, layer, expert, leaf] = EXPERT.exec(tensor.name) ?? [];
-    if (layer === undefined || Number(expert) >= tensors.size) continue;
-    const experts = layers.get(layer) ?? [];
-    while (experts.length <= Number(expert)) experts.push(new Map());
-    experts[Number(expert)]!.set(leaf!, tensor);
-    layers.set(layer, experts);
+    if (layer === undefined) continue;
+    const matrices = layers.get(layer) ?? new Map<string, Map<number, CheckpointTensor>>();
+    const experts = matrices.get(leaf!) ?? new Map<number, CheckpointTensor>();
+    const twin = experts.get(Number(expert));
+    if (twin) throw refuseTwin(checkpoint, tensor.name, twin.name);
+    layers.set(layer, matrices.set(leaf!, experts.set(Number(expert), tensor)));
   }
   return layers;
+}
+
+function refuseTwin({ name }: Checkpoint, tensor: string, twin: string): MismatchError {
+  const message = `Cannot load ${quote(name)} with both ${quote(tensor)} and ${quote(twin)}`;
+  return new MismatchError(`${message}: expected one, as they are one part of one layer`, {
+    file: name,
+    tensor,
+    unexpected: [tensor],
+  });
 }
 
 function areAlike(tensors: readonly CheckpointTensor[]): boolean {

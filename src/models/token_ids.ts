@@ -18,8 +18,12 @@ type Sizes = Pick<LlamaConfig, "vocabSize" | "maxPositions">;
  * @throws {ShapeError} If there is none.
  * @throws {LimitError} If they are more than the model's context.
  * @throws {RangeError} If one is no integer, or not in the vocabulary.
+ * @throws {TypeError} If it is text.
  */
 export function checkTokenIds(action: string, ids: readonly number[], config: Sizes): void {
+  if (typeof ids === "string") {
+    throw new TypeError(`Cannot ${action} with text: expected its ids, as tokenizer.encode() gives them`);
+  }
   if (ids.length === 0) {
     const message = `Cannot ${action} with an empty prompt: expected at least one token`;
     throw new ShapeError(message, { field: "prompt", found: 0, expected: 1 });

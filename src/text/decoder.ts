@@ -1,5 +1,7 @@
 /** How tokens become text. */
 export type DecoderPlan =
+  /** Tokens are words, or go on with one after a prefix (BERT). */
+  | { readonly kind: "words"; readonly prefix: string; readonly cleanup: boolean }
   /** Every character of a token stands for one byte (GPT-2). */
   | { readonly kind: "bytes" }
   /** Tokens are text after replacements (SentencePiece). */
@@ -50,6 +52,7 @@ export interface TokenStream {
  * @returns Begins a stream.
  */
 export function decoderOf(plan: DecoderPlan): () => TokenStream {
+  if (plan.kind === "words") return () => new WordStream(plan);
   if (plan.kind === "pieces") return () => new PieceStream(plan);
   const bytesOf = byteLevel();
   return () => new ByteStream(bytesOf);
@@ -69,6 +72,36 @@ class ByteStream implements TokenStream {
 
   end(): string {
     return this.#utf8.decode();
+  }
+}
+
+/** What the Rust tokenizers take back of English text that was set apart. */
+const CLEANUPS: readonly (readonly [from: string, to: string])[] = [
+  ...[".", "?", "!", ",", "n't", "'m"].map((end) => [` ${end}`, end] as const),
+  [" ' ", "'"],
+  [" do not", " don't"],
+  ...["'s", "'ve", "'re"].map((end) => [` ${end}`, end] as const),
+];
+
+class WordStream implements TokenStream {
+  readonly #plan: DecoderPlan & { kind: "words" };
+  #first = true;
+
+  constructor(plan: DecoderPlan & { kind: "words" }) {
+    this.#plan = plan;
+  }
+
+  push(token: string): string {
+    const { prefix, cleanup } = this.#plan;
+    const goesOn = prefix !== "" && token.startsWith(prefix);
+    const text = this.#first ? token : goesOn ? token.slice(prefix.length) : ` ${token}`;
+    this.#first = false;
+    return cleanup ? CLEANUPS.reduce((changed, [from, to]) => changed.replaceAll(from, to), text) : text;
+  }
+
+  end(): string {
+    this.#first = true;
+    return "";
   }
 }
 

@@ -2,7 +2,7 @@ import { FormatError, LimitError } from "../errors.ts";
 import type { GgufValue } from "../formats/gguf.ts";
 import { quote } from "../formats/quote.ts";
 import type { AddedToken } from "./added_tokens.ts";
-import { BpeTokenizer, type TokenizerParts } from "./bpe_tokenizer.ts";
+import { type TokenizerParts, WordTokenizer } from "./word_tokenizer.ts";
 import type { DecoderPlan } from "./decoder.ts";
 import { bytesStep, GPT2_WORDS, normalizerOf, preTokenizerOf, splitAt } from "./pre_tokenizer.ts";
 import { scoredMerges } from "./scored_merges.ts";
@@ -93,7 +93,7 @@ export function ggufTokenizer(metadata: ReadonlyMap<string, GgufValue>): Tokeniz
   }
   const added = addedTokens(metadata, tokens);
   const parts = model === "gpt2" ? byteLevel(metadata, vocab) : sentencePiece(metadata, vocab, added);
-  return new BpeTokenizer({
+  return new WordTokenizer({
     ...parts,
     ...specials(metadata, tokens, parts.addBos),
     vocab,
@@ -122,8 +122,9 @@ function byteLevel(metadata: Metadata, vocab: ReadonlyMap<string, number>): Enco
     fuseUnk: false,
     byteFallback: false,
     ignoreMerges: found.ignoreMerges ?? false,
+    wordPiece: null,
     normalizer: normalizerOf(found.nfc ? [{ type: "NFC" }] : []),
-    preTokenizer: preTokenizerOf([...found.words.map(splitAt), bytesStep()]),
+    preTokenizer: preTokenizerOf([...found.words.map((words) => splitAt(words)), bytesStep()]),
     decoder: { kind: "bytes" },
     addBos: found.addBos ?? false,
   };
@@ -159,6 +160,7 @@ function sentencePiece(
     fuseUnk: true,
     byteFallback: true,
     ignoreMerges: false,
+    wordPiece: null,
     normalizer: normalizerOf(prefix ? [{ type: "Prepend", prepend: "▁" }, replace] : [replace]),
     preTokenizer: null,
     decoder,

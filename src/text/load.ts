@@ -1,7 +1,7 @@
 import { readJson, readText } from "../formats/json_file.ts";
 import type { JsonValue } from "../formats/json.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
-import { BpeTokenizer } from "./bpe_tokenizer.ts";
+import { WordTokenizer } from "./word_tokenizer.ts";
 import { Fields } from "./fields.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { type JsonParts, MAX_VOCAB, tokenizerParts } from "./tokenizer_json.ts";
@@ -17,7 +17,7 @@ const TEMPLATE_TOKENS = ["bos_token", "eos_token", "unk_token", "pad_token", "se
  * Loads the tokenizer of a model folder.
  *
  * Reads tokenizer.json, and what there is of tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
- * generation_config.json and config.json. Byte-pair encodings are supported, byte-level and SentencePiece-like.
+ * generation_config.json and config.json. Byte-pair encodings are supported, byte-level and SentencePiece-like, and BERT's pieces of words.
  *
  * @param folder The model folder.
  * @param options A signal.
@@ -56,7 +56,7 @@ export async function loadTokenizer(folder: Folder, options: ReadOptions = {}): 
   }
   const bos = tokenId(parts, templateTokens.bos_token);
   const eos = [...tokenId(parts, templateTokens.eos_token), ...idsOf(generation, "eos_token_id")];
-  return new BpeTokenizer({
+  return new WordTokenizer({
     ...parts,
     templateTokens,
     bosId: [...bos, ...idsOf(generation, "bos_token_id"), ...idsOf(model, "bos_token_id")][0] ?? null,

@@ -7,17 +7,23 @@
 
 import { type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
 import { LimitError } from "../errors.ts";
+import { bertNormalizer } from "./bert_normalizer.ts";
 import { type Fields, plainJson } from "./fields.ts";
 
+/** A step of the package's, or one that is rewritten here. */
+type NormalizerStep = NormalizerConfig | TextNormalizer;
 type NormalizerConfig = ConstructorParameters<typeof SequenceNormalizer>[0]["normalizers"][number];
 type PreTokenizerConfig = ConstructorParameters<typeof SequencePreTokenizer>[0]["pretokenizers"][number];
 
 /** GPT-2's words, numbers, signs and spaces. */
 export const GPT2_WORDS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-/** A pre-tokeniser that makes each match of a pattern a piece of its own. */
-export function splitAt(pattern: string): PreTokenizerConfig {
-  return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+/** A sign that BERT takes for a word: punctuation, and all of ASCII that is no letter, digit or space. */
+const BERT_SIGN = "[\\p{P}\\u0021-\\u002F\\u003A-\\u0040\\u005B-\\u0060\\u007B-\\u007E]";
+
+/** A pre-tokeniser that makes each match of a pattern a piece of its own, or leaves it out. */
+export function splitAt(pattern: string, behavior: "Isolated" | "Removed" = "Isolated"): PreTokenizerConfig {
+  return { type: "Split", pattern: { Regex: pattern }, behavior, invert: false };
 }
 
 /** GPT-2's bytes written as characters, without a split of its own. */
@@ -63,11 +69,13 @@ export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenize
 }
 
 /** Makes a normaliser of checked steps. */
-export function normalizerOf(steps: NormalizerConfig[]): TextNormalizer | null {
+export function normalizerOf(steps: NormalizerStep[]): TextNormalizer | null {
   if (steps.length === 0) return null;
-  const normalizers = steps.map((step) => new SequenceNormalizer({ type: "Sequence", normalizers: [step] }));
+  const normalizers: readonly TextNormalizer[] = steps.map((step) =>
+    "normalize" in step ? step : new SequenceNormalizer({ type: "Sequence", normalizers: [step] })
+  );
   return {
-    normalize: (text) => normalizers.reduce((changed, normalizer) => checkGrowth(normalizer.normalize(changed)), text),
+    normalize: (text) => normalizers.reduce<string>((changed, one) => checkGrowth(one.normalize(changed)), text),
   };
 }
 
@@ -80,12 +88,14 @@ function checkGrowth(text: string): string {
   );
 }
 
-function normalizerSteps(config: Fields | null): NormalizerConfig[] {
+function normalizerSteps(config: Fields | null): NormalizerStep[] {
   if (config === null) return [];
   const type = config.text("type") ?? "";
   switch (type) {
     case "Sequence":
       return config.objects("normalizers").flatMap(normalizerSteps);
+    case "BertNormalizer":
+      return [bertNormalizer(config)];
     case "NFC":
     case "NFD":
     case "NFKC":
@@ -98,7 +108,7 @@ function normalizerSteps(config: Fields | null): NormalizerConfig[] {
       // The package takes the replacement for a JavaScript pattern, in which "$" means more than itself.
       return [{ type, pattern: pattern(config), content: written(config, "content").replaceAll("$", "$$$$") }];
     default:
-      throw config.refusal("type", type, "NFC, NFD, NFKC, NFKD, Prepend, Replace or Sequence");
+      throw config.refusal("type", type, "BertNormalizer, NFC, NFD, NFKC, NFKD, Prepend, Replace or Sequence");
   }
 }
 
@@ -114,6 +124,8 @@ function preTokenizerSteps(config: Fields | null): PreTokenizerConfig[] {
   switch (type) {
     case "Sequence":
       return sequenceSteps(config);
+    case "BertPreTokenizer":
+      return [splitAt("\\p{White_Space}+", "Removed"), splitAt(BERT_SIGN)];
     case "ByteLevel":
       return byteLevelSteps(config);
     case "Digits":
@@ -124,7 +136,7 @@ function preTokenizerSteps(config: Fields | null): PreTokenizerConfig[] {
     case "Metaspace":
       return metaspaceSteps(config);
     default:
-      throw config.refusal("type", type, "ByteLevel, Digits, Metaspace, Sequence or Split");
+      throw config.refusal("type", type, "BertPreTokenizer, ByteLevel, Digits, Metaspace, Sequence or Split");
   }
 }
 

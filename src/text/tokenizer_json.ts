@@ -2,10 +2,11 @@ import { LimitError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import type { AddedToken } from "./added_tokens.ts";
-import type { TokenizerParts } from "./bpe_tokenizer.ts";
+import type { TokenizerParts } from "./word_tokenizer.ts";
 import type { DecoderPlan } from "./decoder.ts";
 import { Fields } from "./fields.ts";
 import { buildNormalizer, buildPreTokenizer } from "./pre_tokenizer.ts";
+import { wordPieceOptions } from "./word_piece.ts";
 
 /** Most tokens, and the bound of ids. */
 export const MAX_VOCAB: number = 1 << 20;
@@ -35,6 +36,7 @@ export function tokenizerParts(value: JsonValue, file: string): JsonParts {
   return {
     vocab,
     merges: readMerges(model, vocab),
+    wordPiece: model.get("type") === "WordPiece" ? wordPieceOptions(model) : null,
     unkToken,
     fuseUnk: model.flag("fuse_unk", false),
     byteFallback: model.flag("byte_fallback", false),
@@ -50,7 +52,8 @@ export function tokenizerParts(value: JsonValue, file: string): JsonParts {
 
 function checkModel(model: Fields): void {
   const type = model.text("type") ?? "BPE";
-  if (type !== "BPE") throw model.refusal("type", type, "BPE");
+  if (type === "WordPiece") return;
+  if (type !== "BPE") throw model.refusal("type", type, "BPE or WordPiece");
   for (const key of ["continuing_subword_prefix", "end_of_word_suffix"]) {
     const affix = model.text(key) ?? "";
     if (affix !== "") throw model.refusal(key, affix, "none");
@@ -160,9 +163,12 @@ function templateIds(post: Fields): { prefix: number[]; suffix: number[] } {
 
 function decoderPlan(json: Fields): DecoderPlan {
   const decoder = json.object("decoder");
-  if (decoder === null) throw json.refusal("decoder", null, "ByteLevel, Metaspace or a Sequence");
+  if (decoder === null) throw json.refusal("decoder", null, "ByteLevel, Metaspace, WordPiece or a Sequence");
   const parts = decoder.get("type") === "Sequence" ? decoder.objects("decoders") : [decoder];
   if (parts.length === 1 && parts[0]!.get("type") === "ByteLevel") return { kind: "bytes" };
+  if (parts.length === 1 && parts[0]!.get("type") === "WordPiece") {
+    return { kind: "words", prefix: parts[0]!.text("prefix") ?? "##", cleanup: parts[0]!.flag("cleanup", true) };
+  }
   const plan = {
     kind: "pieces" as const,
     replace: [] as [string, string][],
@@ -178,7 +184,7 @@ function decoderPlan(json: Fields): DecoderPlan {
     const type = part.text("type") ?? "";
     const place = order.indexOf(type);
     if (place < reached || (type === "Strip" && !fused)) {
-      throw part.refusal("type", type, `ByteLevel alone, or some of ${order.join(", ")} in this order`);
+      throw part.refusal("type", type, `ByteLevel or WordPiece alone, or some of ${order.join(", ")} in this order`);
     }
     reached = place;
     fused ||= type === "Fuse";

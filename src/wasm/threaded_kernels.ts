@@ -23,7 +23,7 @@ const PART_GRAINS = 4;
 const LONGEST = 1 << 28;
 /** Rows of whole tiles in both builds: a part then has the tiles that the whole has there, and so its bits. */
 const TILE_ROWS = 30;
-/** Rows that are not computed in blocks of their depth. */
+/** Rows that are not computed in blocks of their depth, and so in another order. */
 const FEW_ROWS = 6;
 
 /** Fewer stream the cache (`rust-kernels/src/attention.rs`). */
@@ -38,6 +38,8 @@ const SPLIT_RANK = 32;
 interface Axis extends Pick<Task, "counted" | "total" | "steps"> {
   /** Parts are multiples of this. */
   readonly unit: number;
+  /** The last part has more than this. */
+  readonly few?: number;
 }
 
 /** How a call is split. */
@@ -80,11 +82,13 @@ export function threadedKernels(kernels: Kernels, pool: ThreadPool, { grain = GR
 type Share = (kernel: SharedKernel, values: number[], split: Split) => number;
 type ForAll = (bytes: number) => number;
 
-function chunkOf({ total, unit, work, parts = PARTS }: Split, threads: number, grain: number): number {
+function chunkOf({ total, unit, few = 0, work, parts = PARTS }: Split, threads: number, grain: number): number {
   if (work < 2 * grain) return total;
   const each = Math.min(parts, Math.floor(work / grain / PART_GRAINS / threads));
   const wanted = Math.max(Math.min(threads, Math.floor(work / grain)), each * threads, Math.ceil(work / LONGEST));
-  return roundUp(Math.ceil(total / wanted), unit);
+  let chunk = roundUp(Math.ceil(total / wanted), unit);
+  while (chunk < total && (total - 1) % chunk < few) chunk += unit;
+  return chunk;
 }
 
 function roundUp(value: number, to: number): number {
@@ -96,11 +100,6 @@ function productWork(m: number, n: number, k: number): number {
   return n * k * Math.max(2 * m, 2 * FLOP_PER_BYTE);
 }
 
-/** Scratch for any number of the rows: few of them take other blocks than all. */
-function linearScratch(kernels: Kernels, [m = 0, ...sizes]: readonly number[]): number {
-  return Math.max(kernels.linear_scratch(m, ...sizes), kernels.linear_scratch(Math.min(m, FEW_ROWS), ...sizes));
-}
-
 type LinearKernels = Pick<Kernels, "linear" | "linear_scratch" | "round_activations">;
 
 function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): LinearKernels {
@@ -108,7 +107,8 @@ function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): LinearKe
     linear_scratch(...sizes) {
       // rounded activations are read by all threads
       const isShared = INTEGERS.includes(sizes[3] ?? 0);
-      return isShared ? kernels.linear_scratch(...sizes) : forAll(linearScratch(kernels, sizes));
+      const bytes = kernels.linear_scratch(...sizes);
+      return isShared ? bytes : forAll(bytes);
     },
     round_activations(...values) {
       const [, , m = 0, k = 0, , , total = 0] = values;
@@ -122,10 +122,10 @@ function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): LinearKe
       const work = Math.max(m * columns * (integers ? k / 2 + 2 * r : 2 * (k + r)), FLOP_PER_BYTE * bytes);
       const byColumns: Axis = { counted: 12, total: columns, unit: 8, steps: [[11, 1]] };
       if (integers) return share("linear", values, { ...byColumns, work });
-      const scratch = [14, linearScratch(kernels, [m, n, k, dtype])] as const;
+      const scratch = [14, kernels.linear_scratch(m, n, k, dtype)] as const;
       // few columns and many rows, as of the first factor of an adapter: by rows
       const axis: Axis = columns < 64 && m > columns
-        ? { counted: 7, total: m, unit: TILE_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
+        ? { counted: 7, total: m, unit: TILE_ROWS, few: FEW_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
         : byColumns;
       share("linear", values, { ...axis, work, scratch });
     },
@@ -148,7 +148,7 @@ function backwardKernels(kernels: Kernels, share: Share, forAll: ForAll): Backwa
       const [, , , dtype = 0, m = 0, n = 0, k = 0, , columns = 0] = values;
       const scratch = [9, kernels.linear_backward_input_scratch(m, n, k, dtype)] as const;
       const axis: Axis = columns < 128 && m > columns
-        ? { counted: 4, total: m, unit: TILE_ROWS, steps: [[0, 4 * k], [1, 4 * n]] }
+        ? { counted: 4, total: m, unit: TILE_ROWS, few: FEW_ROWS, steps: [[0, 4 * k], [1, 4 * n]] }
         : { counted: 8, total: columns, unit: 64, steps: [[7, 1]] };
       share("linear_backward_input", values, { ...axis, work: productWork(m, n, columns), scratch, parts: 2 });
     },

@@ -13,7 +13,7 @@
  * @module
  */
 
-import { MismatchError } from "../../errors.ts";
+import { LimitError, MismatchError } from "../../errors.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 
@@ -36,8 +36,32 @@ export interface ConvFactors {
  * @returns Its lengths, or undefined for a layer without one.
  */
 export function kernelOf(path: string, kernels: KernelSizes): readonly number[] | undefined {
-  const size = Object.entries(kernels).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
+  const size = valueOf(path, kernels);
   return typeof size === "number" ? [size, size] : size;
+}
+
+/**
+ * Finds what is said of a path.
+ *
+ * @param path The path.
+ * @param values What is said, by path or tail of path.
+ * @returns The value of the longest tail, or undefined.
+ */
+export function valueOf<T>(path: string, values: Readonly<Record<string, T>>): T | undefined {
+  for (let tail = path;; tail = tail.slice(tail.indexOf(".") + 1)) {
+    if (Object.hasOwn(values, tail)) return values[tail];
+    if (!tail.includes(".")) return undefined;
+  }
+}
+
+/** What bounds the factors made of a file's. */
+export interface LayerBounds {
+  /** Name of the file, for messages. */
+  readonly file: string;
+  /** Most rank. */
+  readonly maxRank: number;
+  /** Is told, before they are allocated, how many bytes a tensor takes; throws where all take too many. */
+  spend(tensor: string, bytes: number): void;
 }
 
 /**
@@ -45,16 +69,18 @@ export function kernelOf(path: string, kernels: KernelSizes): readonly number[] 
  *
  * @param factors Those of the file.
  * @param kernel Lengths of the kernel.
- * @param at The layer and the file, for messages.
+ * @param at The layer, its file and what bounds the result.
  * @returns PEFT's, of rank r if loralib's have the form that {@linkcode toLoralibConv} gives them, else of rank r k².
  * @throws {MismatchError} If they are not those of such a layer.
+ * @throws {LimitError} If their rank is above its cap.
  */
 export function fromLoralibConv(
   { a, b }: ConvFactors,
   kernel: readonly number[],
-  at: { readonly path: string; readonly file: string },
+  at: LayerBounds & { readonly path: string },
 ): ConvFactors {
-  const k = requireSquare(kernel, `Cannot place tensor ${quote(`${at.path}.lora_A`)} of ${quote(at.file)}`, at.path);
+  const message = `Cannot place tensor ${quote(`${at.path}.lora_A`)} of ${quote(at.file)}`;
+  const k = requireSquare(kernel, message, { tensor: at.path, file: at.file });
   const [rows = 0, columns = 0] = a.shape;
   const isMatrix = a.shape.length === 2 && b.shape.length === 2 && b.shape[1] === rows;
   if (!isMatrix || [rows, columns, b.shape[0]!].some((length) => length === 0 || length % k !== 0)) {
@@ -64,9 +90,19 @@ export function fromLoralibConv(
     const expected = `(r k, in k) and (out k, r k) of a convolution with k = ${k}`;
     throw new MismatchError(`${message}: expected ${expected}`, { file: at.file, tensor, found, expected });
   }
+  checkRank(rows / k, at);
   const plain = collapse({ a, b }, k);
-  const isOwn = isSame(spread(plain, k), { a, b });
-  return withKernel(isOwn ? plain : expand({ a, b }, k), kernel);
+  if (isSame(spread(plain, k), { a, b })) return withKernel(plain, kernel);
+  checkRank(rows * k, at);
+  at.spend(`${at.path}.lora_A`, a.bytes.length * k * k);
+  return withKernel(expand({ a, b }, k), kernel);
+}
+
+function checkRank(rank: number, { path, file, maxRank }: LayerBounds & { readonly path: string }): void {
+  if (rank <= maxRank) return;
+  const tensor = `${path}.lora_A`;
+  const message = `Cannot read tensor ${quote(tensor)} of ${quote(file)} and rank ${rank}: expected at most ${maxRank}`;
+  throw new LimitError(message, { file, tensor, field: "rank", limit: maxRank, value: rank });
 }
 
 /** What {@linkcode toLoralibConv} makes. */
@@ -85,7 +121,7 @@ export interface LoralibConv extends ConvFactors {
  */
 export function toLoralibConv({ a, b }: ConvFactors, module: string): LoralibConv {
   const [rank = 0, ...rest] = a.shape;
-  const k = requireSquare(rest.slice(1), `Cannot write module ${quote(module)} for loralib`, module);
+  const k = requireSquare(rest.slice(1), `Cannot write module ${quote(module)} for loralib`, { tensor: module });
   const flat = {
     a: reshape(a, [rank, a.shape[1]! * k ** (rest.length - 1)]),
     b: reshape(b, [b.shape[0]!, rank]),
@@ -97,14 +133,19 @@ export function toLoralibConv({ a, b }: ConvFactors, module: string): LoralibCon
   return { ...spread(flat, k), rank };
 }
 
-function requireSquare(kernel: readonly number[], message: string, path: string): number {
+function requireSquare(
+  kernel: readonly number[],
+  message: string,
+  at: { readonly tensor: string; readonly file?: string },
+): number {
   const [k = 0] = kernel;
   const isSquare = Number.isSafeInteger(k) && k >= 1 && kernel.every((length) => length === k);
-  if (isSquare && (k === 1 || kernel.length === 2)) return k;
+  if (isSquare && (k === 1 ? kernel.length <= 3 : kernel.length === 2)) return k;
+  const found = kernel.length <= 3 ? `[${kernel.join(", ")}]` : `of ${kernel.length} lengths`;
   const expected = "two dimensions of one length, or a kernel of length 1: loralib computes no other";
-  throw new MismatchError(`${message}, a convolution with kernel_size [${kernel.join(", ")}]: expected ${expected}`, {
+  throw new MismatchError(`${message}, a convolution with kernel_size ${found}: expected ${expected}`, {
     code: "kernel",
-    tensor: path,
+    ...at,
     field: "kernel_size",
     found: kernel,
     expected,
@@ -115,12 +156,10 @@ function requireSquare(kernel: readonly number[], message: string, path: string)
 function collapse({ a, b }: ConvFactors, k: number): ConvFactors {
   const [rows, columns] = [a.shape[0]! / k, a.shape[1]!];
   const outputs = b.shape[0]! / k;
-  const blocks = range(k * rows).map((
-    i,
-  ): Run => [i % k * rows + Math.floor(i / k), 0, Math.floor(i / k), i % k * columns]);
+  const blocks = runs(k * rows, (i) => [i % k * rows + Math.floor(i / k), 0, Math.floor(i / k), i % k * columns]);
   return {
     a: copyRuns(a, [rows, columns * k], columns, blocks),
-    b: copyRuns(b, [outputs, rows], rows, range(outputs).map((o): Run => [o * k, 0, o, 0])),
+    b: copyRuns(b, [outputs, rows], rows, runs(outputs, (o) => [o * k, 0, o, 0])),
   };
 }
 
@@ -128,8 +167,8 @@ function collapse({ a, b }: ConvFactors, k: number): ConvFactors {
 function spread({ a, b }: ConvFactors, k: number): ConvFactors {
   const [rank, columns] = [a.shape[0]!, a.shape[1]! / k];
   const outputs = b.shape[0]!;
-  const blocks = range(k * rank).map((i): Run => [i % rank, Math.floor(i / rank) * columns, i, 0]);
-  const places = range(outputs * k).map((i): Run => [Math.floor(i / k), 0, i, i % k * rank]);
+  const blocks = runs(k * rank, (i) => [i % rank, Math.floor(i / rank) * columns, i, 0]);
+  const places = runs(outputs * k, (i) => [Math.floor(i / k), 0, i, i % k * rank]);
   return {
     a: copyRuns(a, [rank * k, columns], columns, blocks),
     b: copyRuns(b, [outputs * k, rank * k], rank, places),
@@ -139,7 +178,7 @@ function spread({ a, b }: ConvFactors, k: number): ConvFactors {
 /** PEFT's factors of rank r k². */
 function expand({ a, b }: ConvFactors, k: number): ConvFactors {
   const [rows, columns] = a.shape as readonly [number, number];
-  const blocks = range(rows * k).map((i): Run => [i % rows, 0, i, Math.floor(i / rows) * columns]);
+  const blocks = runs(rows * k, (i) => [i % rows, 0, i, Math.floor(i / rows) * columns]);
   return {
     a: copyRuns(a, [rows * k, columns * k], columns, blocks),
     b: reshape(b, [b.shape[0]! / k, rows * k]),
@@ -150,7 +189,7 @@ function expand({ a, b }: ConvFactors, k: number): ConvFactors {
 function contract({ a, b }: ConvFactors, k: number): ConvFactors {
   const [rows, columns] = [a.shape[0]! / k, a.shape[1]! / k];
   return {
-    a: copyRuns(a, [rows, columns], columns, range(rows).map((i): Run => [i, 0, i, 0])),
+    a: copyRuns(a, [rows, columns], columns, runs(rows, (i) => [i, 0, i, 0])),
     b: reshape(b, [b.shape[0]! * k, rows]),
   };
 }
@@ -163,12 +202,12 @@ function copyRuns(
   { dtype, shape, bytes }: StoredTensor,
   to: readonly [rows: number, columns: number],
   length: number,
-  runs: readonly Run[],
+  places: Iterable<Run>,
 ): StoredTensor {
   const columns = shape[1]!;
   const width = bytes.length / (shape[0]! * columns);
   const copy = new Uint8Array(to[0] * to[1] * width);
-  for (const [fromRow, fromColumn, toRow, toColumn] of runs) {
+  for (const [fromRow, fromColumn, toRow, toColumn] of places) {
     const start = (fromRow * columns + fromColumn) * width;
     copy.set(bytes.subarray(start, start + length * width), (toRow * to[1] + toColumn) * width);
   }
@@ -191,6 +230,7 @@ function isSame(x: ConvFactors, y: ConvFactors): boolean {
   return [[x.a, y.a], [x.b, y.b]].every(([p, q]) => p!.bytes.every((byte, i) => byte === q!.bytes[i]));
 }
 
-function range(length: number): number[] {
-  return Array.from({ length }, (_, i) => i);
+/** One at a time: they may be as many as the elements of a file. */
+function* runs(count: number, runOf: (i: number) => Run): Generator<Run> {
+  for (let i = 0; i < count; i++) yield runOf(i);
 }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { FormatError, MismatchError } from "../../errors.ts";
+import { FormatError, MismatchError, NumericError } from "../../errors.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { type Gguf, readGguf, readGgufTensor } from "../../formats/gguf.ts";
 import { encodeGguf, type GgufField } from "../../formats/gguf_writer.ts";
@@ -107,8 +107,10 @@ function refuseTensor(tensor: string, base: string, file: string, architecture: 
 
 function readAlpha({ metadata }: Gguf, file: string): number {
   const alpha = metadata.get(ALPHA_KEY) ?? 0;
-  if (typeof alpha === "number") return alpha;
-  throw refuseField(ALPHA_KEY, alpha, file, "a 32-bit float");
+  if (typeof alpha !== "number") throw refuseField(ALPHA_KEY, alpha, file, "a 32-bit float");
+  if (Number.isFinite(Math.fround(alpha))) return alpha;
+  const message = `Cannot read ${quote(file)} with ${quote(ALPHA_KEY)} ${alpha}: expected a finite 32-bit float`;
+  throw new NumericError(message, { file, field: ALPHA_KEY, found: alpha });
 }
 
 /** aLoRA: what llama.cpp looks for in a prompt, as PEFT does. */

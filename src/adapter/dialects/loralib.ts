@@ -5,7 +5,7 @@
  * @module
  */
 
-import { FormatError, MismatchError, NumericError } from "../../errors.ts";
+import { FormatError, LimitError, MismatchError, NumericError } from "../../errors.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
@@ -13,9 +13,10 @@ import type { Sink, Source } from "../../formats/source.ts";
 import { encodeTorch } from "../../formats/torch_writer.ts";
 import { writeFiles } from "../../formats/write_files.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
+import { DEFAULT_LIMITS } from "../limits.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { carryTexts, CONFIG_KEY, readCarried } from "./carried.ts";
-import { type ConvFactors, fromLoralibConv, kernelOf, toLoralibConv } from "./conv_kernel.ts";
+import { type ConvFactors, fromLoralibConv, kernelOf, type LayerBounds, toLoralibConv } from "./conv_kernel.ts";
 import { FactorPairs } from "./factor_pairs.ts";
 import { foldScales } from "./fold.ts";
 import { carriedLayers, carryLayers, type LoralibLayers } from "./loralib_layers.ts";
@@ -27,6 +28,9 @@ import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const LORALIB_FILE = "lora.pt";
+/** How many bytes layers may take that are made of one of the file, and what they may take beyond that. */
+const GROWTH = 64;
+const HEAD_ROOM = 2 ** 26;
 /** Key of the alpha in the metadata. */
 const ALPHA_KEY = "lora_alpha";
 const EXPECTED = '"<path>.lora_A" or "<path>.lora_B"';
@@ -58,11 +62,11 @@ export async function readLoralib(source: Source, options: ReadDialectOptions = 
     if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
     layers.set(path, { ...layers.get(path), [part === "A" ? "a" : "b"]: stored });
   }
-  const hints = hintsOf(file, options);
+  const hints = { ...hintsOf(file, options), ...boundsOf(file, options) };
   const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true, conv: "any name" } });
   const times = new Map<string, number>();
   for (const [path, factors] of layers) {
-    const plain = plainFactors(path, factors, { ...hints, file: file.name });
+    const plain = plainFactors(path, factors, hints);
     if (plain.a) pairs.add(path, "a", `${path}.lora_A`, plain.a);
     if (plain.b) pairs.add(path, "b", `${path}.lora_B`, plain.b);
     times.set(path, plain.times);
@@ -78,22 +82,44 @@ function hintsOf(file: TensorFile, { merged = {}, kernels = {} }: ReadDialectOpt
   return { merged: { ...carried.merged, ...merged }, kernels: { ...carried.kernels, ...kernels } };
 }
 
+/** Layers of MergedLinear and Conv2d take more as PEFT has them, and a few bytes say how much. */
+function boundsOf({ name, tensors }: TensorFile, { limits }: ReadDialectOptions): LayerBounds {
+  const { rank, fileBytes } = { ...DEFAULT_LIMITS, ...limits };
+  const size = [...tensors.values()].reduce((sum, { bytes }) => sum + bytes.length, 0);
+  const limit = Math.min(fileBytes, GROWTH * size + HEAD_ROOM);
+  let value = 0;
+  return {
+    file: name,
+    maxRank: rank,
+    spend(tensor, bytes) {
+      value += bytes;
+      if (value <= limit) return;
+      const message = `Cannot place tensor ${quote(tensor)} of ${quote(name)} with layers of ${value} bytes`;
+      const details = { file: name, tensor, field: "size", limit, value };
+      throw new LimitError(`${message}: expected at most ${limit}`, details);
+    },
+  };
+}
+
 /** PEFT's factors of a layer, and by how much their rank, and so their alpha, is larger. */
 function plainFactors(
   path: string,
   factors: Partial<ConvFactors>,
-  { merged, kernels, file }: LoralibLayers & { readonly file: string },
+  { merged, kernels, ...bounds }: LoralibLayers & LayerBounds,
 ): Partial<ConvFactors> & { readonly times: number } {
   const { a, b } = factors;
+  const { file } = bounds;
   const kernel = kernelOf(path, kernels);
   if (!kernel && isConvolution(path)) throw refuseKernel(path, file);
   if (!a || !b) return { ...factors, times: 1 };
   if (kernel) {
-    const plain = fromLoralibConv({ a, b }, kernel, { path, file });
+    const plain = fromLoralibConv({ a, b }, kernel, { path, ...bounds });
     return { ...plain, times: plain.a.shape[0]! * kernel[0]! / a.shape[0]! };
   }
   const layer = mergedLayer({ path, a, b, file }, merged);
-  return layer ? { a, b: spreadSlices(b, layer), times: layer.enabled } : { a, b, times: 1 };
+  if (!layer) return { a, b, times: 1 };
+  bounds.spend(`${path}.lora_B`, b.bytes.length * layer.slices.length);
+  return { a, b: spreadSlices(b, layer), times: layer.enabled };
 }
 
 function refuseKernel(path: string, file: string): FormatError {
@@ -103,9 +129,13 @@ function refuseKernel(path: string, file: string): FormatError {
   return new FormatError(`${message}: expected ${expected}`, details);
 }
 
-function carriedAlpha({ metadata }: TensorFile): number | undefined {
+function carriedAlpha({ name, metadata }: TensorFile): number | undefined {
   const text = metadata.get(ALPHA_KEY);
-  return text === undefined ? undefined : Number(text);
+  if (text === undefined || /^-?\d+(?:\.\d+)?(?:e[+-]?\d+)?$/.test(text)) {
+    return text === undefined ? text : Number(text);
+  }
+  const message = `Cannot read ${quote(ALPHA_KEY)} of ${quote(name)} with value ${quote(text)}: expected a number`;
+  throw new FormatError(message, { file: name, field: ALPHA_KEY, found: text, expected: "a number" });
 }
 
 function requireAlpha(alpha: number | undefined, file: string): asserts alpha is number {

@@ -8,6 +8,7 @@
 import { MismatchError } from "../../errors.ts";
 import { bitsPerElement, type StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
+import { valueOf } from "./conv_kernel.ts";
 
 /** The slices of one layer. */
 export interface MergedLayer {
@@ -75,7 +76,7 @@ export function slicesOf(
   path: string,
   merged: Readonly<Record<string, readonly boolean[]>>,
 ): readonly boolean[] | undefined {
-  return Object.entries(merged).find(([key]) => path === key || path.endsWith(`.${key}`))?.[1];
+  return valueOf(path, merged);
 }
 
 /**

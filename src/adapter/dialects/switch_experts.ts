@@ -22,6 +22,7 @@ import type { NamedTensor } from "../full_tensors.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import type { FactorPair } from "./factor_pairs.ts";
 import { expertMajor, rankMajor } from "./matrix_bytes.ts";
+import type { BaseFacts } from "./options.ts";
 
 /** Factors of all experts: A (E, r, in), B (E, out, r). */
 export interface SwitchFactors {
@@ -72,7 +73,7 @@ export class SwitchExperts {
    * Gives the parameters as PEFT has them, those of one module in the order of their registration.
    *
    * @throws {MismatchError} If a factor lacks its partner, or the shapes of factors do not fit.
-   * @throws {FormatError} If they have several element types.
+   * @throws {FormatError} If they have several element types, or a module is there twice.
    */
   complete(): readonly FactorPair[] {
     const pairs = new Map<string, FactorPair>();
@@ -81,11 +82,13 @@ export class SwitchExperts {
       const [gate, up, down] = (["gate_proj", "up_proj", "down_proj"] as const).map((name) => this.#one(owner, name));
       const module = `${owner.replace(/\.block_sparse_moe$/, ".mlp")}.experts`;
       const first = gate ?? up;
-      if (first) {
-        const name = `${module}.gate_up_proj`;
-        pairs.set(name, pairOf(name, joinProjections(gate ?? zeroLike(first), up ?? zeroLike(first), this.#file)));
+      const whole = first && joinProjections(gate ?? zeroLike(first), up ?? zeroLike(first), this.#file);
+      for (const [parameter, factors] of [["gate_up_proj", whole], ["down_proj", down]] as const) {
+        const name = `${module}.${parameter}`;
+        const twin = pairs.get(name);
+        if (factors && twin) throw refuseTwin(factors.a.name, twin.a.name, this.#file);
+        if (factors) pairs.set(name, pairOf(name, factors));
       }
-      if (down) pairs.set(`${module}.down_proj`, pairOf(`${module}.down_proj`, down));
     }
     return [...pairs.values()];
   }
@@ -108,6 +111,19 @@ export class SwitchExperts {
     const expected = `(experts, outputs, rank) beside ${quote(a.name)} of shape ${formatShape(a.shape)}`;
     throw new MismatchError(`${message}: expected ${expected}`, { file, tensor: b.name, found: b.shape, expected });
   }
+}
+
+/**
+ * Makes the error for a module that a file has twice, under two paths.
+ *
+ * @param tensor One of its tensors.
+ * @param twin The same under the other path.
+ * @param file Name of the file.
+ * @returns The error.
+ */
+export function refuseTwin(tensor: string, twin: string, file: string): FormatError {
+  const message = `Cannot read ${quote(file)} with both ${quote(twin)} and ${quote(tensor)}`;
+  return new FormatError(`${message}: expected one, as they are of one module`, { file, tensor });
 }
 
 interface NamedFactors extends SwitchFactors {
@@ -158,13 +174,13 @@ function joinProjections(gate: NamedFactors, up: NamedFactors, file: string): Na
  * Makes mlx-lm's factors of a parameter.
  *
  * @param module A module of kind experts: `….experts.gate_up_proj` or `….experts.down_proj`.
- * @param modules Paths of the base's layers, which tell Mixtral's `block_sparse_moe` from `mlp`, if known.
+ * @param base What is known of the base: its type or its layers tell Mixtral's `block_sparse_moe` from `mlp`.
  * @returns The factors by path.
  * @throws {MismatchError} If it is another parameter.
  */
 export function toSwitchExperts(
   { name, loraA, loraB, rank, experts = 1 }: LoraModule,
-  modules: Iterable<string> = [],
+  base: Pick<BaseFacts, "modules" | "modelType"> = {},
 ): ReadonlyMap<string, SwitchFactors> {
   const [, owner, parameter] = FUSED.exec(name) ?? [];
   const [outputs, inputs] = [loraB.shape[0]!, loraA.shape[1]!];
@@ -178,7 +194,7 @@ export function toSwitchExperts(
   }
   const a = { ...loraA, shape: [experts, rank, inputs] };
   const b = expertMajor(loraB, experts);
-  const path = `${mlxOwner(owner, modules)}.switch_mlp`;
+  const path = `${mlxOwner(owner, base)}.switch_mlp`;
   if (parameter === "down_proj") return new Map([[`${path}.down_proj`, { a, b }]]);
   const half = outputs / 2;
   const gate = { a, b: sliceEach(b, 0, half) };
@@ -189,8 +205,9 @@ export function toSwitchExperts(
 }
 
 /** Mixtral's experts have kept the old name of their module in mlx-lm. */
-function mlxOwner(owner: string, modules: Iterable<string>): string {
+function mlxOwner(owner: string, { modules = [], modelType }: Pick<BaseFacts, "modules" | "modelType">): string {
   const old = owner.replace(/\.mlp$/, ".block_sparse_moe");
+  if (modelType === "mixtral") return old;
   for (const path of modules) if (path.startsWith(`${old}.`)) return old;
   return owner;
 }

@@ -4,6 +4,7 @@ import { type AddedToken, AddedTokens, type Stretch } from "./added_tokens.ts";
 import { ChatTemplate } from "./chat_template.ts";
 import { decoderOf, type DecoderPlan, type TokenStream } from "./decoder.ts";
 import type { TextNormalizer } from "./pre_tokenizer.ts";
+import { type WordPieceOptions, wordPieces } from "./word_piece.ts";
 import type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, TextStream, Tokenizer } from "./tokenizer.ts";
 
 /** Longest text that is encoded, in UTF-16 units. */
@@ -19,6 +20,8 @@ export interface TokenizerParts {
   readonly fuseUnk: boolean;
   readonly byteFallback: boolean;
   readonly ignoreMerges: boolean;
+  /** Set where words are taken apart by their longest pieces, not by merges. */
+  readonly wordPiece: WordPieceOptions | null;
   readonly normalizer: TextNormalizer | null;
   readonly preTokenizer: PreTokenizer | null;
   readonly decoder: DecoderPlan;
@@ -35,8 +38,8 @@ export interface TokenizerParts {
   readonly file: string;
 }
 
-/** A tokenizer by byte-pair encoding. */
-export class BpeTokenizer implements Tokenizer {
+/** A tokenizer that encodes word by word, by byte pairs or by BERT's pieces. */
+export class WordTokenizer implements Tokenizer {
   readonly vocabSize: number;
   readonly bosId: number | null;
   readonly eosIds: readonly number[];
@@ -148,6 +151,8 @@ export class BpeTokenizer implements Tokenizer {
 
   #lookUp(word: string): number[] {
     const { tokens_to_ids, unk_token_id } = this.#model;
+    const { vocab, wordPiece } = this.#parts;
+    if (wordPiece) return wordPieces(word, vocab, wordPiece) ?? [unk_token_id!];
     const ids: number[] = [];
     for (const token of this.#model._call([word])) {
       const id = tokens_to_ids.get(token) ?? unk_token_id;
