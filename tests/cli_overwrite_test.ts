@@ -42,3 +42,17 @@ test("refuseOverwrite() judges by what is written and what is there, not by the 
     for (const [place, from] of allowed) await refuseOverwrite(place, [from]);
   });
 });
+
+test("a folder in place of a file is refused, and a file in place of a folder", async () => {
+  await inTemporaryFolder(async (path) => {
+    const file = join(path, "plain");
+    writeFileSync(file, "");
+    const refusal = (message: RegExp) => ({ name: "UsageError", message });
+    const found = refuseOverwrite({ path, writes: null }, []);
+    await assert.rejects(found, refusal(/is a folder: another --out, a file, is wanted/));
+    await assert.rejects(
+      refuseOverwrite(claimedFolder(file), []),
+      refusal(/is a file: another --out, a folder, is wanted/),
+    );
+  });
+});

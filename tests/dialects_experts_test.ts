@@ -2,7 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import type { Adapter } from "../src/adapter/adapter.ts";
+import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
 import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
+import type { BaseFacts } from "../src/adapter/dialects/options.ts";
 import { expertFactors } from "../src/adapter/expert_forms.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
@@ -170,11 +172,16 @@ test("100 random adapters of fused experts come back from mlx with every bit and
 
 test("Mixtral's experts get their old path where the base tells it", async () => {
   const adapter = await loadAdapter(fixtureFolder("moe/adapter"));
-  for (
-    const [modules, owner] of [[[], "mlp"], [["model.layers.0.block_sparse_moe.gate"], "block_sparse_moe"]] as const
-  ) {
+  const old = "block_sparse_moe";
+  const bases: readonly (readonly [base: BaseFacts, owner: string, told: number])[] = [
+    [{}, "mlp", 1],
+    [{ modules: [`model.layers.0.${old}.gate`] }, old, 1],
+    [await readBaseFacts(fixtureFolder("base/mixtral")), old, 0],
+    [{ modelType: "qwen3_moe" }, "mlp", 0],
+  ];
+  for (const [base, owner, told] of bases) {
     const sink = memorySink();
-    await writeAdapter(adapter, "mlx", sink, { modules });
+    assert.equal((await writeAdapter(adapter, "mlx", sink, base)).length, told);
     const names = [...(await tensorsOf(memorySource("a", sink.files.get("adapters.safetensors")!))).keys()];
     assert(names.includes(`model.layers.0.${owner}.switch_mlp.down_proj.lora_a`), names.join());
     assertSame((await readAdapter(memoryFolder(sink.files))).adapter, adapter, owner);

@@ -22,7 +22,9 @@ import { encodeTorch } from "../src/formats/torch_writer.ts";
 import { random } from "./values.ts";
 
 /** Heads of the llama that random adapters are for: q has 4 of 4 rows, k and v have 2. */
-export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels">> & { readonly modules: readonly string[] } = {
+export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels" | "modelType">> & {
+  readonly modules: readonly string[];
+} = {
   architecture: "llama",
   heads: 4,
   kvHeads: 2,

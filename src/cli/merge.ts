@@ -147,5 +147,6 @@ export const merge: Command = {
 function formatFiles({ files, sizes, digests }: MergeReport): string {
   const rows = files.map((name) => [printable(name), formatBytes(sizes[name]!), digests[name] ?? ""]);
   const columns = [{ title: "file" }, { title: "size", align: "right" }, { title: "sha256" }] as const;
-  return formatTable(columns, rows, dimTitles, tableWidth());
+  const shown = Object.keys(digests).length > 0 ? 3 : 2;
+  return formatTable(columns.slice(0, shown), rows.map((row) => row.slice(0, shown)), dimTitles, tableWidth());
 }

@@ -23,7 +23,7 @@ export function claimedFolder(path: string): WrittenPlace {
 
 /**
  * Refuses to write where something is read: over it, as a file of a folder that is read, or into a folder that is claimed
- * from a file that is read.
+ * from a file that is read, or into a file in place of a folder, or the other way round.
  *
  * @param place What is written.
  * @param paths The files and folders that are read.
@@ -32,6 +32,13 @@ export function claimedFolder(path: string): WrittenPlace {
 export async function refuseOverwrite(place: WrittenPlace, paths: readonly string[]): Promise<void> {
   const { path, writes, option = "out" } = place;
   const to = await realPlace(path);
+  const isThere = await stat(path).catch(() => undefined);
+  if (isThere && isThere.isDirectory() !== (writes !== null)) {
+    const [found, wanted] = writes === null ? ["folder", "file"] : ["file", "folder"];
+    throw new UsageError(
+      `Cannot write to ${quote(path)}, which is a ${found}: another --${option}, a ${wanted}, is wanted`,
+    );
+  }
   for (const from of await Promise.all(paths.map(realPlace))) {
     const isPart = writes === null && dirname(to) === from && await isFolder(from);
     const isWritten = writes !== null && dirname(from) === to && !(await isFolder(from)) && writes(basename(from));

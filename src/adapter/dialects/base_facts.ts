@@ -33,6 +33,7 @@ export async function readBaseFacts(base: Folder | Source, options: ReadOptions 
   const kvHeads = count(fields, "num_key_value_heads");
   return {
     ...layerFacts(tensors),
+    ...(typeof type === "string" && { modelType: type }),
     ...(architecture !== undefined && { architecture }),
     ...(heads !== undefined && { heads }),
     ...(kvHeads !== undefined && { kvHeads }),

@@ -33,6 +33,8 @@ import { readTensorFile } from "./tensor_file.ts";
 export const MLX_FILE = "adapters.safetensors";
 const DEFAULT_SCALE = 20;
 const HOLDS: Holds = { dialect: "mlx", kinds: ["linear", "embedding", "experts"], parts: ["magnitude"] };
+/** Types of models whose gate is the first half of gate_up_proj. */
+const GATE_FIRST = /^(?:mixtral|qwen[23]\w*)$/;
 const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
 
 /**
@@ -155,7 +157,7 @@ function refuseConfig(field: string, found: JsonValue, expected: string): Format
  *
  * @param adapter LoRA of linear layers, embeddings and fused experts, or DoRA of linear layers.
  * @param sink Where the files go.
- * @param options `modules`, which for experts tell Mixtral's paths; `allowLoss` and a signal.
+ * @param options `modules` or `modelType`, which for experts tell Mixtral's paths; `allowLoss` and a signal.
  * @returns What was changed.
  * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
@@ -186,19 +188,19 @@ export async function writeMlx(
     [CONFIG_FILE, new TextEncoder().encode(text)],
   ]);
   await writeFiles(sink, files, options);
-  const report = [...reportRanks(folded.modules), ...reportExperts(keys)];
+  const report = [...reportRanks(folded.modules), ...reportExperts(keys, options)];
   return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...report];
 }
 
 /** A module's factors by path. */
-function layersOf(module: LoraModule, { modules }: WriteDialectOptions): ReadonlyMap<string, SwitchFactors> {
-  if (module.kind === "experts") return toSwitchExperts(module, modules);
+function layersOf(module: LoraModule, options: WriteDialectOptions): ReadonlyMap<string, SwitchFactors> {
+  if (module.kind === "experts") return toSwitchExperts(module, options);
   return new Map([[module.name, { a: transposeStored(module.loraA), b: transposeStored(module.loraB) }]]);
 }
 
-function reportExperts(keys: readonly string[]): readonly ReportLine[] {
+function reportExperts(keys: readonly string[], { modelType = "" }: WriteDialectOptions): readonly ReportLine[] {
   const path = keys.find((key) => key.includes(".switch_mlp."));
-  if (path === undefined) return [];
+  if (path === undefined || GATE_FIRST.test(modelType)) return [];
   const what = "fused experts are written as those of Mixtral and Qwen, the gate in the first half of gate_up_proj";
   return [{ module: path, what, why: "the adapter does not say whose they are; Mixtral's path is told by the base" }];
 }

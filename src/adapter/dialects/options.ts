@@ -9,6 +9,8 @@ export type Dialect = "peft" | "kohya" | "diffusers" | "gguf" | "mlx" | "loralib
 export interface BaseFacts {
   /** Paths of its layers that can be adapted. */
   readonly modules?: Iterable<string>;
+  /** `model_type` of its `config.json`: `"mixtral"`. */
+  readonly modelType?: string;
   /** Its name in GGUF files: `"llama"`, `"qwen3"`. */
   readonly architecture?: string;
   /** Attention heads. */

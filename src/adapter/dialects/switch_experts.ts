@@ -22,6 +22,7 @@ import type { NamedTensor } from "../full_tensors.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import type { FactorPair } from "./factor_pairs.ts";
 import { expertMajor, rankMajor } from "./matrix_bytes.ts";
+import type { BaseFacts } from "./options.ts";
 
 /** Factors of all experts: A (E, r, in), B (E, out, r). */
 export interface SwitchFactors {
@@ -173,13 +174,13 @@ function joinProjections(gate: NamedFactors, up: NamedFactors, file: string): Na
  * Makes mlx-lm's factors of a parameter.
  *
  * @param module A module of kind experts: `….experts.gate_up_proj` or `….experts.down_proj`.
- * @param modules Paths of the base's layers, which tell Mixtral's `block_sparse_moe` from `mlp`, if known.
+ * @param base What is known of the base: its type or its layers tell Mixtral's `block_sparse_moe` from `mlp`.
  * @returns The factors by path.
  * @throws {MismatchError} If it is another parameter.
  */
 export function toSwitchExperts(
   { name, loraA, loraB, rank, experts = 1 }: LoraModule,
-  modules: Iterable<string> = [],
+  base: Pick<BaseFacts, "modules" | "modelType"> = {},
 ): ReadonlyMap<string, SwitchFactors> {
   const [, owner, parameter] = FUSED.exec(name) ?? [];
   const [outputs, inputs] = [loraB.shape[0]!, loraA.shape[1]!];
@@ -193,7 +194,7 @@ export function toSwitchExperts(
   }
   const a = { ...loraA, shape: [experts, rank, inputs] };
   const b = expertMajor(loraB, experts);
-  const path = `${mlxOwner(owner, modules)}.switch_mlp`;
+  const path = `${mlxOwner(owner, base)}.switch_mlp`;
   if (parameter === "down_proj") return new Map([[`${path}.down_proj`, { a, b }]]);
   const half = outputs / 2;
   const gate = { a, b: sliceEach(b, 0, half) };
@@ -204,8 +205,9 @@ export function toSwitchExperts(
 }
 
 /** Mixtral's experts have kept the old name of their module in mlx-lm. */
-function mlxOwner(owner: string, modules: Iterable<string>): string {
+function mlxOwner(owner: string, { modules = [], modelType }: Pick<BaseFacts, "modules" | "modelType">): string {
   const old = owner.replace(/\.mlp$/, ".block_sparse_moe");
+  if (modelType === "mixtral") return old;
   for (const path of modules) if (path.startsWith(`${old}.`)) return old;
   return owner;
 }
