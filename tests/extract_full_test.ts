@@ -156,6 +156,20 @@ test("what PEFT has no place for is named with the size of its change, and is al
   });
 });
 
+test("integers that differ are refused by tensor name, and pass where they do not", async () => {
+  const numbers = (last: number): StoredTensor => ({
+    dtype: "I64",
+    shape: [1],
+    bytes: new Uint8Array(8).fill(last, 7),
+  });
+  const [before, after] = [noise([4, 3], 1), noise([4, 3], 2)];
+  const files = (weight: StoredTensor, last: number) =>
+    folderOf(new Map([["a.weight", weight], ["position_ids", numbers(last)]]), "{}");
+  assert.equal((await extractAdapter(files(before, 1), files(after, 1), { rank: 1 })).modules.size, 1);
+  const refusal = { name: "FormatError", tensor: "position_ids", field: "dtype", found: "I64" };
+  await assert.rejects(extractAdapter(files(before, 1), files(after, 2), { rank: 1 }), refusal);
+});
+
 test("an entry of modules_to_save takes all modules that end with it, or none is saved", () => {
   const shapes = (names: Record<string, number[]>) =>
     new Map(Object.entries(names).map(([name, shape]) => [name, { shape }]));

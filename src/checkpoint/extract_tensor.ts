@@ -15,8 +15,8 @@ import { dot, type Matrix, rowOf, transpose } from "../adapter/linear_algebra.ts
 import { RandomStream } from "../adapter/random.ts";
 import type { SingularVectors } from "../adapter/svd.ts";
 import type { Backend } from "../backend.ts";
-import { NumericError } from "../errors.ts";
-import { bitsPerElement, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { FormatError, NumericError } from "../errors.ts";
+import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { residual, sketch, type StreamedMatrix, sumOfSquares } from "./randomised_svd.ts";
@@ -67,6 +67,8 @@ export interface Extracted {
 
 /** Elements of a piece: 16 MB as floats. */
 const PIECE = 2 ** 22;
+/** Of what differences are computed. */
+const FLOATS: readonly Dtype[] = ["F32", "F16", "BF16", "F64"];
 /** GPT-2's layers that store their weight (in, out). */
 const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
 
@@ -77,10 +79,12 @@ const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
  * @param options Rank or energy, and what else there is.
  * @returns What it becomes; null if nothing differs.
  * @throws {NumericError} If the difference is not finite.
+ * @throws {FormatError} If it is of integers that differ.
  */
 export async function extractTensor(pair: TensorPair, options: FactorOptions): Promise<Extracted | null> {
   const { name, before, after, isGpt2 } = pair;
   if (before.dtype === after.dtype && before.bytes.every((byte, i) => byte === after.bytes[i])) return null;
+  for (const { dtype } of [before, after]) if (!FLOATS.includes(dtype)) throw refuseDtype(name, dtype);
   const module = name.replace(/\.weight$/, "");
   const hasPlace = name.endsWith(".weight") && before.shape.length >= 2 && before.shape.every((length) => length > 0);
   const matrix = differenceOf(pair);
@@ -112,6 +116,12 @@ function leftOut({ name, before }: TensorPair, matrix: StreamedMatrix): Extracte
   if (!Number.isFinite(difference)) throw notFinite(name);
   if (difference === 0) return null;
   return { name, change: Math.sqrt(difference / sumOfSquares(rowPieces(before, matrix.columns))) };
+}
+
+function refuseDtype(tensor: string, found: Dtype): FormatError {
+  const message = `Cannot extract tensor ${quote(tensor)}, which differs, of dtype ${found}`;
+  const details = { tensor, field: "dtype", found, expected: FLOATS };
+  return new FormatError(`${message}: expected ${FLOATS.join(", ")} in both checkpoints`, details);
 }
 
 function notFinite(tensor: string): NumericError {

@@ -1,3 +1,4 @@
+import { basename } from "node:path";
 import { Worker } from "node:worker_threads";
 import { IntegrityError } from "../errors.ts";
 import type { FileWriter } from "./file_writer.ts";
@@ -26,6 +27,7 @@ interface Waiting {
  */
 export class ThreadedWriter implements FileWriter {
   readonly #worker: Worker;
+  readonly #file: string;
   readonly #waiting: Waiting[] = [];
   /** What became of the last use of each slot. */
   readonly #slots: Promise<unknown>[] = Array.from({ length: SLOTS }, () => Promise.resolve());
@@ -35,6 +37,7 @@ export class ThreadedWriter implements FileWriter {
   #end: Error | null = null;
 
   private constructor(path: string) {
+    this.#file = basename(path);
     this.#worker = new Worker(writeWorkerUrl(), { workerData: path });
     this.#worker.on("message", (reply: Reply) => this.#settle(reply));
     this.#worker.on("error", (error: unknown) => this.#fail(error));
@@ -114,7 +117,7 @@ export class ThreadedWriter implements FileWriter {
 
   #fail(error: unknown): void {
     const message = "Cannot write the file, as its thread ended: expected it to run until all is written";
-    this.#end ??= new IntegrityError(message, { code: "thread", cause: error });
+    this.#end ??= new IntegrityError(message, { code: "thread", file: this.#file, cause: error });
     for (const { reject } of this.#waiting.splice(0)) reject(this.#end);
   }
 }
