@@ -5,6 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { loadAdapter } from "../src/adapter/load.ts";
+import { combineAdapters } from "../src/adapter/combine.ts";
+import { saveAdapter } from "../src/adapter/save.ts";
+import { extractAdapter } from "../src/checkpoint/extract.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
 import { DisposedError, LimitError, MismatchError } from "../src/errors.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
@@ -122,4 +125,25 @@ test("loadAdapter() tells what reads another tool's adapter, and what a path has
   files.set("adapter_config.json", new TextEncoder().encode('{"fine_tune_type": "lora"}'));
   await assert.rejects(loadAdapter(files), /"peft_type" .*expected "LORA"; readAdapter\(\)/);
   await assert.rejects(loadAdapter("./news" as never), /from the path "\.\/news": expected folder\("…"\)/);
+});
+
+test("a path in place of a folder, and an adapter without its wrapping, are refused by what was wanted", async () => {
+  const [base, adapter] = [memoryFolder(smallBase()), await loadAdapter(smallAdapter())];
+  const place = /(?:from|to) the path "out": expected folder\("…"\) of "@lowrank\/lora\/fs", or /;
+  const out = "out" as never;
+  await assert.rejects(saveAdapter(adapter, out), { name: "TypeError", message: place });
+  await assert.rejects(mergeCheckpoint(out, [{ adapter }], memorySink()), { name: "TypeError", message: place });
+  await assert.rejects(mergeCheckpoint(base, [{ adapter }], out), { name: "TypeError", message: place });
+  await assert.rejects(extractAdapter(out, base, { rank: 1 }), { name: "TypeError", message: place });
+  const wrapping = { name: "TypeError", message: /an adapter alone: expected \{ adapter, weight \}/ };
+  await assert.rejects(mergeCheckpoint(base, [adapter as never], memorySink()), wrapping);
+  await assert.rejects(combineAdapters([adapter as never]), wrapping);
+});
+
+test("rows that are no rows are refused", async () => {
+  await withLlama(async (model) => {
+    const refusal = { name: "TypeError", message: /a row that is a number: expected rows of token ids/ };
+    await assert.rejects(model.forward([1, 2] as never), refusal);
+    await assert.rejects(model.loss([1, 2] as never), refusal);
+  });
 });

@@ -30,7 +30,7 @@ import type { MajoritySign } from "./pruning.ts";
 import { CONFIG_FILE } from "./lora_config.ts";
 import { encodeWeights } from "./save.ts";
 import { type Factors, productNorm } from "./svd.ts";
-import type { WeightedAdapter } from "./weighted_adapter.ts";
+import { checkWeighted, type WeightedAdapter } from "./weighted_adapter.ts";
 
 /** Options of {@linkcode combineAdapters}. */
 export interface CombineOptions extends ReadOptions {
@@ -161,10 +161,8 @@ export async function resizeAdapter(adapter: Adapter, options: ResizeOptions): P
 
 function checkAdapters(adapters: readonly WeightedAdapter[]): void {
   if (adapters.length === 0) throw new RangeError("Cannot combine 0 adapters: expected at least one");
+  checkWeighted("combine", adapters);
   for (const { adapter, weight = 1 } of adapters) {
-    if (!(adapter instanceof Adapter)) {
-      throw new TypeError(`Cannot combine ${typeof adapter}: expected adapters, as loadAdapter() gives them`);
-    }
     requireAdditive(adapter, "combine");
     if (Number.isFinite(weight)) continue;
     const message = `Cannot combine ${quote(adapter.name)} with weight ${weight}: expected a finite number`;
@@ -178,7 +176,7 @@ function checkOptions(method: CombineMethod, options: CombineOptions): void {
     const found = options[field as keyof CombineOptions];
     return new RangeError(`Cannot combine adapters by ${quote(String(method))} with ${field} ${found}: ${expected}`);
   };
-  if (!isCombineMethod(method)) throw refuse("method", "expected cat, svd, linear or a method of PEFT");
+  if (!isCombineMethod(method)) throw refuse("method", "expected exact, svd, linear or a method of PEFT");
   const sized = (["rank", "energy", "svdClamp"] as const).find((field) => options[field] !== undefined);
   if (!truncates(method) && sized) throw refuse(sized, "expected none, only svd methods take one");
   if (svdClamp !== undefined && !isClamp(svdClamp)) throw refuse("svdClamp", "expected above 0.5 up to 1");

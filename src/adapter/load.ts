@@ -5,6 +5,7 @@
  */
 
 import { FormatError, LimitError, MismatchError } from "../errors.ts";
+import { checkReadable } from "../formats/check_place.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { readText } from "../formats/json_file.ts";
 import { memoryFolder, memorySource } from "../formats/memory.ts";
@@ -130,10 +131,8 @@ interface WeightFile {
 function asFolder(source: AdapterSource): Folder {
   if (source instanceof URL) return urlFolder(source);
   if (source instanceof Map) return memoryFolder(source);
-  if (typeof (source as Folder | null)?.open === "function") return source as Folder;
-  const found = typeof source === "string" ? `the path ${quote(source)}` : `a ${typeof source}`;
-  const expected = 'folder("…") of "@lowrank/lora/fs", a URL object or a map of files';
-  throw new TypeError(`Cannot load an adapter from ${found}: expected ${expected}`);
+  checkReadable("load an adapter", source, "a URL object or a map of files");
+  return source as Folder;
 }
 
 async function openFile(folder: Folder, file: string, options: ReadOptions): Promise<Source> {

@@ -9,6 +9,7 @@ import { isClamp } from "../adapter/clamp.ts";
 import { assembleAdapter } from "../adapter/dialects/assemble.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkReadable } from "../formats/check_place.ts";
 import { type Checkpoint, openCheckpoint } from "../formats/checkpoint.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
@@ -63,6 +64,7 @@ export interface ExtractOptions extends Omit<FactorOptions, "backend"> {
  */
 export async function extractAdapter(base: Folder, tuned: Folder, options: ExtractOptions): Promise<Adapter> {
   checkOptions(options);
+  for (const place of [base, tuned]) checkReadable("extract an adapter", place);
   const checkpoints = await openBoth(base, tuned, options);
   const { before, after, config, tied } = checkpoints;
   const backend = options.backend ?? await (await import("../open.ts")).openBackend({ prefer: "wasm" });

@@ -4,9 +4,10 @@
  * @module
  */
 
-import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
+import { checkWeighted, type WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkReadable, checkWritable } from "../formats/check_place.ts";
 import { INDEX_FILE, openCheckpoint, SINGLE_FILE } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions, Sink } from "../formats/source.ts";
@@ -60,6 +61,9 @@ export async function mergeCheckpoint(
 ): Promise<MergeReport> {
   const { signal, dtype, strict = true, expandGroups = false } = options;
   checkOptions(options);
+  checkReadable("merge into a checkpoint", base);
+  checkWritable("write a merged checkpoint", sink);
+  checkWeighted("merge", adapters);
   signal?.throwIfAborted();
   await refuseSame(base, sink);
   const checkpoint = await openCheckpoint(base, options);

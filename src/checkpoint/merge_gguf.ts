@@ -8,9 +8,10 @@
 import { Adapter, type LoraModule } from "../adapter/adapter.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "../adapter/dialects/gguf_names.ts";
 import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
-import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
+import { checkWeighted, type WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkReadable, checkWritable } from "../formats/check_place.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { type Gguf, readGguf, readGgufTensor } from "../formats/gguf.ts";
@@ -57,6 +58,9 @@ export async function mergeGguf(
   options: GgufMergeOptions = {},
 ): Promise<MergeReport> {
   checkOptions(options);
+  checkReadable("merge into a GGUF file", base, 'file("….gguf")');
+  checkWritable("write a merged GGUF file", sink);
+  checkWeighted("merge", adapters);
   options.signal?.throwIfAborted();
   const { file = base.name, outType, strict = true } = options;
   const gguf = await readGguf(base, options);

@@ -1,3 +1,4 @@
+import { checkWritable } from "./check_place.ts";
 import type { ReadOptions, Sink, SinkFile } from "./source.ts";
 
 /**
@@ -6,12 +7,14 @@ import type { ReadOptions, Sink, SinkFile } from "./source.ts";
  * @param sink Where they go.
  * @param contents The files by name.
  * @param options A signal.
+ * @throws {TypeError} If `sink` takes no files.
  */
 export async function writeFiles(
   sink: Sink,
   contents: ReadonlyMap<string, Uint8Array>,
   options: ReadOptions = {},
 ): Promise<void> {
+  checkWritable("write", sink);
   options.signal?.throwIfAborted();
   const files: SinkFile[] = [];
   try {

@@ -7,6 +7,7 @@
 import type { Backend, CacheDtype } from "../backend.ts";
 import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
+import { checkReadable } from "../formats/check_place.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { readJson } from "../formats/json_file.ts";
@@ -166,13 +167,7 @@ function bytesOf(shapes: ReadonlyMap<string, readonly number[]>, dtype: ModelDty
 }
 
 async function openFolder(source: Folder | Source, options: ReadOptions): Promise<Folder | GgufFolder> {
-  const given = source as Partial<Folder & Source> | null;
-  if (typeof given?.open !== "function" && typeof given?.read !== "function") {
-    const found = typeof source === "string" ? `the path ${quote(source)}` : `a ${typeof source}`;
-    throw new TypeError(
-      `Cannot load a model from ${found}: expected folder("…") or file("….gguf") of "@lowrank/lora/fs", or urlFolder(url)`,
-    );
-  }
+  checkReadable("load a model", source, 'file("….gguf"), or urlFolder(url)');
   if (!("open" in source)) {
     if (!/\.(?:safetensors|json)$/.test(source.name)) return await ggufFolder(source, options);
     const message = `Cannot load a model from the file ${

@@ -21,9 +21,7 @@ type Sizes = Pick<LlamaConfig, "vocabSize" | "maxPositions">;
  * @throws {TypeError} If it is text.
  */
 export function checkTokenIds(action: string, ids: readonly number[], config: Sizes): void {
-  if (typeof ids === "string") {
-    throw new TypeError(`Cannot ${action} with text: expected its ids, as tokenizer.encode() gives them`);
-  }
+  checkRow(action, ids);
   if (ids.length === 0) {
     const message = `Cannot ${action} with an empty prompt: expected at least one token`;
     throw new ShapeError(message, { field: "prompt", found: 0, expected: 1 });
@@ -40,6 +38,15 @@ export function checkTokenIds(action: string, ids: readonly number[], config: Si
   }
 }
 
+/** Refuses what is no list of ids. */
+function checkRow(action: string, ids: unknown): void {
+  if (typeof ids === "string") {
+    throw new TypeError(`Cannot ${action} with text: expected its ids, as tokenizer.encode() gives them`);
+  }
+  if (typeof ids === "object" && ids !== null && "length" in ids) return;
+  throw new TypeError(`Cannot ${action} with a row that is a ${typeof ids}: expected rows of token ids`);
+}
+
 /**
  * Puts rows of one length behind each other.
  *
@@ -49,6 +56,7 @@ export function checkTokenIds(action: string, ids: readonly number[], config: Si
  * @throws {ShapeError} If there are no rows, or of several lengths.
  */
 export function flattenRows(action: string, rows: readonly (readonly number[])[], config: Sizes): Uint32Array {
+  for (const row of rows) checkRow(action, row);
   const length = rows[0]?.length ?? 0;
   const other = rows.findIndex((row) => row.length !== length);
   if (other >= 0) {
