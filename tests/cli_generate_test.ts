@@ -206,10 +206,12 @@ test("lora generate --device webgpu is refused where there is none, and other de
   }
 });
 
-test("lora generate runs a model behind a URL, and refuses a file of a folder by its folder", async () => {
+test("lora generate and convert read what is behind a URL; generate refuses a file of a folder by its folder", async () => {
   const base = new URL("../examples/models/tiny/base/", import.meta.url);
+  let copied = new Uint8Array();
   const handler: Handler = ({ url }, response) => {
-    const path = new URL(`.${url}`, base);
+    if (url === "/copied.pt") return response.end(copied);
+    const path = new URL(url!.startsWith("/news") ? `..${url}` : `.${url}`, base);
     if (!existsSync(path)) return response.writeHead(404).end();
     response.end(readFileSync(path));
   };
@@ -217,6 +219,12 @@ test("lora generate runs a model behind a URL, and refuses a file of a folder by
     const { text } = await loraJson("generate", "--model", `${origin}/`, "--prompt", "The", "--max-new-tokens", "4");
     const own = await loraJson("generate", "--model", join(TINY, "base"), "--prompt", "The", "--max-new-tokens", "4");
     assert.equal(text, own.text);
+    await inTemporaryFolder(async (out) => {
+      const [file, back] = [join(out, "news.pt"), join(out, "back")];
+      await loraJson("convert", `${origin}/news`, "--to", "loralib", "--out", file);
+      copied = readFileSync(file);
+      assert.equal((await loraJson("convert", `${origin}/copied.pt`, "--to", "peft", "--out", back)).from, "loralib");
+    });
   });
   const { status, stderr } = await lora("generate", "--model", join(TINY, "base/model.safetensors"), "--prompt", "x");
   assert.deepEqual([status, stderr.includes("alone: expected its folder, or a .gguf file")], [1, true]);

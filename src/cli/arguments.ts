@@ -10,6 +10,9 @@ import { file, folder } from "../fs/mod.ts";
 import { MOST_THREADS } from "../wasm/worker_code.ts";
 import { UsageError } from "./command.ts";
 
+/** A URL that ends so is of one file, any other of a folder. */
+const WEIGHT_FILE = /\.(?:gguf|safetensors|pt|pth|bin|ckpt)$/;
+
 /** An adapter named on the command line: `PATH`, `PATH=WEIGHT` or a URL. */
 export interface AdapterArgument {
   /** Last part of the path, with a number where two are alike. */
@@ -159,7 +162,7 @@ export function adapterMix(adapters: readonly AdapterArgument[]): Readonly<Recor
  */
 export async function modelArgument(path: string): Promise<Folder | Source> {
   const url = urlArgument(path);
-  if (url) return /\.(gguf|safetensors)$/.test(url.pathname) ? urlSource(url) : urlFolder(url);
+  if (url) return WEIGHT_FILE.test(url.pathname) ? urlSource(url) : urlFolder(url);
   const entry = await stat(path).catch(() => undefined);
   if (!entry) throw missingFile(`Cannot read ${quote(path)}: there is no such file or folder`, path);
   return entry.isFile() ? file(path) : localFolder(path);
