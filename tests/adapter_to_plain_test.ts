@@ -142,3 +142,17 @@ test("olora over a weight that is stored (in, out) is refused: PEFT's is not def
   });
   await assert.rejects(merge(turned, [adapter]), { name: "MismatchError", field: "fan_in_fan_out" });
 });
+
+test("an initial adapter of half the rank counts as held only where its factors are there", async () => {
+  const modules = [{ name: "a", inFeatures: 6, outFeatures: 4 }];
+  const create = (r: number, seed: number) =>
+    createAdapter({ modules, targetModules: ["a"], r, loraAlpha: r, seed, init: false });
+  const [trained, initial] = [await create(2, 1), await create(2, 2)];
+  const plain = await toPlainLora(trained, { initial });
+  const again = await toPlainLora(plain, { initial });
+  assert.deepEqual(again.modules, plain.modules);
+  assert.match(again.report.at(-1)!.what, /not subtracted/);
+  // Of another run: what it adds would be left in silently.
+  const other = { name: "MismatchError", tensor: "a" };
+  await assert.rejects(toPlainLora(await create(4, 3), { initial }), other);
+});

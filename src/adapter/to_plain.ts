@@ -5,7 +5,7 @@
  */
 
 import { MismatchError } from "../errors.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
+import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -31,7 +31,7 @@ export interface ToPlainOptions {
   readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
 }
 
-const PLAIN_ALREADY = "every rank is twice that of the initial adapter: it was made plain when it was saved";
+const PLAIN_ALREADY = "its factors hold those of the initial adapter: it was made plain when it was saved";
 const CAN_BE_READ = { rank: Infinity, modules: Infinity };
 
 /**
@@ -86,10 +86,18 @@ function withLine(adapter: Adapter, what: string, why: string): Adapter {
   return new Adapter({ ...adapter, report: [...adapter.report, line] });
 }
 
-/** Whether ranks are those that a conversion leaves: twice the initial ones, in every linear layer. */
+/** Whether a conversion has put the initial A below its own, in every linear layer. */
 function holdsInitial({ modules }: Adapter, initial: Adapter): boolean {
   const linear = [...modules.values()].filter(({ kind }) => kind === "linear");
-  return linear.every(({ name, rank }) => rank === 2 * (initial.modules.get(name)?.rank ?? 0));
+  return linear.every(({ name, rank, loraA }) => {
+    const first = initial.modules.get(name);
+    if (!first || rank !== 2 * first.rank || loraA.shape[1] !== first.loraA.shape[1]) return false;
+    const [own, wanted] = [toFloat32(loraA), toFloat32(first.loraA)];
+    // both may have been rounded to BF16 or F16 since
+    return wanted.every((value, i) =>
+      Math.abs(own[wanted.length + i]! - value) <= 2 ** -7 * Math.abs(value) + 2 ** -24
+    );
+  });
 }
 
 /**
