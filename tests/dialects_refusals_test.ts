@@ -172,6 +172,16 @@ test("GGUF files of other kinds are refused by their field", async () => {
   }
 });
 
+test("a GGUF adapter whose header is that of a vocabulary is refused before its values are made", async () => {
+  for (const [bytes, limits] of [[5_000_000, {}], [600_000, { headerBytes: 3_000_000 }]] as const) {
+    const metadata = new Map(LLAMA);
+    for (let i = 0; i < 6; i++) metadata.set(`text.${i}`, { type: "string", value: "x".repeat(bytes) });
+    const source = memorySource("a.gguf", encodeGguf(metadata, new Map(Object.entries(pair("gguf")))));
+    const refusal = { name: "LimitError", file: "a.gguf", field: "header" };
+    await assert.rejects(readAdapter(source, { limits }), refusal, `${bytes}`);
+  }
+});
+
 test("rows of q that the heads do not divide are refused, and so is a writer without facts", async () => {
   const q = { "blk.0.attn_q.weight.lora_a": A, "blk.0.attn_q.weight.lora_b": B };
   for (const heads of [4, 0, 1.5]) {

@@ -86,7 +86,8 @@ export async function readGguf(source: Source, options: GgufOptions = {}): Promi
           { file: source.name, field: "header", limit, value: error.needed },
         );
       }
-      window = await grow(source, window, Math.min(size, Math.max(error.needed, 2 * window.length)), options);
+      const length = Math.max(error.needed, Math.min(limit, 2 * window.length));
+      window = await grow(source, window, Math.min(size, length), options);
     }
   }
 }

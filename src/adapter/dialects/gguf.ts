@@ -27,6 +27,8 @@ import { cappedSize, checkName } from "./tensor_file.ts";
 
 /** Default name of the file. */
 export const GGUF_FILE = "adapter.gguf";
+/** As of safetensors: a model's vocabulary takes more, and is none of an adapter's. */
+const MAX_HEADER = 25_000_000;
 const ALPHA_KEY = "adapter.lora.alpha";
 const ALORA_KEY = "adapter.alora.invocation_tokens";
 /** Key of the metadata with the PEFT config, which llama.cpp does not know. */
@@ -49,7 +51,7 @@ const EXPECTED = '"<tensor of the base>.weight.lora_a" or "….lora_b"';
 export async function readGgufAdapter(source: Source, options: ReadDialectOptions = {}): Promise<Adapter> {
   await cappedSize(source, options);
   const { limits, modules } = options;
-  const gguf = await readGguf(source, options);
+  const gguf = await readGguf(source, { ...options, maxHeaderBytes: limits?.headerBytes ?? MAX_HEADER });
   const architecture = requireAdapter(gguf, source.name);
   const heads = headCounts(gguf, architecture, options);
   const pairs = new FactorPairs(source.name, { modules, limits, kinds: { embedding: true } });
