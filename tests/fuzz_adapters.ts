@@ -227,13 +227,24 @@ const TOKENIZER = {
     merges: [["a", "b"], ["ab", "ab"]],
   },
 };
-const TOKENIZER_FILES: Files = new Map([
-  ["tokenizer.json", encode(JSON.stringify(TOKENIZER))],
-  [
-    "tokenizer_config.json",
-    encode('{"bos_token":null,"eos_token":"<end>","chat_template":"{{ messages[0].content }}"}'),
-  ],
-]);
+const BERT_TOKENIZER = {
+  ...TOKENIZER,
+  normalizer: { type: "BertNormalizer", clean_text: true, handle_chinese_chars: true, lowercase: true },
+  pre_tokenizer: { type: "BertPreTokenizer" },
+  decoder: { type: "WordPiece", prefix: "##", cleanup: true },
+  model: {
+    ...{ type: "WordPiece", unk_token: "<?>", continuing_subword_prefix: "##", max_input_chars_per_word: 100 },
+    vocab: { a: 0, "##b": 1, "##ab": 2, "<?>": 3 },
+  },
+};
+const tokenizerFiles = (tokenizer: typeof TOKENIZER | typeof BERT_TOKENIZER): Files =>
+  new Map([
+    ["tokenizer.json", encode(JSON.stringify(tokenizer))],
+    [
+      "tokenizer_config.json",
+      encode('{"bos_token":null,"eos_token":"<end>","chat_template":"{{ messages[0].content }}"}'),
+    ],
+  ]);
 
 async function readTokenizer(files: Files): Promise<void> {
   const tokenizer = await loadTokenizer(memoryFolder(files));
@@ -252,6 +263,7 @@ export async function adapterTargets(): Promise<readonly Target<any>[]> {
   }
   for (const [name, files] of await rareFiles()) targets.push(folderTarget(name, files, readDialect));
   targets.push(folderTarget("LyCORIS", lycorisFiles(), readDialect));
-  const tokenizer = folderTarget("tokenizer", TOKENIZER_FILES, readTokenizer);
-  return [...targets, config, modelConfig, tokenizer];
+  targets.push(folderTarget("tokenizer", tokenizerFiles(TOKENIZER), readTokenizer));
+  targets.push(folderTarget("BERT's tokenizer", tokenizerFiles(BERT_TOKENIZER), readTokenizer));
+  return [...targets, config, modelConfig];
 }
