@@ -126,7 +126,8 @@ unsafe fn finish(p: &Product, [row, rows]: [usize; 2], column: usize, factors: *
     for half in [0, 4] {
         let lanes = (p.n - column).saturating_sub(half);
         let factor = load(factors.add(half));
-        let bias = if p.out.bias.is_null() { zero() } else { load_lanes(p.out.bias.wrapping_add(column + half), lanes) };
+        let bias =
+            if p.out.bias.is_null() { zero() } else { load_lanes(p.out.bias.wrapping_add(column + half), lanes) };
         for i in 0..rows {
             let c = p.out.c.wrapping_add((row + i) * p.out.stride + column + half);
             let mut value = f32x4_mul(load(sums.add(i * PANEL + half)), factor);
