@@ -12,7 +12,7 @@ export const DECODE_PROMPT: readonly number[] = [1, 2, 3, 4, 5, 6, 7, 8];
 
 /** Tokens of one decoding, behind the first. */
 export function decodeTokens({ quick }: Job): number {
-  return quick ? 24 : 48;
+  return quick ? 24 : 40;
 }
 
 /** Ids of ordinary tokens. */
