@@ -11,14 +11,11 @@ use crate::{INT4, INT4_MIN, INT8, PANEL};
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
 
-/// Panels that one row is multiplied by at once.
-const AT_ONCE: usize = 4;
+/// Panels that one row is multiplied by at once, each in another part of W: the processor's prefetchers stop at the end of
+/// a page, and run ahead in each stream.
+const STREAMS: usize = 4;
 /// Bytes of panels that are read once before they are used by many rows: see `warm`.
 const WARMED: usize = 1 << 14;
-/// Bytes of panels that are touched ahead of a single row, from memory 1.2x over `warm`.
-const AHEAD: usize = 1 << 15;
-const PAGE: usize = 4096;
-
 /// Computes y = [y] + x Wᵀ + bias + h Bᵀ as `p` describes it, W's panels being of type `dtype`.
 ///
 /// # Safety
@@ -45,52 +42,35 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, activations: *const u8) {
 /// All rows of some panels.
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
-    let mut sums = [0.0; sums_of(STRIP, AT_ONCE)];
-    let warmed = (WARMED / p.panel).max(1) * PANEL;
-    let (mut ahead, end) = (p.main.b, p.main.b.add(p.n.div_ceil(PANEL) * p.panel));
+    let mut sums = [0.0; sums_of(STRIP, STREAMS)];
+    let panels = p.n.div_ceil(PANEL);
+    let warmed = (WARMED / p.panel).max(1);
     let mut row = 0;
     while row < p.m {
         let rows = STRIP.min(p.m - row);
         let strip = activations.add(row / rows_together(p.m) * strip_bytes(p.m, k));
         let (records, x) = (*(strip as *const usize), strip.add(HEAD));
-        let mut column = 0;
-        while column < p.n {
-            let panel = p.main.b.add(column / PANEL * p.panel);
-            if p.m == 1 && panel >= ahead {
-                ahead = touch(ahead, end);
-            } else if p.m > 1 && row == 0 && column % warmed == 0 {
-                warm(panel, warmed.min(p.n - column).div_ceil(PANEL), p.panel, p.panel);
+        let apart = panels.div_ceil(if rows == 1 { STREAMS } else { 1 });
+        for first in 0..apart {
+            let panel = p.main.b.add(first * p.panel);
+            if p.m > 1 && row == 0 && first % warmed == 0 {
+                warm(panel, warmed.min(panels - first), p.panel, p.panel);
             }
-            // one row: four streams from memory, and a quarter of the loads of q: 1.5x from memory, 1.1x from the cache
-            let panels = if rows == 1 { AT_ONCE.min((p.n - column).div_ceil(PANEL)) } else { 1 };
-            let call = Call { sums: sums.as_mut_ptr(), x, step, panel, size: p.panel, records };
+            let last = (panels - 1 - first) / apart;
+            let call = Call { sums: sums.as_mut_ptr(), x, step, panel, apart: apart * p.panel, last, records };
             match dtype {
-                INT8 => call.run::<INT8>(rows, panels),
-                INT4 => call.run::<INT4>(rows, panels),
-                _ => call.run::<INT4_MIN>(rows, panels),
+                INT8 => call.run::<INT8>(rows),
+                INT4 => call.run::<INT4>(rows),
+                _ => call.run::<INT4_MIN>(rows),
             }
-            for i in 0..panels {
-                let factors = panel.add(i * p.panel) as *const f32;
-                finish(p, [row, rows], column + i * PANEL, factors, call.sums.add(i * rows * PANEL));
+            for i in 0..=last {
+                let column = (first + i * apart) * PANEL;
+                let factors = panel.add(i * call.apart) as *const f32;
+                finish(p, [row, rows], column, factors, call.sums.add(i * rows * PANEL));
             }
-            column += panels * PANEL;
         }
         row += rows;
     }
-}
-
-/// Reads the beginnings of the pages that come after the next ones, and returns where to do so again. Prefetchers stop at
-/// the end of a page: one wait for all of them is shorter than one for each.
-#[inline(never)]
-unsafe fn touch(from: *const u8, end: *const u8) -> *const u8 {
-    let next = from.add(AHEAD);
-    for page in (0..AHEAD).step_by(PAGE) {
-        let at = next.add(page) as *const u32;
-        if (at.add(1) as *const u8) < end {
-            at.read_volatile();
-        }
-    }
-    next
 }
 
 /// Some panels against one row or a strip.
@@ -99,18 +79,24 @@ struct Call {
     x: *const u8,
     step: usize,
     panel: *const u8,
-    size: usize,
+    /// Bytes from a stream to the next.
+    apart: usize,
+    /// The last stream that there is.
+    last: usize,
     records: usize,
 }
 
 impl Call {
     #[inline(always)]
-    unsafe fn run<const DTYPE: u32>(&self, rows: usize, panels: usize) {
-        let &Call { sums, x, step, panel, size, records } = self;
+    unsafe fn run<const DTYPE: u32>(&self, rows: usize) {
+        let &Call { sums, x, step, panel, apart, last, records } = self;
         if rows == 1 {
             // where there are fewer, the last one again: its sums are not used
-            let w = [0, 1, 2, 3].map(|i: usize| panel.add(i.min(panels - 1) * size));
-            dot_panels::<DTYPE, 1, AT_ONCE>(sums, x, step, w, records);
+            let mut w = [panel; STREAMS];
+            for i in 0..STREAMS {
+                w[i] = panel.add(i.min(last) * apart);
+            }
+            dot_panels::<DTYPE, 1, STREAMS>(sums, x, step, w, records);
         } else {
             dot_panels::<DTYPE, STRIP, 1>(sums, x, step, [panel], records);
             if DTYPE == INT4_MIN {
