@@ -5,17 +5,14 @@ use crate::halves::panel_bytes;
 use crate::linear::slice_n;
 use crate::product::{product_in_blocks, warm, Product, NONE};
 use crate::simd::*;
-use crate::tile_integer::{add_minima, dot_panels, sums_of};
+use crate::tile_integer::{add_minima, dot_streams, dot_strip, GROUP, STREAMS, SUMS};
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
-
-/// Panels that one row is multiplied by at once, each in another part of W: the processor's prefetchers stop at the end of
-/// a page, and run ahead in each stream.
-const STREAMS: usize = 4;
 /// Bytes of panels that are read once before they are used by many rows: see `warm`.
 const WARMED: usize = 1 << 14;
+
 /// Computes y = [y] + x Wᵀ + bias + h Bᵀ as `p` describes it, W's panels being of type `dtype`.
 ///
 /// # Safety
@@ -42,7 +39,7 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, activations: *const u8) {
 /// All rows of some panels.
 unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
     let (k, step) = (p.main.k, rows_together(p.m) * RECORD);
-    let mut sums = [0.0; sums_of(STRIP, STREAMS)];
+    let mut sums = [0.0; SUMS];
     let panels = p.n.div_ceil(PANEL);
     let warmed = (WARMED / p.panel).max(1);
     let mut row = 0;
@@ -57,7 +54,12 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
                 warm(panel, warmed.min(panels - first), p.panel, p.panel);
             }
             let last = (panels - 1 - first) / apart;
-            let call = Call { sums: sums.as_mut_ptr(), x, step, panel, apart: apart * p.panel, last, records };
+            let mut w = [panel; STREAMS];
+            for i in 0..STREAMS {
+                // where there are fewer, the last one again: its sums are not used
+                w[i] = panel.add(i.min(last) * apart * p.panel);
+            }
+            let call = Call { sums: sums.as_mut_ptr(), x, step, panels: &w, groups: last / GROUP + 1, records };
             match dtype {
                 INT8 => call.run::<INT8>(rows),
                 INT4 => call.run::<INT4>(rows),
@@ -65,42 +67,33 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
             }
             for i in 0..=last {
                 let column = (first + i * apart) * PANEL;
-                let factors = panel.add(i * call.apart) as *const f32;
-                finish(p, [row, rows], column, factors, call.sums.add(i * rows * PANEL));
+                finish(p, [row, rows], column, w[i] as *const f32, call.sums.add(i * rows * PANEL));
             }
         }
         row += rows;
     }
 }
 
-/// Some panels against one row or a strip.
-struct Call {
+/// One panel against a strip of rows, or several against one row.
+struct Call<'a> {
     sums: *mut f32,
     x: *const u8,
     step: usize,
-    panel: *const u8,
-    /// Bytes from a stream to the next.
-    apart: usize,
-    /// The last stream that there is.
-    last: usize,
+    panels: &'a [*const u8; STREAMS],
+    groups: usize,
     records: usize,
 }
 
-impl Call {
+impl Call<'_> {
     #[inline(always)]
     unsafe fn run<const DTYPE: u32>(&self, rows: usize) {
-        let &Call { sums, x, step, panel, apart, last, records } = self;
+        let &Call { sums, x, step, panels, groups, records } = self;
         if rows == 1 {
-            // where there are fewer, the last one again: its sums are not used
-            let mut w = [panel; STREAMS];
-            for i in 0..STREAMS {
-                w[i] = panel.add(i.min(last) * apart);
-            }
-            dot_panels::<DTYPE, 1, STREAMS>(sums, x, step, w, records);
+            dot_streams::<DTYPE>(sums, x, step, panels, groups, records);
         } else {
-            dot_panels::<DTYPE, STRIP, 1>(sums, x, step, [panel], records);
+            dot_strip::<DTYPE>(sums, x, step, panels[0], records);
             if DTYPE == INT4_MIN {
-                add_minima::<STRIP>(sums, x, step, panel, records);
+                add_minima(sums, x, step, panels[0], records);
             }
         }
     }
