@@ -1,9 +1,8 @@
 //! `linear` over weights of integers: every panel is multiplied by strips of rounded activations (`round_activations`).
 
 use crate::activations::*;
-use crate::halves::panel_bytes;
 use crate::linear::slice_n;
-use crate::product::{product_in_blocks, warm, Product, NONE};
+use crate::product::{product_in_blocks, tail_of, warm, Product};
 use crate::simd::*;
 use crate::tile_integer::{add_minima, dot_streams, dot_strip, GROUP, STREAMS, SUMS};
 use crate::{INT4, INT4_MIN, INT8, PANEL};
@@ -22,15 +21,10 @@ pub unsafe fn linear_integer(p: &Product, dtype: u32, activations: *const u8) {
     let block = if p.m == 1 { p.n.max(1) } else { (CACHED / p.panel).max(1) * PANEL };
     let mut from = 0;
     while from < p.n {
-        let mut part = slice_n(p, from, block.min(p.n - from));
+        let part = slice_n(p, from, block.min(p.n - from));
         multiply(&part, dtype, activations);
         if p.tail.k > 0 {
-            part.main = part.tail;
-            part.panel = p.tail.k * panel_bytes(false);
-            part.tail = NONE;
-            part.out.load = true;
-            part.out.bias = core::ptr::null();
-            product_in_blocks::<false>(&part);
+            product_in_blocks(&tail_of(&part));
         }
         from += block;
     }
