@@ -5,7 +5,7 @@
  */
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -22,7 +22,6 @@ import {
 } from "./combine_module.ts";
 import { requireAdditive } from "./additive.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
-import type { FloatDtype } from "./factor_values.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
