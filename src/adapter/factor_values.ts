@@ -4,6 +4,9 @@ import type { StoredTensor } from "../formats/dtype.ts";
 /** Element types that factors and base weights may have. */
 export type FloatDtype = "F32" | "F16" | "BF16";
 
+/** All of them. */
+export const FLOAT_DTYPES: readonly FloatDtype[] = ["F32", "F16", "BF16"];
+
 const EXPONENT_MASKS: Readonly<Record<FloatDtype, number>> = { F32: 0x7f800000, F16: 0x7c00, BF16: 0x7f80 };
 
 /** Tells whether a stored tensor holds floats that can be computed with. */
