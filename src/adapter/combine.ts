@@ -6,7 +6,7 @@
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
 import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { FLOAT_DTYPES, type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -23,7 +23,6 @@ import {
 } from "./combine_module.ts";
 import { requireAdditive } from "./additive.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
-import { FLOAT_DTYPES, type FloatDtype } from "./factor_values.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";

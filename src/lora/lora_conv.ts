@@ -8,7 +8,7 @@ import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
-import { formatShape } from "../shape.ts";
+import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
 import type { LoraFactors } from "./factors.ts";
@@ -248,10 +248,6 @@ export class LoraConv implements LoraLayer {
 }
 
 const PADDING_MODES: readonly PaddingMode[] = ["zeros", "reflect", "replicate", "circular"];
-
-function sizeOf(sizes: readonly number[]): number {
-  return sizes.reduce((product, size) => product * size, 1);
-}
 
 function readGeometry(kernel: readonly number[], options: LoraConvOptions): ConvGeometry {
   if (kernel.length < 1 || kernel.length > 3) {
