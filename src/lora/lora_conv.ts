@@ -12,7 +12,7 @@ import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
 import type { LoraFactors } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LoraLinear } from "./lora_linear.ts";
 import { putRows } from "./rows.ts";
@@ -149,11 +149,7 @@ export class LoraConv implements LoraLayer {
    * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   forward(x: Tensor, options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined && this.merged) {
-      throw new RangeError(
-        "Cannot choose an adapter or the base: adapters are merged into the weight, unmerge them first",
-      );
-    }
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     const backend = this.#backend;
     const { batch, flat, patches } = this.#unfolded(x);
     const mixes = this.#resolve(options.adapter, batch, patches.count);

@@ -8,7 +8,7 @@ import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backen
 import { MismatchError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LinearAdapter } from "./linear_adapter.ts";
 import { LoraLinear } from "./lora_linear.ts";
@@ -121,11 +121,7 @@ export class LoraExperts implements LoraLayer {
    * @throws {ShapeError} If the counts are not those of the experts and rows.
    */
   forward(x: Tensor, counts: readonly number[], options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined && this.merged) {
-      throw new RangeError(
-        "Cannot choose an adapter or the base: adapters are merged into the experts, unmerge them first",
-      );
-    }
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     return this.apply(x, counts, this.#resolve(x, options.adapter));
   }
 
