@@ -29,6 +29,7 @@ export {
   type Similarity,
 } from "./compare.ts";
 export { type AdapterCosts, adapterCosts, moduleCosts } from "./costs.ts";
+export { listLayers } from "./base_layers.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./create.ts";
 export type { InitName } from "./inits.ts";
 export { readBaseFacts } from "./dialects/base_facts.ts";

@@ -26,6 +26,8 @@ const OUT_TYPES: Readonly<Record<GgufOutType, { readonly type: GgufType; readonl
   f16: { type: "F16", file: 1 },
   q8_0: { type: "Q8_0", file: 7 },
 };
+/** The choices. */
+export const GGUF_OUT_TYPES: readonly string[] = Object.keys(OUT_TYPES);
 const FILE_TYPE = "general.file_type";
 /** Types that a merged tensor keeps. */
 const KEPT: ReadonlySet<GgufType> = new Set(["F32", "F16", "BF16", "Q8_0"]);

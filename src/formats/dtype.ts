@@ -70,6 +70,9 @@ export interface StoredTensor {
 /** Element types that factors and base weights may have. */
 export type FloatDtype = "F32" | "F16" | "BF16";
 
+/** All of them. */
+export const FLOAT_DTYPES: readonly FloatDtype[] = ["F32", "F16", "BF16"];
+
 /** A tensor of such a type. */
 export interface FloatTensor extends StoredTensor {
   /** Element type. */

@@ -5,6 +5,8 @@
  */
 
 import { MismatchError } from "../../errors.ts";
+import { checkOptionTypes, type OptionType } from "../../formats/check_options.ts";
+import { checkReadable, checkWritable } from "../../formats/check_place.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Folder, Sink, Source } from "../../formats/source.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
@@ -20,6 +22,24 @@ import { recognise, type Recognised } from "./recognise.ts";
 
 /** The dialects, by name. */
 export const DIALECTS: readonly Dialect[] = ["peft", "kohya", "diffusers", "gguf", "mlx", "loralib"];
+
+/** The types of {@linkcode ReadDialectOptions} and {@linkcode WriteDialectOptions}. */
+const OPTION_TYPES: Readonly<Record<string, OptionType>> = {
+  modules: "object",
+  modelType: "string",
+  architecture: "string",
+  heads: "number",
+  kvHeads: "number",
+  merged: "object",
+  kernels: "object",
+  limits: "object",
+  allowPickle: "boolean",
+  allowLoss: "boolean",
+  alpha: "number",
+  component: "string",
+  rank: "number",
+  file: "string",
+};
 
 /** An adapter, and the dialect it was read from. */
 export interface ReadAdapter {
@@ -56,6 +76,8 @@ export interface ReadAdapter {
  * ```
  */
 export async function readAdapter(source: Folder | Source, options: ReadDialectOptions = {}): Promise<ReadAdapter> {
+  checkOptionTypes("read an adapter", options, OPTION_TYPES);
+  checkReadable("read an adapter", source, 'file("….safetensors")');
   const recognised = await recognise(source, options);
   return { dialect: recognised.dialect, adapter: await read(recognised, options) };
 }
@@ -116,6 +138,8 @@ export async function writeAdapter(
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
+  checkOptionTypes("write an adapter", options, OPTION_TYPES);
+  checkWritable("write an adapter", sink);
   switch (dialect) {
     case "peft":
       await saveAdapter(adapter, sink, options);
