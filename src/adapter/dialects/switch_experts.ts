@@ -21,7 +21,7 @@ import type { LoraModule } from "../adapter.ts";
 import type { NamedTensor } from "../full_tensors.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import type { FactorPair } from "./factor_pairs.ts";
-import { expertMajor, rankMajor } from "./matrix_bytes.ts";
+import { expertMajor, hasSameBytes, rankMajor } from "./matrix_bytes.ts";
 import type { BaseFacts } from "./options.ts";
 
 /** Factors of all experts: A (E, r, in), B (E, out, r). */
@@ -164,7 +164,7 @@ function joinProjections(gate: NamedFactors, up: NamedFactors, file: string): Na
     const details = { file, tensor: of.name, field: "dtype", found: of.dtype, expected: like.dtype };
     throw new FormatError(`${message}: expected ${like.dtype}, as of ${quote(like.name)}`, details);
   }
-  if (isSame(gate.a, up.a)) return { a: gate.a, b: { ...concatEach([gate.b, up.b]), name: gate.b.name } };
+  if (hasSameBytes(gate.a, up.a)) return { a: gate.a, b: { ...concatEach([gate.b, up.b]), name: gate.b.name } };
   const [g, u] = [gate.a.shape[1]!, up.a.shape[1]!];
   const b = concatEach([padColumns(gate.b, 0, u), padColumns(up.b, g, 0)]);
   return { a: { ...concatEach([gate.a, up.a]), name: gate.a.name }, b: { ...b, name: gate.b.name } };
@@ -219,12 +219,8 @@ function separate(gate: SwitchFactors, up: SwitchFactors): readonly SwitchFactor
   if (!Number.isInteger(half)) return null;
   const [a1, a2] = [sliceEach(gate.a, 0, half), sliceEach(gate.a, half, rank)];
   const [b1, b2] = [cutColumns(gate.b, 0, half), cutColumns(up.b, half, rank)];
-  const isBlocks = isSame(padColumns(b1, 0, half), gate.b) && isSame(padColumns(b2, half, 0), up.b);
-  return isBlocks && !isSame(a1, a2) ? [{ a: a1, b: b1 }, { a: a2, b: b2 }] : null;
-}
-
-function isSame(x: StoredTensor, y: StoredTensor): boolean {
-  return x.bytes.length === y.bytes.length && x.bytes.every((byte, i) => byte === y.bytes[i]);
+  const isBlocks = hasSameBytes(padColumns(b1, 0, half), gate.b) && hasSameBytes(padColumns(b2, half, 0), up.b);
+  return isBlocks && !hasSameBytes(a1, a2) ? [{ a: a1, b: b1 }, { a: a2, b: b2 }] : null;
 }
 
 /** Tensors (E, n, m) with the rows of all below each other, expert by expert. */
