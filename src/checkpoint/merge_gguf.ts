@@ -11,6 +11,7 @@ import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
 import { checkWeighted, type WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { checkReadable, checkWritable } from "../formats/check_place.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
@@ -18,7 +19,7 @@ import { type Gguf, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Sink, Source } from "../formats/source.ts";
 import { settleBaseChanges } from "./base_changes.ts";
-import { type GgufOutType, planGguf } from "./gguf_output.ts";
+import { GGUF_OUT_TYPES, type GgufOutType, planGguf } from "./gguf_output.ts";
 import { identify } from "./identity.ts";
 import { checkOptions, type MergeOptions, type MergeReport } from "./merge_options.ts";
 import type { MergePlan, MergeTarget } from "./merge_plan.ts";
@@ -58,6 +59,7 @@ export async function mergeGguf(
   options: GgufMergeOptions = {},
 ): Promise<MergeReport> {
   checkOptions(options);
+  checkOptionTypes("merge", options, { file: "string", outType: GGUF_OUT_TYPES });
   checkReadable("merge into a GGUF file", base, 'file("….gguf")');
   checkWritable("write a merged GGUF file", sink);
   checkWeighted("merge", adapters);

@@ -73,14 +73,3 @@ export function reorderHeads({ dtype, shape, bytes }: StoredTensor, heads: numbe
   }
   return { dtype, shape, bytes: reordered };
 }
-
-/**
- * Compares stored tensors.
- *
- * @param x A tensor.
- * @param y Another one.
- * @returns Whether their bytes are the same.
- */
-export function hasSameBytes(x: StoredTensor, y: StoredTensor): boolean {
-  return x.bytes.length === y.bytes.length && x.bytes.every((byte, i) => byte === y.bytes[i]);
-}

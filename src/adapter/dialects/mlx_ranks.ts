@@ -9,12 +9,11 @@
  * @module
  */
 
-import { bitsPerElement, type StoredTensor } from "../../formats/dtype.ts";
+import { bitsPerElement, isSameTensor, type StoredTensor } from "../../formats/dtype.ts";
 import { type JsonValue, parseJson } from "../../formats/json.ts";
 import { stringifyJson } from "../../formats/json_writer.ts";
 import type { ReportLine } from "../adapter.ts";
 import { isFloatTensor } from "../factor_values.ts";
-import { hasSameBytes } from "./matrix_bytes.ts";
 import type { SwitchFactors } from "./switch_experts.ts";
 import type { TensorFile } from "./tensor_file.ts";
 
@@ -82,7 +81,7 @@ function cutAxis(tensor: StoredTensor, axis: number, rank: JsonValue): StoredTen
   const isLower = typeof rank === "number" && Number.isSafeInteger(rank) && rank >= 1 && rank < whole;
   if (!isLower || !isFloatTensor(tensor)) return undefined;
   const cut = resizeAxis(tensor, axis, rank);
-  return hasSameBytes(resizeAxis(cut, axis, whole), tensor) ? cut : undefined;
+  return isSameTensor(resizeAxis(cut, axis, whole), tensor) ? cut : undefined;
 }
 
 /** Which axis of b the rank is. */
