@@ -169,7 +169,7 @@ forEachBackend("forward() has stride, padding and its modes, dilation and groups
     rows.splice(size, size, ...plain.values.subarray(size, 2 * size));
     assertNear(await backend.read(y), rows, 2e-6, JSON.stringify(c));
     if (c.groups) await assert.rejects(layer.merge("a"), { name: "RangeError", message: /groups/ });
-    await layer.merge("a", { expand: true });
+    await layer.merge("a", { expandGroups: true });
     assertNear(await backend.read(layer.forward(input)), want.values, 2e-6, `${JSON.stringify(c)} merged`);
     layer.dispose();
   }

@@ -63,6 +63,25 @@ export interface ConvBackwardOptions extends LoraForwardOptions {
  * It is a {@linkcode LoraLinear} over the patches of x: W as (out, k… · in), A as (rank, k… · in), channels innermost.
  * Groups are held as what they mean, zeros between channels that do not see each other: the norms are true ones, at
  * `groups` times the memory and the work.
+ *
+ * @example
+ * ```ts
+ * import { LoraConv, openBackend } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const stored = (shape: number[], ...values: number[]) => ({
+ *   shape,
+ *   dtype: "F32" as const,
+ *   bytes: new Uint8Array(Float32Array.from(values).buffer),
+ * });
+ * const backend = await openBackend();
+ * const edges = { loraA: stored([1, 1, 2], -1, 1), loraB: stored([1, 1, 1], 1), scaling: 10 };
+ * const layer = new LoraConv(backend, { weight: stored([1, 1, 2], 1, 1), adapters: { edges } });
+ * const x = backend.tensor([1, 1, 3], Float32Array.of(1, 2, 4));
+ * assert.deepEqual([...await backend.read(layer.forward(x))], [3, 6]);
+ * assert.deepEqual([...await backend.read(layer.forward(x, { adapter: "edges" }))], [13, 26]);
+ * backend.dispose();
+ * ```
  */
 export class LoraConv implements LoraLayer {
   /** The layer over patches. */
@@ -207,14 +226,14 @@ export class LoraConv implements LoraLayer {
    *
    * @param adapter A name, or a mix `{ name: weight }`.
    * @param options Whether a grouped weight may become one of a single group.
-   * @throws {RangeError} If the convolution has groups and `expand` is not set, or adapters are merged already.
+   * @throws {RangeError} If the convolution has groups and `expandGroups` is not set, or adapters are merged already.
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
    */
-  async merge(adapter: AdapterChoice, options: { readonly expand?: boolean } = {}): Promise<MergeLoss> {
-    if (this.#groups > 1 && options.expand !== true) {
+  async merge(adapter: AdapterChoice, options: { readonly expandGroups?: boolean } = {}): Promise<MergeLoss> {
+    if (this.#groups > 1 && options.expandGroups !== true) {
       const message =
         `Cannot merge into a convolution of ${this.#groups} groups: its adapters join channels that the base`;
-      throw new RangeError(`${message} keeps apart, expected { expand: true } for a weight of one group`);
+      throw new RangeError(`${message} keeps apart, expected { expandGroups: true } for a weight of one group`);
     }
     return await this.linear.merge(adapter);
   }

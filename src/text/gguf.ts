@@ -20,7 +20,7 @@ const TYPE = { unknown: 2, control: 3, userDefined: 4 } as const;
  * words of `tokenizer.ggml.pre`) or "llama" (SentencePiece with scores). Its ids are those of the model's own
  * tokenizer.json.
  *
- * @param metadata The metadata of the file, as `readGguf` gives it.
+ * @param metadata The metadata of the file: `ggufFolder(file).gguf.metadata` of `./models`.
  * @returns The tokenizer.
  * @throws {FormatError} If the metadata has no tokenizer, one of another kind, or one that contradicts itself.
  * @throws {LimitError} If the vocabulary is too large.

@@ -59,6 +59,21 @@ export interface ReadAdapter {
  * @throws {MismatchError} If a factor or a fact about the base is missing.
  * @throws {LimitError} If a cap is passed.
  * @throws {NumericError} If a factor or a scale is not finite.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter, memoryFolder, memorySink } from "@lowrank/lora";
+ * import { readAdapter, writeAdapter } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const news = await loadAdapter(folder("examples/models/tiny/news"));
+ * const sink = memorySink(); // or a folder
+ * await writeAdapter(news, "mlx", sink);
+ * const { dialect, adapter } = await readAdapter(memoryFolder(sink.files));
+ * assert.equal(dialect, "mlx");
+ * assert.equal(adapter.modules.size, news.modules.size);
+ * ```
  */
 export async function readAdapter(source: Folder | Source, options: ReadDialectOptions = {}): Promise<ReadAdapter> {
   checkOptionTypes("read an adapter", options, OPTION_TYPES);
@@ -103,6 +118,19 @@ async function read({ dialect, source }: Recognised, options: ReadDialectOptions
  * @param options What the dialect needs beside the adapter.
  * @returns What was changed, and what a reader should know.
  * @throws {MismatchError} If the dialect cannot hold the adapter, or a fact about the base is missing.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter, memorySink } from "@lowrank/lora";
+ * import { writeAdapter } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/news"));
+ * const sink = memorySink(); // or a folder
+ * await writeAdapter(adapter, "kohya", sink, { file: "news.safetensors" });
+ * assert.deepEqual([...sink.files.keys()], ["news.safetensors"]);
+ * ```
  */
 export async function writeAdapter(
   adapter: Adapter,

@@ -45,6 +45,19 @@ const NAMING: readonly string[] = [
  * @param facts `heads` and `kvHeads`, where three parts are q, k and v of unequal rows.
  * @returns The adapter with the parts in place of the layers; others stay.
  * @throws {MismatchError} If the rows of a layer are not those of its parts, or it is no linear layer.
+ *
+ * @example
+ * ```ts
+ * import { createAdapter, joinFused, splitFused } from "@lowrank/lora/adapters";
+ * import assert from "node:assert/strict";
+ *
+ * const layers = [{ whole: "*.qkv_proj", parts: ["*.q_proj", "*.k_proj", "*.v_proj"] }];
+ * const modules = [{ name: "0.qkv_proj", inFeatures: 4, outFeatures: 12 }];
+ * const split = await splitFused(await createAdapter({ modules, targetModules: ["qkv_proj"] }), layers);
+ * assert.deepEqual([...split.modules.keys()], ["0.q_proj", "0.k_proj", "0.v_proj"]);
+ * const joined = await joinFused(split, layers);
+ * assert.equal(joined.modules.get("0.qkv_proj")?.outFeatures, 12);
+ * ```
  */
 export async function splitFused(
   adapter: Adapter,
