@@ -1,6 +1,6 @@
 /** What callers do without thinking must not answer wrongly, lose files or lift a cap. */
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -191,4 +191,23 @@ test("options of another type are refused, never computed with", async () => {
       '"@lowrank/lora/fs", or file("….safetensors")',
   };
   await assert.rejects(readAdapter("./a" as never), none);
+});
+
+test("a write that fails leaves no folder that it made, wherever it fails", async () => {
+  const place = mkdtempSync(join(tmpdir(), "lora-failed-"));
+  try {
+    const [base, adapter] = [memoryFolder(smallBase()), await loadAdapter(smallAdapter())];
+    const out = () => folder(join(place, "new", "out"));
+    const merging = mergeCheckpoint(base, [{ adapter, weight: 1e38 }], out(), { dtype: "f16" });
+    await assert.rejects(merging, { name: "NumericError" });
+    assert.deepEqual(readdirSync(place), []);
+    for (let calls = 1; calls <= 3; calls++) {
+      let left = calls;
+      const signal = { throwIfAborted: () => assert.ok(--left > 0, "stopped") } as AbortSignal;
+      await assert.rejects(saveAdapter(adapter, out(), { signal }), /stopped/);
+      assert.deepEqual(readdirSync(place), [], `${calls}`);
+    }
+  } finally {
+    rmSync(place, { recursive: true });
+  }
 });

@@ -74,14 +74,14 @@ async function assertTensors(bytes: Uint8Array, wanted: Tensors): Promise<void> 
 const MOE: Tensors = {
   ...projection(`${SWITCH}.gate_proj`, [2, 4, 5], 1),
   ...projection(`${SWITCH}.up_proj`, [2, 4, 5], 3),
-  ...projection(`${SWITCH}.down_proj`, [3, 5, 4], 5),
+  ...projection(`${SWITCH}.down_proj`, [2, 5, 4], 5),
 };
 
 test("mlx-lm's switch experts become PEFT's fused parameters with the same update of every expert", async () => {
   const { dialect, adapter } = await readAdapter(mlxFolder(MOE));
   assert.equal(dialect, "mlx");
   const sizes = Array.from(adapter.modules.values(), ({ name, kind, rank, experts }) => [name, kind, rank, experts]);
-  assert.deepEqual(sizes, [[`${FUSED}.gate_up_proj`, "experts", 4, 3], [`${FUSED}.down_proj`, "experts", 3, 3]]);
+  assert.deepEqual(sizes, [[`${FUSED}.gate_up_proj`, "experts", 4, 3], [`${FUSED}.down_proj`, "experts", 2, 3]]);
   for (let e = 0; e < EXPERTS; e++) {
     const halves = [...switchDelta(MOE, `${SWITCH}.gate_proj`, e), ...switchDelta(MOE, `${SWITCH}.up_proj`, e)];
     assert.deepEqual(fusedDelta(adapter, `${FUSED}.gate_up_proj`, e), halves);

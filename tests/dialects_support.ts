@@ -26,6 +26,7 @@ export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels" | "modelType">
   readonly modules: readonly string[];
 } = {
   architecture: "llama",
+  tied: false,
   heads: 4,
   kvHeads: 2,
   modules: [0, 1, 2].flatMap((layer) => [

@@ -30,7 +30,8 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --to DIALECT      peft, kohya, diffusers, gguf, mlx or loralib
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
   --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file, or its URL: gguf needs its
-                    architecture and heads, and kohya's names are looked up in its list of layers; no weights are read
+                    architecture and heads, gguf and mlx want to know whether its head is tied, and kohya's names are
+                    looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which only files from here hold: needed to read all others
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told
