@@ -111,6 +111,16 @@ export function isEmbedding(module: string): boolean {
 }
 
 /**
+ * Tells the table of tokens, which may be the head too.
+ *
+ * @param module Path of the module.
+ * @returns True for the names that it has.
+ */
+export function isTokenTable(module: string): boolean {
+  return /^(?:embed_tokens|wte)$/.test(lastName(module));
+}
+
+/**
  * Tells a convolution by its name.
  *
  * @param module Path of the module.
