@@ -69,6 +69,8 @@ unsafe fn rows<const MR: usize>(sums: &mut Sums<MR>, term: &Term) {
             let x = splat(a[i]);
             sums[i][0] = madd(x, b0, sums[i][0]);
             sums[i][1] = madd(x, b1, sums[i][1]);
+        }
+        for i in 0..MR {
             a[i] = a[i].add(1);
         }
         b = b.add(panel_bytes(false));
