@@ -2,13 +2,14 @@
 
 use crate::activations::*;
 use crate::linear::slice_n;
-use crate::product::{product_in_blocks, tail_of, warm, Product};
+use crate::product::{product_in_blocks, tail_of, Product};
 use crate::simd::*;
 use crate::tile_integer::{add_minima, dot_streams, dot_strip, GROUP, STREAMS, SUMS};
 use crate::{INT4, INT4_MIN, INT8, PANEL};
 
 /// Bytes of panels that stay in the second-level cache for all rows.
 const CACHED: usize = 1 << 18;
+
 /// Bytes of panels that are read once before they are used by many rows: see `warm`.
 const WARMED: usize = 1 << 14;
 
@@ -66,6 +67,24 @@ unsafe fn multiply(p: &Product, dtype: u32, activations: *const u8) {
         }
         row += rows;
     }
+}
+
+/// Reads one byte of each cache line of panels. Loads that wait for nothing reach the full rate of the memory, those
+/// between products half of it.
+///
+/// # Safety
+/// The panels are readable.
+#[inline(never)]
+unsafe fn warm(b: *const u8, panels: usize, stride: usize, bytes: usize) {
+    let mut seen = 0;
+    for j in 0..panels {
+        let mut at = 0;
+        while at < bytes {
+            seen |= *b.add(j * stride + at);
+            at += 64;
+        }
+    }
+    core::hint::black_box(seen); // else the loads are dropped
 }
 
 /// One panel against a strip of rows, or several against one row.
