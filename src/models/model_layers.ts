@@ -8,6 +8,7 @@ import type { Backend } from "../backend.ts";
 import { LoraEmbedding } from "../lora/lora_embedding.ts";
 import { LoraExperts } from "../lora/lora_experts.ts";
 import { LoraLinear } from "../lora/lora_linear.ts";
+import type { ModelTensors } from "./architectures.ts";
 import { Norm } from "./norm.ts";
 import type { ModelParameters } from "./weights.ts";
 
@@ -32,12 +33,15 @@ export class ModelLayers {
   tied: TiedHead | null = null;
   /** Whether files store a matrix (in, out). */
   readonly isTransposed: (name: string) => boolean;
+  /** Whether a tensor is one that files may have, and of which nothing is computed. */
+  readonly isSpare: (name: string) => boolean;
   readonly #parameters: ModelParameters;
 
   /** Takes parameters that stay their loader's. */
-  constructor(backend: Backend, parameters: ModelParameters, isTransposed: (name: string) => boolean = () => false) {
+  constructor(backend: Backend, parameters: ModelParameters, tensors: Pick<ModelTensors, "isTransposed" | "isSpare">) {
     this.backend = backend;
-    this.isTransposed = isTransposed;
+    this.isTransposed = tensors.isTransposed ?? (() => false);
+    this.isSpare = tensors.isSpare;
     this.#parameters = parameters;
   }
 
