@@ -7,7 +7,7 @@
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
 import { lastName, ownerPath } from "../adapter/paths.ts";
 import { checkAgainst } from "../adapter/match.ts";
-import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
+import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
@@ -49,12 +49,7 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
 
 /** Returns the adapter's modules as the model has them. */
 function checkPlaces(layers: ModelLayers, adapter: Adapter): Pick<Adapter, "modules"> {
-  if (adapter.baseChange !== null) {
-    const field = baseFieldOf(adapter.baseChange);
-    const message = `Cannot run ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
-      `changed the base first: ${BASE_REMEDY}`;
-    throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
-  }
+  requirePublishedBase(adapter, "run");
   const placed = withFusedExperts(adapter, (name) => expertShape(layers.byPath.get(name)));
   checkAgainst(placed, shapesFor(layers, placed));
   for (const { name, kind } of placed.modules.values()) {
