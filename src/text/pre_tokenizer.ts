@@ -9,6 +9,7 @@ import { type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@hu
 import { LimitError } from "../errors.ts";
 import { bertNormalizer } from "./bert_normalizer.ts";
 import { type Fields, plainJson } from "./fields.ts";
+import { normalForm } from "./normal_form.ts";
 
 /** A step of the package's, or one that is rewritten here. */
 type NormalizerStep = NormalizerConfig | TextNormalizer;
@@ -36,7 +37,7 @@ export interface TextNormalizer {
   /**
    * The changed text.
    *
-   * @throws {LimitError} If it grows too long.
+   * @throws {LimitError} If it grows too long, or a letter has too many marks.
    */
   normalize(text: string): string;
 }
@@ -71,12 +72,25 @@ export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenize
 /** Makes a normaliser of checked steps. */
 export function normalizerOf(steps: NormalizerStep[]): TextNormalizer | null {
   if (steps.length === 0) return null;
-  const normalizers: readonly TextNormalizer[] = steps.map((step) =>
-    "normalize" in step ? step : new SequenceNormalizer({ type: "Sequence", normalizers: [step] })
-  );
+  const normalizers = steps.map(normalizerStep);
   return {
     normalize: (text) => normalizers.reduce<string>((changed, one) => checkGrowth(one.normalize(changed)), text),
   };
+}
+
+function normalizerStep(step: NormalizerStep): TextNormalizer {
+  if ("normalize" in step) return step;
+  switch (step.type) {
+    case "NFC":
+    case "NFD":
+    case "NFKC":
+    case "NFKD": {
+      const { type } = step;
+      return { normalize: (text) => normalForm(text, type) };
+    }
+    default:
+      return new SequenceNormalizer({ type: "Sequence", normalizers: [step] });
+  }
 }
 
 /** A few steps that each replace a letter by several make any text as long as memory. */
