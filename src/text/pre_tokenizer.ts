@@ -8,6 +8,7 @@
 import { type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
 import { LimitError } from "../errors.ts";
 import { bertNormalizer } from "./bert_normalizer.ts";
+import { boundedPattern } from "./bounded_pattern.ts";
 import { type Fields, plainJson } from "./fields.ts";
 import { normalForm } from "./normal_form.ts";
 
@@ -61,12 +62,19 @@ export function buildNormalizer(config: Fields | null): TextNormalizer | null {
 export function buildPreTokenizer(config: Fields | null): PreTokenizer | null {
   const pretokenizers = preTokenizerSteps(config);
   if (pretokenizers.length === 0) return null;
-  return guarded(config, () => new SequencePreTokenizer({ type: "Sequence", pretokenizers }));
+  return guarded(config, () => preTokenizerOf(pretokenizers));
 }
 
 /** Makes a pre-tokeniser of checked steps. */
 export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenizer {
-  return new SequencePreTokenizer({ type: "Sequence", pretokenizers });
+  const sequence = new SequencePreTokenizer({ type: "Sequence", pretokenizers });
+  sequence.tokenizers.forEach(boundStep);
+  return sequence;
+}
+
+/** The package's steps have their pattern as a member. */
+function boundStep(step: object | null): void {
+  if (step && "pattern" in step && step.pattern instanceof RegExp) step.pattern = boundedPattern(step.pattern);
 }
 
 /** Makes a normaliser of checked steps. */
@@ -88,8 +96,11 @@ function normalizerStep(step: NormalizerStep): TextNormalizer {
       const { type } = step;
       return { normalize: (text) => normalForm(text, type) };
     }
-    default:
-      return new SequenceNormalizer({ type: "Sequence", normalizers: [step] });
+    default: {
+      const sequence = new SequenceNormalizer({ type: "Sequence", normalizers: [step] });
+      sequence.normalizers.forEach(boundStep);
+      return sequence;
+    }
   }
 }
 
