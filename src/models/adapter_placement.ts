@@ -5,6 +5,7 @@
  */
 
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { lastName, ownerPath } from "../adapter/paths.ts";
 import { checkAgainst } from "../adapter/match.ts";
 import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
@@ -33,7 +34,7 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
   const { modules } = checkPlaces(layers, adapter);
   for (const [path, module] of modules) placeModule(layers.byPath.get(path)!, name, module);
   for (const [tensor, values] of adapter.replacements) {
-    const { path, part } = splitName(tensor);
+    const [path, part] = [ownerPath(tensor), lastName(tensor)];
     await replacePart(layers, { name, path, part }, values, adapter.config.ensureWeightTying);
   }
   for (const [path, rows] of adapter.tokenRows) {
@@ -103,13 +104,8 @@ function placeModule(layer: ModelLayer, name: string, module: LoraModule): void 
   }
 }
 
-function splitName(tensor: string): { path: string; part: string } {
-  const split = tensor.lastIndexOf(".");
-  return { path: tensor.slice(0, split), part: tensor.slice(split + 1) };
-}
-
 function takesPart({ byPath }: ModelLayers, tensor: string): boolean {
-  const { path, part } = splitName(tensor);
+  const [path, part] = [ownerPath(tensor), lastName(tensor)];
   const layer = byPath.get(path);
   if (layer === undefined || layer instanceof LoraExperts) return false;
   return part === "weight" || (part === "bias" && !(layer instanceof LoraEmbedding));

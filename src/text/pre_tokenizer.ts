@@ -10,15 +10,13 @@ import { LimitError } from "../errors.ts";
 import { bertNormalizer } from "./bert_normalizer.ts";
 import { boundedPattern } from "./bounded_pattern.ts";
 import { type Fields, plainJson } from "./fields.ts";
+import { GPT2_WORDS } from "./gguf_words.ts";
 import { normalForm } from "./normal_form.ts";
 
 /** A step of the package's, or one that is rewritten here. */
 type NormalizerStep = NormalizerConfig | TextNormalizer;
 type NormalizerConfig = ConstructorParameters<typeof SequenceNormalizer>[0]["normalizers"][number];
 type PreTokenizerConfig = ConstructorParameters<typeof SequencePreTokenizer>[0]["pretokenizers"][number];
-
-/** GPT-2's words, numbers, signs and spaces. */
-export const GPT2_WORDS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 /** A sign that BERT takes for a word: punctuation, and all of ASCII that is no letter, digit or space. */
 const BERT_SIGN = "[\\p{P}\\u0021-\\u002F\\u003A-\\u0040\\u005B-\\u0060\\u007B-\\u007E]";
