@@ -22,7 +22,7 @@ export interface PatternOptions extends PatternPlace {
 }
 
 /** Longest name that is matched, in characters. */
-export const MAX_NAME_LENGTH = 512;
+const MAX_NAME_LENGTH = 512;
 const MAX_INSTRUCTIONS = 4096;
 /** Steps of all patterns of one config together: far above what real configs need, about a second at most. */
 export const MAX_STEPS = 5e7;
