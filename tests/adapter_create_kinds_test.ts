@@ -138,18 +138,18 @@ test("createAdapter() refuses what PEFT refuses of a kind, by field, and sizes t
     return createAdapter({ modules: [module], ...target, r: 2, ...more });
   };
   const refusals: [BaseModule, Partial<CreateAdapterOptions>, field: string][] = [
-    [TABLE, { loraBias: true }, "lora_bias"],
-    [TABLE, { init: "loftq" }, "init_lora_weights"],
-    [TABLE, { init: "eva", inputsOf: weightOf }, "init_lora_weights"],
-    [TABLE, { useDora: true }, "use_dora"],
-    [CONV[0]!, { init: "pissa", weightOf }, "init_lora_weights"],
+    [TABLE, { loraBias: true }, "loraBias"],
+    [TABLE, { init: "loftq" }, "init"],
+    [TABLE, { init: "eva", inputsOf: weightOf }, "init"],
+    [TABLE, { useDora: true }, "useDora"],
+    [CONV[0]!, { init: "pissa", weightOf }, "init"],
     [GROUPED, { r: 3 }, "r"],
-    [EXPERTS, { useDora: true, weightOf }, "use_dora"],
-    [EXPERTS, { loraBias: true }, "lora_bias"],
-    [EXPERTS, { loraDropout: 0.1 }, "lora_dropout"],
-    [EXPERTS, { fanInFanOut: true }, "fan_in_fan_out"],
-    [EXPERTS, { init: "orthogonal" }, "init_lora_weights"],
-    [EXPERTS, { targetParameters: ["up_proj"] }, "target_parameters"],
+    [EXPERTS, { useDora: true, weightOf }, "useDora"],
+    [EXPERTS, { loraBias: true }, "loraBias"],
+    [EXPERTS, { loraDropout: 0.1 }, "loraDropout"],
+    [EXPERTS, { fanInFanOut: true }, "fanInFanOut"],
+    [EXPERTS, { init: "orthogonal" }, "init"],
+    [EXPERTS, { targetParameters: ["up_proj"] }, "targetParameters"],
   ];
   for (const [module, more, field] of refusals) {
     await assert.rejects(one(module, more), { name: "MismatchError", field }, `${module.name} ${field}`);

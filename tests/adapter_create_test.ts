@@ -141,3 +141,52 @@ test("a head that PEFT saves in full is no target, and the report says that PEFT
   const other = await createAdapter({ modules, targetModules, taskType: "FEATURE_EXTRACTION" });
   assert.deepEqual([other.modules.size, other.report], [2, []]);
 });
+
+test("createAdapter() speaks of its options, by their names", async () => {
+  const wrong: [option: string, value: unknown, message: RegExp][] = [
+    ["r", 0, /with r 0: expected a whole number from 1$/],
+    ["r", 300, /with r 300: expected at most 256$/],
+    ["loraAlpha", Infinity, /with loraAlpha Infinity: expected a finite 32-bit float$/],
+    ["useRslora", "yes", /with useRslora "yes": expected true or false$/],
+    ["rankPattern", { a: 0.5 }, /with rankPattern 0\.5: /],
+    ["targetModules", [undefined], /with targetModules null: expected names only$/],
+    ["targetModules", undefined, /without targetModules: expected names, a pattern or "all-linear"$/],
+    ["layersPattern", ["h"], /expected null, where layersToTransform names no layer$/],
+    ["loraDropout", 2, /with loraDropout 2: expected a number from 0 to 1$/],
+    ["baseModel", 4, /with baseModel 4: expected a string or null$/],
+    ["init", "no", /with init "no": expected true, false, "gaussian"/],
+    ["useDora", () => true, /with useDora .*: expected true or false$/],
+  ];
+  for (const [option, value, message] of wrong) {
+    const call = createAdapter({ ...base, [option]: value });
+    await assert.rejects(call, (error: Error & { field?: string; file?: string }) => {
+      assert.match(error.message, /^Cannot create an adapter with/);
+      assert.match(error.message, message);
+      assert.deepEqual([error.field, error.file], [option, undefined]);
+      return true;
+    });
+  }
+});
+
+test("createAdapter() refuses options of another type, and names the module whose factors are too large", async () => {
+  const wrong: [option: string, value: unknown, error: string][] = [
+    ["seed", "1", "TypeError"],
+    ["name", 5, "TypeError"],
+    ["weightOf", {}, "TypeError"],
+    ["inputsOf", 3, "TypeError"],
+    ["onBase", "x", "TypeError"],
+    ["loftqBits", "4", "TypeError"],
+    ["loftqBits", 3, "RangeError"],
+    ["evaRho", "2", "TypeError"],
+    ["evaRho", NaN, "RangeError"],
+    ["loftqIterations", 0, "RangeError"],
+    ["modules", [null], "TypeError"],
+    ["modules", {}, "TypeError"],
+  ];
+  for (const [option, value, name] of wrong) {
+    await assert.rejects(createAdapter({ ...base, [option]: value }), { name }, option);
+  }
+  const vast = [{ name: "c", kind: "conv", inFeatures: 4, outFeatures: 2, kernel: [2 ** 30, 2 ** 30] }] as const;
+  const call = createAdapter({ modules: vast, targetModules: ["c"] });
+  await assert.rejects(call, { name: "ShapeError", tensor: "c", message: /^Cannot create "c" of its sizes: / });
+});

@@ -202,13 +202,13 @@ test("DoRA begins with the norms of the weight, lora_bias with zeros, and both l
     await saveAdapter(one, sink);
     assert.deepEqual((await loadAdapter(sink.files)).modules, one.modules);
   }
-  await assert.rejects(createAdapter({ modules, targetModules: ["q"], useDora: true }), { field: "use_dora" });
+  await assert.rejects(createAdapter({ modules, targetModules: ["q"], useDora: true }), { field: "useDora" });
 });
 
 test("initialisations that begin from the weight ask for it, in its shape, and take no larger rank", async () => {
   for (const init of ["pissa", "olora", "mica", "loftq", "pissa_niter_2"] as const) {
     const bare = { modules, targetModules: ["q"], init };
-    await assert.rejects(createAdapter(bare), { name: "MismatchError", field: "init_lora_weights" }, init);
+    await assert.rejects(createAdapter(bare), { name: "MismatchError", field: "init" }, init);
     await assert.rejects(created({ init, r: 31 }), { name: "MismatchError" }, init);
     await assert.rejects(created({ init, weightOf: () => noise([3, 3], 1) }), { name: "MismatchError" }, init);
   }

@@ -1,16 +1,20 @@
 /** What callers do without thinking must not answer wrongly, lose files or lift a cap. */
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { loadAdapter } from "../src/adapter/load.ts";
-import { combineAdapters } from "../src/adapter/combine.ts";
+import { combineAdapters, resizeAdapter } from "../src/adapter/combine.ts";
+import { compareAdapters } from "../src/adapter/compare.ts";
+import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
+import { toPlainLora } from "../src/adapter/to_plain.ts";
 import { extractAdapter } from "../src/checkpoint/extract.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
+import { mergeGguf } from "../src/checkpoint/merge_gguf.ts";
 import { DisposedError, LimitError, MismatchError } from "../src/errors.ts";
-import { memoryFolder, memorySink } from "../src/formats/memory.ts";
+import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import type { Sink } from "../src/formats/source.ts";
 import { folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
@@ -146,4 +150,64 @@ test("rows that are no rows are refused", async () => {
     await assert.rejects(model.forward([1, 2] as never), refusal);
     await assert.rejects(model.loss([1, 2] as never), refusal);
   });
+});
+
+test("options of another type are refused, never computed with", async () => {
+  const [base, adapter] = [memoryFolder(smallBase()), await loadAdapter(smallAdapter())];
+  const sink = memorySink();
+  const one = [{ adapter }];
+  const size = { rank: 1 };
+  const calls: [call: (options: never) => Promise<unknown>, options: Record<string, unknown>][] = [
+    [(o) => extractAdapter(base, base, o), { svdClamp: "0.9" }],
+    [(o) => extractAdapter(base, base, o), { energy: "0.9", rank: undefined }],
+    [(o) => extractAdapter(base, base, o), { dtype: "f16" }],
+    [(o) => extractAdapter(base, base, o), { onProgress: true }],
+    [(o) => combineAdapters(one, o), { ...size, method: "svd", svdClamp: "0.9" }],
+    [(o) => combineAdapters(one, o), { method: "ties", density: "0.5" }],
+    [(o) => combineAdapters(one, o), { dtype: "F64" }],
+    [(o) => combineAdapters(one, o), { name: 3 }],
+    [(o) => combineAdapters(one, o), { signal: {} }],
+    [(o) => resizeAdapter(adapter, o), { energy: "0.9", rank: undefined }],
+    [(o) => compareAdapters(adapter, adapter, o), { of: "Delta" }],
+    [(o) => mergeCheckpoint(base, one, sink, o), { strict: "false" }],
+    [(o) => mergeCheckpoint(base, one, sink, o), { dryRun: "false" }],
+    [(o) => mergeCheckpoint(base, one, sink, o), { backend: "wasm" }],
+    [(o) => mergeCheckpoint(base, one, sink, o), { jobs: "2" }],
+    [(o) => mergeGguf(memorySource("x.gguf", new Uint8Array(4)), one, sink, o), { outType: "Q8_0" }],
+    [(o) => readAdapter(memoryFolder(smallAdapter()), o), { rank: "4" }],
+    [(o) => writeAdapter(adapter, "loralib", sink, o), { alpha: "4" }],
+    [(o) => writeAdapter(adapter, "gguf", sink, o), { allowLoss: 1 }],
+    [(o) => loadAdapter(smallAdapter(), o), { allowPickle: "no" }],
+    [(o) => toPlainLora(adapter, o), { weightOf: [] }],
+  ];
+  for (const [call, options] of calls) {
+    const refusal = { name: "TypeError", message: /^Cannot \w.* with \w+ .*: expected / };
+    await assert.rejects(call({ ...size, ...options } as never), refusal, JSON.stringify(options));
+  }
+  assert.equal(sink.files.size, 0);
+  const none = {
+    name: "TypeError",
+    message: 'Cannot read an adapter from the path "./a": expected folder("…") of ' +
+      '"@lowrank/lora/fs", or file("….safetensors")',
+  };
+  await assert.rejects(readAdapter("./a" as never), none);
+});
+
+test("a write that fails leaves no folder that it made, wherever it fails", async () => {
+  const place = mkdtempSync(join(tmpdir(), "lora-failed-"));
+  try {
+    const [base, adapter] = [memoryFolder(smallBase()), await loadAdapter(smallAdapter())];
+    const out = () => folder(join(place, "new", "out"));
+    const merging = mergeCheckpoint(base, [{ adapter, weight: 1e38 }], out(), { dtype: "f16" });
+    await assert.rejects(merging, { name: "NumericError" });
+    assert.deepEqual(readdirSync(place), []);
+    for (let calls = 1; calls <= 3; calls++) {
+      let left = calls;
+      const signal = { throwIfAborted: () => assert.ok(--left > 0, "stopped") } as AbortSignal;
+      await assert.rejects(saveAdapter(adapter, out(), { signal }), /stopped/);
+      assert.deepEqual(readdirSync(place), [], `${calls}`);
+    }
+  } finally {
+    rmSync(place, { recursive: true });
+  }
 });

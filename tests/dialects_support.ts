@@ -26,6 +26,7 @@ export const FACTS: Required<Omit<BaseFacts, "merged" | "kernels" | "modelType">
   readonly modules: readonly string[];
 } = {
   architecture: "llama",
+  tied: false,
   heads: 4,
   kvHeads: 2,
   modules: [0, 1, 2].flatMap((layer) => [
@@ -223,4 +224,19 @@ export async function strip(name: string, bytes: Uint8Array): Promise<Uint8Array
     return [key, { type: key.endsWith(".alpha") ? "f32" : "u32", value: value as number }];
   });
   return encodeGguf(new Map(fields.filter(([key]) => !/peft_config|^lowrank/.test(key))), stored);
+}
+
+/** An adapter as mlx-lm saves it. */
+export function mlxFolder(
+  parameters: unknown,
+  tensors: Readonly<Record<string, StoredTensor>>,
+  more: object = {},
+): Folder {
+  const config = { fine_tune_type: "lora", num_layers: 2, lora_parameters: parameters, ...more };
+  return memoryFolder(
+    new Map([
+      ["adapter_config.json", new TextEncoder().encode(JSON.stringify(config))],
+      ["adapters.safetensors", encodeSafetensors(new Map(Object.entries(tensors)))],
+    ]),
+  );
 }

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -126,5 +128,55 @@ test("a refusal of the system is typed, keeps its cause and removes the temporar
     assert.deepEqual(readdirSync(path), ["target"]);
     writeFileSync(join(path, "no-folder"), "");
     await assert.rejects(folder(join(path, "no-folder")).create("x"), { name: "IntegrityError", file: "x" });
+  });
+});
+
+test("calls that are not awaited happen in their order, from the caller's thread and from one of their own", async () => {
+  await inTemporaryFolder(async (path) => {
+    for (const options of [{}, { bytes: 1e9 }]) {
+      const output = await folder(path).create("target", options);
+      const pieces = Array.from({ length: 40 }, (_, i) => new Uint8Array(1 + (i * 7919) % 300_000).fill(i));
+      const calls = pieces.map((piece) => output.write(piece));
+      const digest = output.sha256!();
+      const committed = output.commit();
+      await assert.rejects(output.write(pieces[0]!), DisposedError);
+      await Promise.all([...calls, committed]);
+      const want = Buffer.concat(pieces);
+      assert.ok(readFileSync(join(path, "target")).equals(want));
+      assert.equal(await digest, createHash("sha256").update(want).digest("hex"));
+    }
+  });
+});
+
+test("a new folder goes again with what was not finished in it, and stays with what was", async () => {
+  await inTemporaryFolder(async (path) => {
+    const place = () => folder(join(path, "new", "deep"));
+    const [first, second] = [place(), place()];
+    const files = await Promise.all([first.create("a"), first.create("b")]);
+    await files[0]!.abort();
+    assert.equal(readdirSync(join(path, "new", "deep")).length, 1);
+    await files[1]!.abort();
+    await files[1]!.abort();
+    assert.deepEqual(readdirSync(path), []);
+
+    const lock = await first.lock!("work");
+    await (await first.create("a")).abort();
+    await lock.release();
+    await lock.release();
+    assert.deepEqual(readdirSync(path), []);
+
+    const [kept, left] = [await first.create("a"), await second.create("b")];
+    await kept.commit();
+    await left.abort();
+    await (await first.create("c")).abort();
+    assert.deepEqual(readdirSync(join(path, "new", "deep")), ["a"]);
+
+    mkdirSync(join(path, "mine"));
+    await (await folder(join(path, "mine")).create("a")).abort();
+    await (await folder(join(path, "mine", "new")).create("a")).abort();
+    assert.deepEqual(readdirSync(join(path, "mine")), []);
+    const name = "n".repeat(250);
+    await assert.rejects(folder(join(path, "other")).create(name), IntegrityError);
+    assert.deepEqual(readdirSync(path).sort(), ["mine", "new"]);
   });
 });

@@ -37,7 +37,7 @@ test("a lock is one's own until it is released, and leaves nothing", async () =>
     await other.release();
     await lock.release();
     await (await lockOf(out)).release();
-    assert.deepEqual(readdirSync(out), []);
+    assert.deepEqual(readdirSync(path), []);
   });
 });
 

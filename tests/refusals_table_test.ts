@@ -185,8 +185,8 @@ test("what cannot be merged or run is named with its field or tensor, and a way 
   model.dispose();
   const modules = [{ name: "q", inFeatures: 9, outFeatures: 12 }];
   const create = (more: object) => createAdapter({ modules, targetModules: ["q"], ...more });
-  await refused(() => create({ targetModules: ["k"] }), "target_modules", "create");
-  await refused(() => create({ useDora: true }), "use_dora", "create without weights");
-  await refused(() => create({ init: "pissa" }), "init_lora_weights", "create pissa without weights");
+  await refused(() => create({ targetModules: ["k"] }), "targetModules", "create");
+  await refused(() => create({ useDora: true }), "useDora", "create without weights");
+  await refused(() => create({ init: "pissa" }), "init", "create pissa without weights");
   await refused(() => create({ init: "orthogonal", r: 3 }), "r", "create orthogonal of an odd rank");
 });

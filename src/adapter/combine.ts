@@ -5,7 +5,8 @@
  */
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
+import { FLOAT_DTYPES, type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -23,7 +24,6 @@ import {
 import { requireAdditive } from "./additive.ts";
 import { sharedTables } from "./base_tables.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
-import type { FloatDtype } from "./factor_values.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
@@ -70,6 +70,17 @@ const LOST_BIASES: ReportLine = {
   why: "it combines A and B only; here they are summed as their updates are",
 };
 
+/** The types of what decides the size and the form of a new adapter. */
+export const RESULT_TYPES: Readonly<Record<string, OptionType>> = {
+  rank: "number",
+  energy: "number",
+  svdClamp: "number",
+  seed: "number",
+  dtype: FLOAT_DTYPES,
+  name: "string",
+  limits: "object",
+};
+
 /** Options of {@linkcode resizeAdapter}: a rank or an energy. */
 export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "name" | "limits" | "signal">;
 
@@ -88,6 +99,7 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  * @throws {LimitError} If a rank passes the cap, or a `_svd` method would have to decompose too large an update.
  * @throws {NumericError} If a weight is not finite, or a value does not fit `dtype`.
  * @throws {RangeError} If an option is out of its range or does nothing for the method.
+ * @throws {TypeError} If an option is of another type.
  *
  * @example
  * ```ts
@@ -173,6 +185,7 @@ function checkAdapters(adapters: readonly WeightedAdapter[]): void {
 }
 
 function checkOptions(method: CombineMethod, options: CombineOptions): void {
+  checkOptionTypes("combine adapters", options, { ...RESULT_TYPES, method: "string", density: "number" });
   const { rank, energy, svdClamp, density, majoritySign, seed = 0 } = options;
   const refuse = (field: string, expected: string): RangeError => {
     const found = options[field as keyof CombineOptions];

@@ -5,6 +5,7 @@
  */
 
 import { MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import type { Adapter, LoraModule } from "./adapter.ts";
@@ -85,6 +86,7 @@ export function deltaNorm(module: LoraModule): number {
  * @param options Whose directions are compared, and a signal.
  * @returns The comparison.
  * @throws {MismatchError} If the adapters have no module in common, shapes differ, or one is more than plain LoRA.
+ * @throws {TypeError} If an option is of another type.
  *
  * @example
  * ```ts
@@ -103,6 +105,7 @@ export async function compareAdapters(
   b: Adapter,
   options: CompareOptions = {},
 ): Promise<AdapterComparison> {
+  checkOptionTypes("compare adapters", options, { of: ["factors", "delta"] });
   requireAdditive(a, "compare");
   requireAdditive(b, "compare");
   const common = [...a.modules.values()].filter(({ name }) => b.modules.has(name));

@@ -10,23 +10,45 @@ export class ConfigFields {
   /** Entries that a list or map may hold. */
   readonly maxEntries: number;
   readonly #raw: ReadonlyMap<string, JsonValue>;
+  readonly #options: ReadonlyMap<string, string> | undefined;
 
-  /** Wraps parsed keys; lists and maps may hold `maxEntries` entries. */
-  constructor(raw: ReadonlyMap<string, JsonValue>, file: string, maxEntries: number) {
+  /**
+   * Wraps parsed keys; lists and maps may hold `maxEntries` entries. Where the values are a caller's options, `options` has
+   * their names by field, and errors speak of them.
+   */
+  constructor(
+    raw: ReadonlyMap<string, JsonValue>,
+    file: string,
+    maxEntries: number,
+    options?: ReadonlyMap<string, string>,
+  ) {
     this.#raw = raw;
     this.file = file;
     this.maxEntries = maxEntries;
+    this.#options = options;
   }
 
-  /** Names field and file as messages do. */
-  describe(field: string): string {
-    return `${quote(field)} of ${quote(this.file)}`;
+  /** Begins a message about a field; `what` says what its value is, where that is not plain. */
+  cannot(field: string, value: string, what?: string): string {
+    if (this.#options) return `Cannot create an adapter with ${this.#inOptions(field)} ${value}`;
+    return `Cannot read ${quote(field)} of ${quote(this.file)} with ${what ? `${what} ` : ""}${value}`;
+  }
+
+  /** Where a field is, for an error. */
+  place(field: string): { readonly file?: string; readonly field: string } {
+    return this.#options ? { field: this.#inOptions(field) } : { file: this.file, field };
   }
 
   /** Makes the error for a field that is not as expected. */
   refuse(field: string, expected: string, found: JsonValue = this.#get(field)): FormatError {
-    const message = `Cannot read ${this.describe(field)} with value ${show(found)}: expected ${expected}`;
-    return new FormatError(message, { file: this.file, field, found, expected });
+    const wanted = this.#inOptions(expected);
+    const message = `${this.cannot(field, show(found), "value")}: expected ${wanted}`;
+    return new FormatError(message, { ...this.place(field), found, expected: wanted });
+  }
+
+  /** A text about fields, in the names of the options. */
+  #inOptions(text: string): string {
+    return this.#options ? text.replace(/\w+/g, (word) => this.#options?.get(word) ?? word) : text;
   }
 
   /** A truth value; false if absent. */
@@ -97,8 +119,8 @@ export class ConfigFields {
   /** Refuses more entries than a list or map may hold. */
   checkEntries(field: string, value: number): void {
     if (value <= this.maxEntries) return;
-    const message = `Cannot read ${this.describe(field)} with ${value} entries: expected at most ${this.maxEntries}`;
-    throw new LimitError(message, { file: this.file, field, limit: this.maxEntries, value });
+    const message = `${this.cannot(field, `${value} entries`)}: expected at most ${this.maxEntries}`;
+    throw new LimitError(message, { ...this.place(field), limit: this.maxEntries, value });
   }
 
   #get(field: string): JsonValue {

@@ -69,6 +69,17 @@ export function moduleCosts(
  *
  * @param adapter The adapter.
  * @returns The counts.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter } from "@lowrank/lora";
+ * import { adapterCosts } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const { branchFlops, baseFlops } = adapterCosts(await loadAdapter(folder("examples/models/tiny/news")));
+ * assert.ok(branchFlops < baseFlops);
+ * ```
  */
 export function adapterCosts(adapter: Adapter): AdapterCosts {
   const costs = Array.from(adapter.modules.values(), moduleCosts);

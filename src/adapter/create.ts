@@ -1,8 +1,10 @@
-import { MismatchError, OutOfMemoryError } from "../errors.ts";
+import { MismatchError, OutOfMemoryError, ShapeError } from "../errors.ts";
+import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
+import { readBase } from "./base_layers.ts";
 import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import { planAdapter, SAVED_HEADS, sizesOf } from "./create_plan.ts";
 import type { EvaDirections, EvaLayer } from "./eva.ts";
@@ -15,6 +17,19 @@ import { readWeight } from "./weight_matrix.ts";
 
 export type { BaseModule, CreateAdapterOptions };
 
+const OWN_TYPES: Readonly<Record<string, OptionType>> = {
+  base: "object",
+  modules: "object",
+  weightOf: "function",
+  inputsOf: "function",
+  onBase: "function",
+  seed: "number",
+  evaRho: "number",
+  loftqBits: "number",
+  loftqIterations: "number",
+  name: "string",
+};
+
 /**
  * Creates an adapter whose training has not begun, in 32-bit floats. It changes nothing yet: its ΔW is zero, or it begins
  * over a base from which its ΔW has been taken (`pissa`, `pissa_niter_N`, `olora`, `loftq`): see {@linkcode toPlainLora}.
@@ -23,42 +38,40 @@ export type { BaseModule, CreateAdapterOptions };
  * same bits in every runtime; what is normally distributed uses `Math.log` and `Math.cos`, whose last bit may differ
  * between engines.
  *
- * @param options The base's layers, the fields of the config, and a seed.
+ * @param options The base, the fields of the config, and a seed.
  * @returns The adapter.
  * @throws {MismatchError} If the base has none of the targets, or one is of a kind that PEFT does not adapt so, or the
  *   initialisation lacks weights or inputs.
- * @throws {FormatError} If a field has the wrong type, or a pattern uses a construct outside the subset.
+ * @throws {FormatError} If an option that is a field of the config has a value which that cannot have, or a pattern uses a
+ *   construct outside the subset, or a file of the base is malformed.
+ * @throws {TypeError} If another option has the wrong type, or there is no base.
  * @throws {LimitError} If a rank is above 256.
  * @throws {NumericError} If a weight or an input has NaN or infinity in it.
- * @throws {ShapeError} If its bytes do not fill its shape.
+ * @throws {ShapeError} If its bytes do not fill its shape, or factors would have 2^53 values and more.
  * @throws {OutOfMemoryError} If there is no memory for factors of these sizes.
  *
  * @example
  * ```ts
+ * import { memorySink, saveAdapter } from "@lowrank/lora";
  * import { createAdapter } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
  * import assert from "node:assert/strict";
  *
- * const modules = [{ name: "layers.0.q_proj", inFeatures: 4, outFeatures: 6 }];
- * const adapter = await createAdapter({ modules, targetModules: ["q_proj"], r: 2, loraAlpha: 4 });
- * assert.deepEqual(adapter.modules.get("layers.0.q_proj")?.scaling, 2);
+ * const base = folder("examples/models/tiny/base");
+ * const adapter = await createAdapter({ base, targetModules: "all-linear", r: 8, loraAlpha: 16 });
+ * await saveAdapter(adapter, memorySink()); // or a folder
+ * assert.equal(adapter.modules.get("model.layers.0.mlp.up_proj")?.scaling, 2);
  * ```
  */
 export async function createAdapter(options: CreateAdapterOptions): Promise<Adapter> {
-  const { seed = 0, init = true, name = "adapter" } = options;
-  if (!Number.isSafeInteger(seed)) {
-    throw new RangeError(`Cannot create an adapter with seed ${seed}: expected an integer`);
-  }
-  const { loftqBits = 4, loftqIterations = 1, evaRho = 2 } = options;
-  const isLoftq = (loftqBits === 4 || loftqBits === 8) && Number.isSafeInteger(loftqIterations) && loftqIterations >= 1;
-  if (!isLoftq || !(evaRho >= 1)) {
-    const message =
-      "Cannot create an adapter with these options: expected loftqBits 4 or 8, loftqIterations and evaRho";
-    throw new RangeError(`${message} from 1`);
-  }
+  checkOwn(options);
+  const told = options.base ? await readBase(options.base) : undefined;
+  const given = { ...told, ...options };
+  const { seed = 0, init = true, name = "adapter" } = given;
   const { checkedWeights } = await import("./checked_weight.ts");
-  const [weightOf, inputsOf] = [options.weightOf, options.inputsOf].map((give) => give && checkedWeights(give));
-  const { config: asked, targets } = planAdapter(options, baseOf(options));
-  const eva = init === "eva" ? await evaPlan(asked, targets, { ...options, ...(inputsOf && { inputsOf }) }) : null;
+  const [weightOf, inputsOf] = [given.weightOf, given.inputsOf].map((give) => give && checkedWeights(give));
+  const { config: asked, targets } = planAdapter(given, byName(given.modules));
+  const eva = init === "eva" ? await evaPlan(asked, targets, { ...given, ...(inputsOf && { inputsOf }) }) : null;
   const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
   const modules = new Map<string, LoraModule>();
@@ -69,8 +82,8 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
     if (eva && !direction) continue;
     const { ranks: [rank = config.r], alpha } = scaleOf(name);
     const sizes = { ...sizesOf(target), rank, alpha, scaling: scalingOf(config, alpha, rank) };
-    const values = { ...options, seed, direction, ...(weightOf && { weightOf }) };
-    modules.set(name, await createModule(sizes, config, values).catch((cause) => refuseMemory(name, cause)));
+    const values = { ...given, seed, direction, ...(weightOf && { weightOf }) };
+    modules.set(name, await createModule(sizes, config, values).catch((cause) => refuseSizes(name, cause)));
   }
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
@@ -88,10 +101,34 @@ function reportHeads({ taskType }: LoraConfig): readonly ReportLine[] {
   return [{ module: CONFIG_FILE, what, why }];
 }
 
-function baseOf(options: CreateAdapterOptions): ReadonlyMap<string, BaseModule> {
+/** Checks the options that are no fields of a config. */
+function checkOwn(options: CreateAdapterOptions): void {
+  checkOptionTypes("create an adapter", options, OWN_TYPES);
+  const { base, modules, seed = 0, loftqBits = 4, loftqIterations = 1, evaRho = 2 } = options;
+  if ((base === undefined) === (modules === undefined)) {
+    const found = base === undefined ? "without a base" : "with both base and modules";
+    throw new TypeError(`Cannot create an adapter ${found}: expected base, or modules as listLayers() gives them`);
+  }
+  if (modules && !(Symbol.iterator in modules)) {
+    throw new TypeError("Cannot create an adapter with modules that are no list: expected what listLayers() gives");
+  }
+  const refuse = (field: string, found: number, expected: string) =>
+    new RangeError(`Cannot create an adapter with ${field} ${found}: expected ${expected}`);
+  if (!Number.isSafeInteger(seed)) throw refuse("seed", seed, "an integer");
+  if (loftqBits !== 4 && loftqBits !== 8) throw refuse("loftqBits", loftqBits, "4 or 8");
+  if (!Number.isSafeInteger(loftqIterations) || loftqIterations < 1) {
+    throw refuse("loftqIterations", loftqIterations, "a whole number from 1");
+  }
+  if (!(evaRho >= 1)) throw refuse("evaRho", evaRho, "a number from 1");
+}
+
+function byName(modules: Iterable<BaseModule> = []): ReadonlyMap<string, BaseModule> {
   const base = new Map<string, BaseModule>();
-  for (const module of options.modules) {
-    const { name } = module;
+  for (const module of modules) {
+    const name = module?.name;
+    if (typeof name !== "string") {
+      throw new TypeError("Cannot create an adapter with a module without a name: expected what listLayers() gives");
+    }
     if (base.has(name)) {
       const message = `Cannot create an adapter for a base with two modules ${quote(name)}: expected every name once`;
       throw new MismatchError(message, { tensor: name, field: "modules" });
@@ -102,7 +139,11 @@ function baseOf(options: CreateAdapterOptions): ReadonlyMap<string, BaseModule> 
 }
 
 /** What engines throw for an array of that size has no type of its own. */
-function refuseMemory(tensor: string, cause: unknown): never {
+function refuseSizes(tensor: string, cause: unknown): never {
+  if (cause instanceof ShapeError && cause.field === "shape") {
+    const message = `Cannot create ${quote(tensor)} of its sizes: expected factors of fewer than 2^53 values`;
+    throw new ShapeError(message, { tensor, field: "shape", found: cause.found, cause });
+  }
   if (!(cause instanceof RangeError) || cause.constructor !== RangeError) throw cause;
   const message = `Cannot create ${quote(tensor)} of its sizes: expected as many as there is memory for`;
   throw new OutOfMemoryError(message, { tensor, cause });
@@ -121,8 +162,8 @@ async function evaPlan(
   }
   const other = targets.find(({ kind = "linear" }) => kind !== "linear");
   if (other) {
-    const message = `Cannot create ${quote(other.name)}, a module of kind ${other.kind}, with init_lora_weights "eva"`;
-    const found = { tensor: other.name, field: "init_lora_weights", found: "eva", expected: "linear layers" };
+    const message = `Cannot create ${quote(other.name)}, a module of kind ${other.kind}, with init "eva"`;
+    const found = { tensor: other.name, field: "init", found: "eva", expected: "linear layers" };
     throw new MismatchError(`${message}: expected linear layers alone`, found);
   }
   const scaleOf = scaleReader(asked);

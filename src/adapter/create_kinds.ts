@@ -59,11 +59,11 @@ function checkKind({ name, kind, rank, groups = 1 }: NewModule, config: LoraConf
   const isTable = kind === "embedding";
   const inits = isTable ? TABLE_INITS : PLAIN_INITS;
   const rules: readonly (readonly [field: string, found: unknown, isRefused: boolean, expected: string])[] = [
-    ["init_lora_weights", init, !inits.test(String(init)), isTable ? "another one" : 'true, false or "gaussian"'],
-    ["lora_bias", true, config.loraBias && kind !== "conv", "false"],
-    ["use_dora", true, config.useDora && (kind === "experts" || init === false), "false"],
-    ["lora_dropout", config.loraDropout, config.loraDropout > 0 && kind === "experts", "0"],
-    ["fan_in_fan_out", true, config.fanInFanOut && kind === "experts", "false"],
+    ["init", init, !inits.test(String(init)), isTable ? "another one" : 'true, false or "gaussian"'],
+    ["loraBias", true, config.loraBias && kind !== "conv", "false"],
+    ["useDora", true, config.useDora && (kind === "experts" || init === false), "false"],
+    ["loraDropout", config.loraDropout, config.loraDropout > 0 && kind === "experts", "0"],
+    ["fanInFanOut", true, config.fanInFanOut && kind === "experts", "false"],
     ["r", rank, rank % groups !== 0, `a multiple of its ${groups} groups`],
   ];
   for (const [field, found, isRefused, expected] of rules) {
@@ -75,7 +75,7 @@ function checkKind({ name, kind, rank, groups = 1 }: NewModule, config: LoraConf
 
 async function weightFor(sizes: NewModule, { useDora }: LoraConfig, { weightOf }: ModuleValues): Promise<StoredTensor> {
   const { name, kind, inFeatures, outFeatures, kernel = [], groups = 1 } = sizes;
-  const field = useDora ? "use_dora" : "init_lora_weights";
+  const field = useDora ? "useDora" : "init";
   const weight = await weightOf?.(name);
   if (!weight) {
     const message = `Cannot create ${quote(name)} with ${field} without its weight: expected weightOf`;

@@ -81,8 +81,8 @@ async function linearFactors(sizes: NewModule, config: LoraConfig, values: Modul
 /** ‖W + ΔW‖ per row. */
 function firstMagnitude({ name, scaling }: NewModule, weight: Matrix | null, { a, b }: Factors): StoredTensor {
   if (!weight) {
-    const message = `Cannot create ${quote(name)} with use_dora without its weight: expected weightOf`;
-    throw new MismatchError(message, { tensor: name, field: "use_dora", expected: "weightOf" });
+    const message = `Cannot create ${quote(name)} with useDora without its weight: expected weightOf`;
+    throw new MismatchError(message, { tensor: name, field: "useDora", expected: "weightOf" });
   }
   const whole = sum(weight, scale(multiply(transpose(b), a), scaling));
   const norms = Float32Array.from({ length: whole.rows }, (_, i) => Math.sqrt(dot(rowOf(whole, i), rowOf(whole, i))));

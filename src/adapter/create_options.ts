@@ -1,4 +1,5 @@
 import type { StoredTensor } from "../formats/dtype.ts";
+import type { Folder, Source } from "../formats/source.ts";
 import type { LoraKind } from "./adapter.ts";
 import type { InitName } from "./inits.ts";
 
@@ -24,8 +25,13 @@ export interface BaseModule {
 
 /** What a new adapter is to be. Fields that are PEFT's have PEFT's meaning and defaults. */
 export interface CreateAdapterOptions {
-  /** The layers of the base model. */
-  readonly modules: Iterable<BaseModule>;
+  /**
+   * The base model: its folder, a safetensors or GGUF file, or a folder that holds one. It gives `modules`, `weightOf` and
+   * `fanInFanOut` where they are absent; of a GGUF file the layers alone, of the folder that `ggufFolder()` makes all.
+   */
+  readonly base?: Folder | Source;
+  /** The layers of the base model, in place of `base`: those of `listLayers()`, of a model's `layers`, or any others. */
+  readonly modules?: Iterable<BaseModule>;
   /**
    * Names or tails of paths, one pattern of whole paths, or `"all-linear"`. They name linear layers, embeddings and
    * convolutions; none if absent, where `targetParameters` are given.

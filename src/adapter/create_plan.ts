@@ -1,4 +1,4 @@
-import { MismatchError } from "../errors.ts";
+import { FormatError, MismatchError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
@@ -37,6 +37,8 @@ export const SAVED_HEADS: ReadonlyMap<string, readonly string[]> = new Map([
   ["QUESTION_ANS", ["qa_outputs"]],
 ]);
 
+const OPTION_NAMES: ReadonlyMap<string, string> = new Map(FIELDS.map(([option, field]) => [field, option]));
+
 /** What a new adapter will be. */
 export interface AdapterPlan {
   /** Its config. */
@@ -51,6 +53,7 @@ export interface AdapterPlan {
  * @param options What is asked for.
  * @param base The layers of the base by name.
  * @returns The plan.
+ * @throws {FormatError} If an option has a value that its field cannot have.
  * @throws {MismatchError} If the base has none of the targets.
  */
 export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<string, BaseModule>): AdapterPlan {
@@ -65,21 +68,25 @@ export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<str
     const { loftqBits = 4, loftqIterations = 1 } = options;
     raw.set("loftq_config", asJson({ loftq_bits: loftqBits, loftq_iter: loftqIterations }));
   }
-  const config = readLoraConfig(raw);
+  const config = readLoraConfig(raw, { optionNames: OPTION_NAMES });
+  if (config.targetModules === null) {
+    const message = 'Cannot create an adapter without targetModules: expected names, a pattern or "all-linear"';
+    throw new FormatError(message, { field: "targetModules", found: null });
+  }
   const all = isAllLinear(config);
   const layers = [...base.values()].filter(({ kind = "linear" }) => all ? kind === "linear" : kind !== "experts");
   const targets = listTargets(config, layers.map(({ name }) => name)).modules.map((name) => base.get(name)!);
   if (targets.length === 0 && !isEmpty(config.targetModules)) {
-    throw noTarget("target_modules", options.targetModules, base);
+    throw noTarget("targetModules", options.targetModules, base);
   }
   const whole = [...targets, ...expertTargets(config, base)];
-  if (whole.length === 0) throw noTarget("target_modules", options.targetModules, base);
+  if (whole.length === 0) throw noTarget("targetModules", options.targetModules, base);
   if (all) raw.set("target_modules", targets.map(({ name }) => name));
   const names = whole.map(({ name }) => name);
   raw.set("rank_pattern", settlePatterns(config.rankPattern, names, { field: "rank_pattern", fallback: config.r }));
   const alphas = { field: "alpha_pattern", fallback: config.loraAlpha };
   raw.set("alpha_pattern", settlePatterns(config.alphaPattern, names, alphas));
-  return { config: readLoraConfig(raw), targets: whole };
+  return { config: readLoraConfig(raw, { optionNames: OPTION_NAMES }), targets: whole };
 }
 
 /**
@@ -113,12 +120,12 @@ function expertTargets(config: LoraConfig, base: ReadonlyMap<string, BaseModule>
   const found = [...base.values()].filter(({ name, kind }) => {
     return kind === "experts" && entries.some((entry) => `.${name}`.endsWith(`.${entry}`));
   });
-  if (entries.length > 0 && found.length === 0) throw noTarget("target_parameters", entries, base);
+  if (entries.length > 0 && found.length === 0) throw noTarget("targetParameters", entries, base);
   return registeredFirst(found);
 }
 
 function noTarget(field: string, expected: unknown, base: ReadonlyMap<string, BaseModule>): MismatchError {
-  const kind = field === "target_parameters" ? "experts" : "modules";
+  const kind = field === "targetParameters" ? "experts" : "modules";
   return new MismatchError(
     `Cannot create an adapter for ${field} ${JSON.stringify(expected)}: none of the ${base.size} modules of the base ` +
       `matches, expected names of its ${kind}`,
@@ -160,5 +167,6 @@ function asJson(value: unknown): JsonValue {
   if (typeof value === "object" && value !== null) {
     return new Map(Object.entries(value).map(([key, item]) => [key, asJson(item)]));
   }
-  return value as JsonValue;
+  const isJson = value === null || ["number", "string", "boolean"].includes(typeof value);
+  return isJson ? value as JsonValue : value === undefined ? null : String(value);
 }

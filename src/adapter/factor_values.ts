@@ -1,8 +1,5 @@
 import { alignedView } from "../formats/aligned.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
-
-/** Element types that factors and base weights may have. */
-export type FloatDtype = "F32" | "F16" | "BF16";
+import type { FloatDtype, FloatTensor } from "../formats/dtype.ts";
 
 const EXPONENT_MASKS: Readonly<Record<FloatDtype, number>> = { F32: 0x7f800000, F16: 0x7c00, BF16: 0x7f80 };
 
@@ -17,7 +14,7 @@ export function isFloatTensor(tensor: { readonly dtype: string }): tensor is { r
  * @param tensor Its dtype and bytes.
  * @returns Whether all elements are finite.
  */
-export function isFiniteTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
+export function isFiniteTensor(tensor: FloatTensor): boolean {
   const mask = EXPONENT_MASKS[tensor.dtype];
   const words = floatWords(tensor);
   for (let i = 0; i < words.length; i++) {
@@ -27,7 +24,7 @@ export function isFiniteTensor(tensor: StoredTensor & { readonly dtype: FloatDty
 }
 
 /** Tells whether every element is 0 or -0. */
-export function isZeroTensor(tensor: StoredTensor & { readonly dtype: FloatDtype }): boolean {
+export function isZeroTensor(tensor: FloatTensor): boolean {
   const magnitude = tensor.dtype === "F32" ? 0x7fffffff : 0x7fff;
   return floatWords(tensor).every((word) => (word & magnitude) === 0);
 }
@@ -38,8 +35,6 @@ export function isZeroTensor(tensor: StoredTensor & { readonly dtype: FloatDtype
  * @param tensor Its dtype and bytes.
  * @returns A word per element.
  */
-export function floatWords(
-  { dtype, bytes }: StoredTensor & { readonly dtype: FloatDtype },
-): Uint32Array | Uint16Array {
+export function floatWords({ dtype, bytes }: FloatTensor): Uint32Array | Uint16Array {
   return dtype === "F32" ? alignedView(bytes, Uint32Array) : alignedView(bytes, Uint16Array);
 }

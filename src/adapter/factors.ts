@@ -1,10 +1,8 @@
 import { NumericError } from "../errors.ts";
-import { encodeBf16 } from "../formats/bfloat16.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { encodeF16 } from "../formats/float16.ts";
+import { type FloatDtype, fromFloat32, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
+import { sizeOf } from "../shape.ts";
 import type { LoraModule } from "./adapter.ts";
-import type { FloatDtype } from "./factor_values.ts";
 import { type Matrix, transpose } from "./linear_algebra.ts";
 import type { Factors } from "./svd.ts";
 
@@ -25,8 +23,7 @@ export function readFactors({ loraA, loraB, diagonal }: Pick<LoraModule, "loraA"
 
 function readMatrix(tensor: StoredTensor): Matrix {
   const [rows, ...others] = tensor.shape;
-  const columns = others.reduce((product, length) => product * length, 1);
-  return { rows: rows!, columns, values: Float64Array.from(toFloat32(tensor)) };
+  return { rows: rows!, columns: sizeOf(others), values: Float64Array.from(toFloat32(tensor)) };
 }
 
 /**
@@ -69,13 +66,7 @@ export function storeMatrix(
   shape: readonly number[],
   { dtype, module }: { readonly dtype: FloatDtype; readonly module: string },
 ): StoredTensor {
-  const floats = Float32Array.from(values);
-  const bytes = dtype === "F32"
-    ? new Uint8Array(floats.buffer)
-    : dtype === "F16"
-    ? encodeF16(floats)
-    : encodeBf16(floats);
-  const tensor: StoredTensor = { dtype, shape, bytes };
+  const tensor = fromFloat32(Float32Array.from(values), shape, dtype);
   if (toFloat32(tensor).every(Number.isFinite)) return tensor;
   throw new NumericError(`Cannot store the factors of ${quote(module)} as ${dtype}: expected values in its range`, {
     tensor: module,

@@ -102,15 +102,13 @@ function requireWeight(init: string, { name, rank, inFeatures, outFeatures, weig
   if (weight && rank <= Math.min(inFeatures, outFeatures)) return weight;
   const what = weight ? `of rank ${rank}` : "without its weight";
   const expected = weight ? `at most ${Math.min(inFeatures, outFeatures)}` : "weightOf";
-  const message = `Cannot create ${quote(name)} ${what} by init_lora_weights ${quote(init)}: expected ${expected}`;
-  throw new MismatchError(message, { tensor: name, field: "init_lora_weights", found: init, expected });
+  const message = `Cannot create ${quote(name)} ${what} by init ${quote(init)}: expected ${expected}`;
+  throw new MismatchError(message, { tensor: name, field: "init", found: init, expected });
 }
 
 function orthogonal({ name, rank, inFeatures, outFeatures, random }: InitContext): Factors {
   if (rank % 2 !== 0) {
-    const message = `Cannot create ${
-      quote(name)
-    } with r ${rank} by init_lora_weights "orthogonal": expected an even rank`;
+    const message = `Cannot create ${quote(name)} with r ${rank} by init "orthogonal": expected an even rank`;
     throw new MismatchError(message, { tensor: name, field: "r", found: rank, expected: "even" });
   }
   const q = orthogonalize(filled(rank, rank, () => random.normal())).q;

@@ -5,6 +5,7 @@
  */
 
 import { FormatError, LimitError, MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { checkReadable } from "../formats/check_place.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import { readText } from "../formats/json_file.ts";
@@ -78,6 +79,7 @@ export interface LoadAdapterOptions extends ReadOptions {
  * ```
  */
 export async function loadAdapter(source: AdapterSource, options: LoadAdapterOptions = {}): Promise<Adapter> {
+  checkOptionTypes("load an adapter", options, { limits: "object", allowPickle: "boolean", residualBase: "boolean" });
   if (options.residualBase && options.initial) {
     throw new TypeError("Cannot load an adapter with residualBase and initial: expected one of them");
   }

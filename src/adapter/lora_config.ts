@@ -56,6 +56,12 @@ export interface LoraConfigOptions {
   readonly limits?: AdapterLimits;
 }
 
+/** Options of {@linkcode readLoraConfig}. */
+export interface ReadConfigOptions extends LoraConfigOptions {
+  /** The options of a caller by the fields that they set, where no file did: errors then speak of them. */
+  readonly optionNames?: ReadonlyMap<string, string>;
+}
+
 /**
  * Parses `adapter_config.json`. Whatever changes the mathematics is honoured or refused by name.
  *
@@ -86,16 +92,16 @@ export function parseLoraConfig(text: string, options: LoraConfigOptions = {}): 
  * Reads a config from its parsed keys.
  *
  * @param raw The keys, in file order.
- * @param options Name of the file, and caps.
+ * @param options Name of the file, or of the options that the keys came from, and caps.
  * @returns The config; it keeps `raw`.
  * @throws {FormatError} If a field has the wrong type or asks for what this version does not compute.
  * @throws {LimitError} If a rank or a list is larger than its cap.
  * @throws {NumericError} If an alpha is not finite.
  */
-export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: LoraConfigOptions = {}): LoraConfig {
+export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: ReadConfigOptions = {}): LoraConfig {
   const { file = CONFIG_FILE } = options;
   const limits = completeLimits(options.limits);
-  const fields = new ConfigFields(raw, file, limits.modules);
+  const fields = new ConfigFields(raw, file, limits.modules, options.optionNames);
   const kind = fields.string("peft_type");
   if (kind === null) {
     throw fields.refuse("peft_type", '"LORA"; readAdapter() and "lora convert" read the config of mlx-lm');
@@ -126,8 +132,8 @@ export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: Lor
 function rank(fields: ConfigFields, field: string, value: JsonValue, limit: number): number {
   const number = value instanceof JsonNumber ? value.value : value;
   if (typeof number === "number" && number > limit) {
-    const message = `Cannot read ${fields.describe(field)} with rank ${number}: expected at most ${limit}`;
-    throw new LimitError(message, { file: fields.file, field, limit, value: number });
+    const message = `${fields.cannot(field, String(number), "rank")}: expected at most ${limit}`;
+    throw new LimitError(message, { ...fields.place(field), limit, value: number });
   }
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 1) return value;
   throw fields.refuse(field, "a whole number from 1", value);
@@ -137,8 +143,8 @@ function alpha(fields: ConfigFields, field: string, value: JsonValue): number {
   const number = value instanceof JsonNumber ? value.value : value;
   if (typeof number !== "number") throw fields.refuse(field, "a number", value);
   if (Number.isFinite(Math.fround(number))) return number;
-  const message = `Cannot read ${fields.describe(field)} with alpha ${number}: expected a finite 32-bit float`;
-  throw new NumericError(message, { file: fields.file, field, found: number });
+  const message = `${fields.cannot(field, String(number), "alpha")}: expected a finite 32-bit float`;
+  throw new NumericError(message, { ...fields.place(field), found: number });
 }
 
 function asList(names: readonly string[] | string | null): readonly string[] | null {

@@ -31,6 +31,17 @@ export type BaseModules = ReadonlyMap<string, readonly [number, number]>;
  * @param options Whether an incomplete match throws.
  * @returns The three lists.
  * @throws {MismatchError} If the match is incomplete; it carries the lists, and names the nearest module of the base.
+ *
+ * @example
+ * ```ts
+ * import { checkAgainst, loadAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/news"));
+ * const base = new Map([["model.layers.0.self_attn.q_proj", [64, 64] as const]]);
+ * assert.throws(() => checkAgainst(adapter, base), { name: "MismatchError" });
+ * ```
  */
 export function checkAgainst(
   adapter: Pick<Adapter, "name" | "config" | "modules">,

@@ -29,6 +29,7 @@ export {
   type Similarity,
 } from "./compare.ts";
 export { type AdapterCosts, adapterCosts, moduleCosts } from "./costs.ts";
+export { listLayers } from "./base_layers.ts";
 export { type BaseModule, createAdapter, type CreateAdapterOptions } from "./create.ts";
 export type { InitName } from "./inits.ts";
 export { readBaseFacts } from "./dialects/base_facts.ts";
@@ -38,7 +39,7 @@ export { FLUX_LAYERS } from "./dialects/flux.ts";
 export { type FusedLayer, joinFused, splitFused } from "./dialects/fused.ts";
 export type { BaseFacts, Dialect, ReadDialectOptions, WriteDialectOptions } from "./dialects/options.ts";
 export { recogniseDialect } from "./dialects/recognise.ts";
-export type { FloatDtype } from "./factor_values.ts";
+export type { FloatDtype } from "../formats/dtype.ts";
 export type { MajoritySign, PruningMethod } from "./pruning.ts";
 export { toPlainLora, type ToPlainOptions } from "./to_plain.ts";
 export type { WeightedAdapter } from "./weighted_adapter.ts";

@@ -6,6 +6,7 @@
  */
 
 import type { LoraConfig } from "./lora_config.ts";
+import { lastName, ownerPath } from "./paths.ts";
 
 /** Where the factors under one path of a file belong. */
 export interface ModulePlace {
@@ -101,8 +102,7 @@ function innermost(path: string, known: ReadonlySet<string>): string {
  */
 function parameterNames(module: string, { targetParameters }: LoraConfig): readonly string[] {
   const names = (targetParameters ?? []).flatMap((entry) => {
-    const split = entry.lastIndexOf(".");
-    const [owner, name] = [entry.slice(0, Math.max(split, 0)), entry.slice(split + 1)];
+    const [owner, name] = [ownerPath(entry), lastName(entry)];
     const isOwner = owner === ""
       ? REGISTERED.includes(name) && EXPERTS.test(module)
       : `.${module}`.endsWith(`.${owner}`);

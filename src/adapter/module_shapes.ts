@@ -5,12 +5,12 @@
  */
 
 import { FormatError, MismatchError } from "../errors.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
+import type { FloatDtype, StoredTensor } from "../formats/dtype.ts";
 import { isFloat8, widenFloat8 } from "../formats/float8.ts";
 import { quote } from "../formats/quote.ts";
 import { formatShape } from "../shape.ts";
 import type { LoraKind, LoraModule } from "./adapter.ts";
-import { type FloatDtype, isFloatTensor } from "./factor_values.ts";
+import { isFloatTensor } from "./factor_values.ts";
 import { finiteTensor, type NamedTensor } from "./full_tensors.ts";
 import type { LoraConfig } from "./lora_config.ts";
 import type { ModulePlace } from "./module_places.ts";

@@ -5,6 +5,7 @@
  */
 
 import { MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
@@ -60,6 +61,7 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  * ```
  */
 export async function toPlainLora(adapter: Adapter, options: ToPlainOptions): Promise<Adapter> {
+  checkOptionTypes("make an adapter plain", options, { initial: "object", weightOf: "function" });
   const { baseChange } = adapter;
   const { initial } = options;
   if (baseChange === null) {

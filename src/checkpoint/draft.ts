@@ -1,8 +1,9 @@
 import type { ReportLine, TokenRows } from "../adapter/adapter.ts";
 import { isFloatTensor } from "../adapter/factor_values.ts";
 import { MismatchError } from "../errors.ts";
-import type { Dtype, StoredTensor } from "../formats/dtype.ts";
+import { type Dtype, isSameTensor, type StoredTensor } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
+import { sizeOf } from "../shape.ts";
 import type { ConfigEdits, MergeStep, MergeTarget } from "./merge_plan.ts";
 import type { BaseTensors } from "./naming.ts";
 import type { TiedTable } from "./tied.ts";
@@ -77,7 +78,7 @@ export class MergeDraft {
   /** Puts other values in the place of a tensor's. */
   replace(name: string, values: StoredTensor): void {
     const entry = this.#entry(name);
-    if (entry.values && !isSame(entry.values, values)) throw refuseTwo(name, "replace it by different values");
+    if (entry.values && !isSameTensor(entry.values, values)) throw refuseTwo(name, "replace it by different values");
     const isTable = values.shape.length === 2 && values.shape[1] === entry.shape[1];
     if (values.shape.join() !== entry.shape.join()) {
       if (!isTable || !/(?:embed|wte|lm_head)/.test(name)) throw refuseShape(name, values.shape, entry.shape);
@@ -159,7 +160,7 @@ export class MergeDraft {
 
 /** A vector is one row; all else has a row for each index of its first dimension. */
 function columnsOf(shape: readonly number[]): number {
-  return shape.slice(shape.length > 1 ? 1 : 0).reduce((product, length) => product * length, 1);
+  return sizeOf(shape.slice(shape.length > 1 ? 1 : 0));
 }
 
 function isUntouched({ values, rows, steps }: MergeTarget): boolean {
@@ -167,18 +168,15 @@ function isUntouched({ values, rows, steps }: MergeTarget): boolean {
 }
 
 function isSameTarget(a: MergeTarget, b: MergeTarget): boolean {
-  const isSameValues = a.values === b.values || (a.values !== null && b.values !== null && isSame(a.values, b.values));
+  const isSameValues = a.values === b.values ||
+    (a.values !== null && b.values !== null && isSameTensor(a.values, b.values));
   const isSameList = <T>(x: readonly T[], y: readonly T[]) =>
     x.length === y.length && x.every((one, i) => one === y[i]);
   return isSameValues && isSameList(a.rows, b.rows) && isSameList(a.steps, b.steps);
 }
 
-function isSame(a: StoredTensor, b: StoredTensor): boolean {
-  return a.dtype === b.dtype && a.shape.join() === b.shape.join() && a.bytes.every((byte, i) => byte === b.bytes[i]);
-}
-
 function isSameRows(a: TokenRows, b: TokenRows): boolean {
-  return a.indices.join() === b.indices.join() && isSame(a.rows, b.rows);
+  return a.indices.join() === b.indices.join() && isSameTensor(a.rows, b.rows);
 }
 
 function refuseTwo(name: string, what: string): MismatchError {

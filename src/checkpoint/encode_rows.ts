@@ -1,8 +1,6 @@
-import { type FloatDtype, isFiniteTensor } from "../adapter/factor_values.ts";
+import { isFiniteTensor } from "../adapter/factor_values.ts";
 import { NumericError } from "../errors.ts";
-import { encodeBf16 } from "../formats/bfloat16.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { encodeF16 } from "../formats/float16.ts";
+import { type FloatDtype, fromFloat32, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 
 /** What merged rows become. */
@@ -34,8 +32,8 @@ export function addFinite({ dtype: from, bytes }: StoredTensor, values: Float32A
 
 /** Rounds values to a stored dtype, once, to nearest even; none of them may be NaN or infinite then. */
 export function encodeFinite(values: Float32Array, to: MergedRows): Uint8Array {
-  const bytes = encodeFloats(values, to.dtype);
-  if (isFiniteTensor({ dtype: to.dtype, shape: [values.length], bytes })) return bytes;
+  const stored = fromFloat32(values, [values.length], to.dtype);
+  if (isFiniteTensor(stored)) return stored.bytes;
   throw notFinite(to);
 }
 
@@ -44,11 +42,4 @@ export function notFinite({ tensor, dtype }: MergedRows, cause?: unknown): Numer
   const message = `Cannot write tensor ${quote(tensor)} as ${dtype}: it would hold NaN or infinity`;
   const details = { tensor, cause };
   return new NumericError(`${message}, expected finite values; write f32 or bf16, or lower the weight`, details);
-}
-
-/** Rounds values to a stored dtype, whatever they are. */
-export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
-  if (dtype === "F16") return encodeF16(values);
-  if (dtype === "BF16") return encodeBf16(values);
-  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }

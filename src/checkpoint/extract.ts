@@ -6,9 +6,12 @@
 
 import type { Adapter, TokenRows } from "../adapter/adapter.ts";
 import { isClamp } from "../adapter/clamp.ts";
+import { RESULT_TYPES } from "../adapter/combine.ts";
 import { assembleAdapter } from "../adapter/dialects/assemble.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { checkReadable } from "../formats/check_place.ts";
 import { type Checkpoint, openCheckpoint } from "../formats/checkpoint.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
@@ -47,6 +50,7 @@ export interface ExtractOptions extends Omit<FactorOptions, "backend"> {
  * @throws {MismatchError} If the checkpoints have other tensors or shapes, or nothing differs.
  * @throws {NumericError} If a difference is not finite.
  * @throws {RangeError} If neither rank nor energy is given, or one is out of its range.
+ * @throws {TypeError} If an option is of another type.
  *
  * @example
  * ```ts
@@ -131,10 +135,6 @@ async function extractAll(
   return found;
 }
 
-function moduleOf(name: string): string {
-  return name.replace(/\.weight$/, "");
-}
-
 function tokenFields(rows: ReadonlyMap<string, TokenRows>): (readonly [string, JsonValue])[] {
   if (rows.size === 0) return [];
   return [["trainable_token_indices", new Map([...rows].map(([path, { indices }]) => [path, [...indices]]))]];
@@ -162,7 +162,10 @@ function fieldsOf(base: Folder, config: BaseConfig): Map<string, JsonValue> {
   ]);
 }
 
-function checkOptions({ rank, energy, svdClamp = 1, seed = 0 }: ExtractOptions): void {
+function checkOptions(options: ExtractOptions): void {
+  const own = { backend: "object", onProgress: "function" } as const;
+  checkOptionTypes("extract an adapter", options, { ...RESULT_TYPES, ...own });
+  const { rank, energy, svdClamp = 1, seed = 0 } = options;
   const refuse = (field: string, found: unknown, expected: string) =>
     new RangeError(`Cannot extract an adapter with ${field} ${found}: expected ${expected}`);
   if (rank === undefined && energy === undefined) {

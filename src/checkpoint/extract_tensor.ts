@@ -8,17 +8,25 @@ import type { ReportLine, TokenRows } from "../adapter/adapter.ts";
 import { clampFactors } from "../adapter/clamp.ts";
 import type { ScaledPair } from "../adapter/dialects/factor_pairs.ts";
 import { isEmbedding } from "../adapter/dialects/refusals.ts";
-import type { FloatDtype } from "../adapter/factor_values.ts";
 import { readFactors, storeMatrix } from "../adapter/factors.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../adapter/limits.ts";
 import { dot, type Matrix, rowOf, transpose } from "../adapter/linear_algebra.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import { RandomStream } from "../adapter/random.ts";
 import type { SingularVectors } from "../adapter/svd.ts";
 import type { Backend } from "../backend.ts";
 import { FormatError, NumericError } from "../errors.ts";
-import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import {
+  bitsPerElement,
+  type Dtype,
+  type FloatDtype,
+  isSameTensor,
+  type StoredTensor,
+  toFloat32,
+} from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
+import { sizeOf } from "../shape.ts";
 import { residual, sketch, type StreamedMatrix, sumOfSquares } from "./randomised_svd.ts";
 
 /** How large factors may be, and where they are computed. */
@@ -83,9 +91,9 @@ const TRANSPOSED = /\.(?:c_attn|c_proj|c_fc)$/;
  */
 export async function extractTensor(pair: TensorPair, options: FactorOptions): Promise<Extracted | null> {
   const { name, before, after, isGpt2 } = pair;
-  if (before.dtype === after.dtype && before.bytes.every((byte, i) => byte === after.bytes[i])) return null;
+  if (isSameTensor(before, after)) return null;
   for (const { dtype } of [before, after]) if (!FLOATS.includes(dtype)) throw refuseDtype(name, dtype);
-  const module = name.replace(/\.weight$/, "");
+  const module = moduleOf(name);
   const hasPlace = name.endsWith(".weight") && before.shape.length >= 2 && before.shape.every((length) => length > 0);
   const matrix = differenceOf(pair);
   if (!hasPlace) return leftOut(pair, matrix);
@@ -154,7 +162,7 @@ function storedFactors({ a, b }: ScaledPair, turned: boolean): { readonly left: 
 /** W' − W as rows of the first dimension, decoded piece by piece. */
 function differenceOf({ before, after }: TensorPair): StreamedMatrix {
   const [rows = 1, ...others] = before.shape;
-  const columns = others.reduce((product, length) => product * length, 1);
+  const columns = sizeOf(others);
   return {
     rows,
     columns,

@@ -14,6 +14,7 @@ import { type GgufType, ggufTypeNamed } from "../formats/gguf_types.ts";
 import { alignedView } from "../formats/aligned.ts";
 import { quote } from "../formats/quote.ts";
 import { hold, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
+import { sizeOf } from "../shape.ts";
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
 
 /** Type of the matrices of a merged GGUF file. */
@@ -25,6 +26,8 @@ const OUT_TYPES: Readonly<Record<GgufOutType, { readonly type: GgufType; readonl
   f16: { type: "F16", file: 1 },
   q8_0: { type: "Q8_0", file: 7 },
 };
+/** The choices. */
+export const GGUF_OUT_TYPES: readonly string[] = Object.keys(OUT_TYPES);
 const FILE_TYPE = "general.file_type";
 /** Types that a merged tensor keeps. */
 const KEPT: ReadonlySet<GgufType> = new Set(["F32", "F16", "BF16", "Q8_0"]);
@@ -55,7 +58,7 @@ export async function planGguf(
   const report = outType === undefined ? reportTypes(gguf, types, file) : [];
   const header = await readHeader(parts, types, options);
   const tensors = [...gguf.tensors.values()].map((info) => planTensor(info, types.get(info.name)!, parts));
-  const sizes = [...gguf.tensors.values()].map((info) => sizeOf(info, types.get(info.name)!));
+  const sizes = [...gguf.tensors.values()].map((info) => storedLength(info, types.get(info.name)!));
   const bytes = sizes.reduce((sum, size) => sum + align(size, gguf.alignment), header.length);
   return { plan: { name: file, header, tensors, bytes, open: () => hold(source) }, report };
 }
@@ -85,7 +88,12 @@ function typeOf(info: GgufTensorInfo, { changed, outType, source }: GgufParts): 
 
 function planTensor(info: GgufTensorInfo, type: GgufType, { changed, gguf }: GgufParts): TensorPlan {
   const { name, offset, length, shape } = info;
-  const place = { name, offset, length, padding: align(sizeOf(info, type), gguf.alignment) - sizeOf(info, type) };
+  const place = {
+    name,
+    offset,
+    length,
+    padding: align(storedLength(info, type), gguf.alignment) - storedLength(info, type),
+  };
   if (type === info.type && !changed.has(name)) {
     return { ...place, shape: [length], from: "U8", to: "U8" };
   }
@@ -107,9 +115,9 @@ function planTensor(info: GgufTensorInfo, type: GgufType, { changed, gguf }: Ggu
   };
 }
 
-function sizeOf({ shape }: GgufTensorInfo, type: GgufType): number {
+function storedLength({ shape }: GgufTensorInfo, type: GgufType): number {
   const { blockSize, blockBytes } = ggufTypeNamed(type);
-  return shape.reduce((product, dimension) => product * dimension, 1) / blockSize * blockBytes;
+  return sizeOf(shape) / blockSize * blockBytes;
 }
 
 function align(length: number, alignment: number): number {
@@ -136,7 +144,7 @@ async function readHeader(
     const type = types.get(info.name)!;
     parts.push(u64(name.length), name, u32(info.shape.length), ...info.shape.toReversed().map(u64));
     parts.push(u32(ggufTypeNamed(type).id), u64(offset));
-    offset += align(sizeOf(info, type), gguf.alignment);
+    offset += align(storedLength(info, type), gguf.alignment);
   }
   const header = concat(parts);
   return concat([header, new Uint8Array(align(header.length, gguf.alignment) - header.length)]);

@@ -1,4 +1,4 @@
-import type { FloatDtype } from "../adapter/factor_values.ts";
+import type { FloatDtype } from "../formats/dtype.ts";
 
 /** Element type of a merged checkpoint. */
 export type MergeDtype = "f32" | "bf16" | "f16";

@@ -1,7 +1,9 @@
 import type { LoraModule } from "../adapter/adapter.ts";
+import { transposeStored } from "../adapter/dialects/matrix_bytes.ts";
 import { expertFactors } from "../adapter/expert_forms.ts";
 import type { MatrixValues } from "../backend.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { sizeOf } from "../shape.ts";
 import type { MergeBranch } from "./merge_plan.ts";
 
 /** A part of ΔW in the view of rows that its tensor has: left · right, from row `start` to row `end`. */
@@ -62,7 +64,7 @@ function withDiagonal({ loraA, diagonal }: LoraModule): StoredTensor {
   const values = toFloat32(loraA).slice();
   const columns = values.length / d.length;
   for (let i = 0; i < values.length; i++) values[i]! *= d[Math.floor(i / columns)]!;
-  return floats(values, loraA.shape);
+  return fromFloat32(values, loraA.shape);
 }
 
 /** B (out, r / groups) with the columns of each group at its place among all r. */
@@ -76,7 +78,7 @@ function spreadGroups({ loraB, rank }: LoraModule): MatrixValues {
     const group = Math.floor(row / (rows / groups));
     spread.set(values.subarray(row * columns, (row + 1) * columns), row * rank + group * columns);
   }
-  return matrix(floats(spread, [rows, rank]));
+  return matrix(fromFloat32(spread, [rows, rank]));
 }
 
 function layOutExperts(module: LoraModule, transposed: boolean): DeltaFactors[] {
@@ -89,22 +91,11 @@ function layOutExperts(module: LoraModule, transposed: boolean): DeltaFactors[] 
   });
 }
 
-function floats(values: Float32Array, shape: readonly number[]): StoredTensor {
-  return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
-}
-
 /** A tensor as the matrix of its first dimension and all others. */
 function matrix({ dtype, shape, bytes }: StoredTensor): MatrixValues {
-  const columns = shape.slice(1).reduce((product, length) => product * length, 1);
-  return { dtype: dtype.toLowerCase() as MatrixValues["dtype"], shape: [shape[0]!, columns], bytes };
+  return { dtype: dtype.toLowerCase() as MatrixValues["dtype"], shape: [shape[0]!, sizeOf(shape.slice(1))], bytes };
 }
 
 function transpose(tensor: StoredTensor): MatrixValues {
-  const [rows, columns] = tensor.shape as readonly [number, number];
-  const values = toFloat32(tensor);
-  const turned = new Float32Array(values.length);
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) turned[j * rows + i] = values[i * columns + j]!;
-  }
-  return matrix(floats(turned, [columns, rows]));
+  return matrix(transposeStored(fromFloat32(toFloat32(tensor), tensor.shape)));
 }

@@ -7,10 +7,12 @@
 
 import { Adapter, type LoraModule } from "../adapter/adapter.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "../adapter/dialects/gguf_names.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
 import { checkWeighted, type WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { checkReadable, checkWritable } from "../formats/check_place.ts";
 import type { Checkpoint, CheckpointTensor } from "../formats/checkpoint.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
@@ -18,7 +20,7 @@ import { type Gguf, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, Sink, Source } from "../formats/source.ts";
 import { settleBaseChanges } from "./base_changes.ts";
-import { type GgufOutType, planGguf } from "./gguf_output.ts";
+import { GGUF_OUT_TYPES, type GgufOutType, planGguf } from "./gguf_output.ts";
 import { identify } from "./identity.ts";
 import { checkOptions, type MergeOptions, type MergeReport } from "./merge_options.ts";
 import type { MergePlan, MergeTarget } from "./merge_plan.ts";
@@ -58,6 +60,7 @@ export async function mergeGguf(
   options: GgufMergeOptions = {},
 ): Promise<MergeReport> {
   checkOptions(options);
+  checkOptionTypes("merge", options, { file: "string", outType: GGUF_OUT_TYPES });
   checkReadable("merge into a GGUF file", base, 'file("….gguf")');
   checkWritable("write a merged GGUF file", sink);
   checkWeighted("merge", adapters);
@@ -107,8 +110,7 @@ function viewOf(source: Source, gguf: Gguf, architecture: string): Checkpoint {
     tensors.set(`${path}.weight`, { name: `${path}.weight`, dtype, shape, offset, length, file: source.name });
   }
   const read = (name: string) => {
-    const path = name.slice(0, -".weight".length);
-    return readGgufTensor(source, gguf.tensors.get(ggufTensorName(path, architecture)!)!);
+    return readGgufTensor(source, gguf.tensors.get(ggufTensorName(moduleOf(name), architecture)!)!);
   };
   return { name: source.name, files: [source.name], tensors, metadata: new Map(), index: null, read };
 }
@@ -155,7 +157,7 @@ function inFileNames(
 ): Map<string, MergeTarget> {
   const renamed = new Map<string, MergeTarget>();
   for (const [name, target] of targets) {
-    const tensor = ggufTensorName(name.replace(/\.weight$/, ""), architecture);
+    const tensor = ggufTensorName(moduleOf(name), architecture);
     const info = gguf.tensors.get(tensor ?? "");
     const isPlain = target.values === null && target.groups === 1 && target.shape.join() === info?.shape.join();
     if (tensor === undefined || !isPlain || omitted.size > 0 || Object.keys(config).length > 0) {

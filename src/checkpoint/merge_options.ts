@@ -1,6 +1,6 @@
 import type { ReportLine } from "../adapter/adapter.ts";
 import type { Backend } from "../backend.ts";
-import { quote } from "../formats/quote.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { MERGE_DTYPES, type MergeDtype } from "./merge_dtype.ts";
 import type { MergeProgress } from "./merge_writer.ts";
@@ -42,10 +42,16 @@ export interface MergeReport {
 }
 
 /** Refuses wrong types. */
-export function checkOptions({ dtype, jobs = 1 }: MergeOptions): void {
-  if (dtype !== undefined && !Object.hasOwn(MERGE_DTYPES, dtype)) {
-    throw new TypeError(`Cannot merge with dtype ${quote(String(dtype))}: expected "f32", "bf16" or "f16"`);
-  }
+export function checkOptions(options: MergeOptions): void {
+  checkOptionTypes("merge", options, {
+    backend: "object",
+    dtype: Object.keys(MERGE_DTYPES),
+    onProgress: "function",
+    strict: "boolean",
+    expandGroups: "boolean",
+    dryRun: "boolean",
+  });
+  const { jobs = 1 } = options;
   if (Number.isSafeInteger(jobs) && jobs >= 1) return;
   throw new TypeError(`Cannot merge with ${jobs} jobs: expected a natural number`);
 }

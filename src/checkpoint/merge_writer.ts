@@ -1,10 +1,17 @@
-import { type FloatDtype, isFiniteTensor } from "../adapter/factor_values.ts";
+import { isFiniteTensor } from "../adapter/factor_values.ts";
 import type { Backend } from "../backend.ts";
 import { NumericError } from "../errors.ts";
-import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import {
+  bitsPerElement,
+  type Dtype,
+  type FloatDtype,
+  fromFloat32,
+  type StoredTensor,
+  toFloat32,
+} from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { HeldSource, ReadOptions } from "../formats/source.ts";
-import { encodeFloats } from "./encode_rows.ts";
+import { sizeOf } from "../shape.ts";
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
 import { RowMerger } from "./merge_rows.ts";
 import { ahead, forEachOf } from "./overlap.ts";
@@ -180,8 +187,7 @@ async function* readPieces(
     const isTarget = target !== undefined && isMerged(target);
     const byRows = shape.length > 0 && (decode || encode || isTarget);
     const columns = isTarget ? target.columns / target.groups : byRows ? shape.at(-1)! : 1;
-    const size = shape.reduce((product, dimension) => product * dimension, 1);
-    const width = byRows ? length * columns / size : 1;
+    const width = byRows ? length * columns / sizeOf(shape) : 1;
     const step = Math.max(1, Math.floor(PIECE / columns));
     for (let row = 0; row * width < length; row += step) {
       const [start, count] = [offset + row * width, Math.min(step, length / width - row) * width];
@@ -227,7 +233,7 @@ async function transform(
 function convert(piece: StoredTensor, dtype: Dtype, name: string): Uint8Array {
   if (piece.dtype === dtype) return piece.bytes;
   const values = toFloat32(piece);
-  const stored = { dtype: dtype as FloatDtype, shape: piece.shape, bytes: encodeFloats(values, dtype as FloatDtype) };
+  const stored = fromFloat32(values, piece.shape, dtype as FloatDtype);
   if (isFiniteTensor(stored)) return stored.bytes;
   const rounded = toFloat32(stored);
   if (values.every((value, i) => Number.isFinite(rounded[i]) || !Number.isFinite(value))) return stored.bytes;

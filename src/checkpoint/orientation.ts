@@ -1,4 +1,5 @@
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { lastName, ownerPath } from "../adapter/paths.ts";
 import type { MergeDraft } from "./draft.ts";
 import type { BaseTensors } from "./naming.ts";
 import type { Places } from "./places.ts";
@@ -22,8 +23,8 @@ export function squareOrientation(
 ): (module: LoraModule) => boolean {
   const [byLeaf, byBlock] = [new Map<string, Set<boolean>>(), new Map<string, Set<boolean>>()];
   for (const [path, turned] of turnedWeights(draft.tensors)) {
-    byLeaf.set(leafOf(path), (byLeaf.get(leafOf(path)) ?? new Set()).add(turned));
-    byBlock.set(blockOf(path), (byBlock.get(blockOf(path)) ?? new Set()).add(turned));
+    byLeaf.set(lastName(path), (byLeaf.get(lastName(path)) ?? new Set()).add(turned));
+    byBlock.set(ownerPath(path), (byBlock.get(ownerPath(path)) ?? new Set()).add(turned));
   }
   const own = new Set<boolean>();
   for (const module of places.modules.values()) {
@@ -32,7 +33,7 @@ export function squareOrientation(
     if (module.kind === "linear" && layout && !layout.isSquare) own.add(layout.transposed);
   }
   return ({ name }) => {
-    const agreed = [byLeaf.get(leafOf(name)), byBlock.get(places.naming.toBase(blockOf(name))), own];
+    const agreed = [byLeaf.get(lastName(name)), byBlock.get(places.naming.toBase(ownerPath(name))), own];
     const [answer] = agreed.find((answers) => answers?.size === 1) ?? [adapter.config.fanInFanOut];
     return answer!;
   };
@@ -46,12 +47,4 @@ function* turnedWeights(tensors: BaseTensors): Generator<readonly [path: string,
     if (out === undefined || columns === undefined || more.length > 0 || rows === columns) continue;
     if (out === rows || out === columns) yield [path, out === columns];
   }
-}
-
-function leafOf(path: string): string {
-  return path.slice(path.lastIndexOf(".") + 1);
-}
-
-function blockOf(path: string): string {
-  return path.slice(0, Math.max(path.lastIndexOf("."), 0));
 }

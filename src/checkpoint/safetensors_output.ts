@@ -14,6 +14,7 @@ import { readSafetensorsHeader } from "../formats/safetensors.ts";
 import { layoutSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, type HeldSource, hold, readExactly, type ReadOptions } from "../formats/source.ts";
 import { decodeUtf8 } from "../formats/utf8.ts";
+import { sizeOf } from "../shape.ts";
 import { editConfig, MODEL_CONFIG, replaceDtype } from "./base_config.ts";
 import type { FilePlan, TensorPlan } from "./file_plan.ts";
 import { MERGE_DTYPES, type MergeDtype } from "./merge_dtype.ts";
@@ -135,7 +136,7 @@ function outputDtype(from: Dtype, dtype: MergeDtype | undefined): Dtype {
 }
 
 function byteLength(dtype: Dtype, shape: readonly number[]): number {
-  return shape.reduce((bits, length) => bits * length, bitsPerElement(dtype)) / 8;
+  return sizeOf(shape) * bitsPerElement(dtype) / 8;
 }
 
 /** Reads the header again through the handle that serves the data: it must be the file that was checked. */

@@ -1,4 +1,5 @@
 import type { LoraModule } from "../adapter/adapter.ts";
+import { sizeOf } from "../shape.ts";
 import type { StepView } from "./draft.ts";
 
 /** How a module's ΔW lies in its tensor. */
@@ -41,7 +42,7 @@ function convLayout(
   const [, inFeatures, ...kernel] = loraA.shape as readonly [number, number, ...number[]];
   if (!isShape(shape, [outFeatures, inFeatures / groups, ...kernel])) return undefined;
   const whole = [outFeatures, inFeatures, ...kernel];
-  const columns = whole.slice(1).reduce((product, length) => product * length, 1);
+  const columns = sizeOf(whole.slice(1));
   return { transposed: false, isSquare: false, columns, ...(groups > 1 && { groups, shape: whole }) };
 }
 

@@ -9,8 +9,9 @@ import type { BaseFacts, Dialect } from "../adapter/dialects/options.ts";
 import type { ReadOptions, Sink, SinkFile } from "../formats/source.ts";
 import { folder } from "../fs/mod.ts";
 import { ggufFolder } from "../models/mod.ts";
-import { choiceOption, modelArgument, numberOption, requiredOption } from "./arguments.ts";
+import { modelArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
+import { choiceOption, numberOption, requiredOption } from "./options.ts";
 import { claimedFolder, refuseOverwrite, type WrittenPlace } from "./overwrite.ts";
 import { asPlain } from "./plain_adapter.ts";
 import { layerOptions } from "./fused_layers.ts";
@@ -30,7 +31,8 @@ Usage: lora convert ADAPTER --to DIALECT --out OUT [--base MODEL] [--alpha N] [-
   --to DIALECT      peft, kohya, diffusers, gguf, mlx or loralib
   --out OUT         folder to write; or, for a dialect that is one file, its name, ending in .safetensors, .gguf or .pt
   --base MODEL      the base model, a Hugging Face folder, a .safetensors or a .gguf file, or its URL: gguf needs its
-                    architecture and heads, and kohya's names are looked up in its list of layers; no weights are read
+                    architecture and heads, gguf and mlx want to know whether its head is tied, and kohya's names are
+                    looked up in its list of layers; no weights are read
   --alpha N         lora_alpha of loralib's layers, which only files from here hold: needed to read all others
   --component NAME  part of a pipeline: unet, transformer, text_encoder (diffusers), lora_unet, lora_te1 (kohya)
   --rank R          most rank that LyCORIS modules get as LoRA (256); what is above is cut off, and told

@@ -2,6 +2,7 @@ import type { ReportLine } from "../adapter/adapter.ts";
 import type { GgufValue } from "../formats/gguf.ts";
 import { memorySource } from "../formats/memory.ts";
 import type { Folder } from "../formats/source.ts";
+import { GGUF_WORDS, type WordRules } from "../text/gguf_words.ts";
 
 type Metadata = ReadonlyMap<string, GgufValue>;
 
@@ -18,27 +19,18 @@ const SPECIAL_TYPES: ReadonlySet<GgufValue | undefined> = new Set([2, 3]);
 const USER_TYPE = 4;
 
 const BYTES = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true } as const;
-const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-const REST = " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-
-function splitWords(numbers: string): unknown {
-  const Regex = `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${numbers}|${REST}`;
-  const split = { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
-  return { type: "Sequence", pretokenizers: [split, { ...BYTES, use_regex: false }] };
+/** Words of patterns, then bytes written as characters. */
+function preTokenizer(patterns: readonly string[]): unknown {
+  const splits = patterns.map((Regex) => {
+    return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
+  });
+  return { type: "Sequence", pretokenizers: [...splits, { ...BYTES, use_regex: false }] };
 }
 
-/** What `tokenizer.ggml.pre` stands for in the models' own tokenizer.json. */
-const PRE_TOKENIZERS: ReadonlyMap<GgufValue | undefined, Readonly<Record<string, unknown>>> = new Map([
-  ["gpt-2", { pre_tokenizer: { ...BYTES, use_regex: true } }],
-  ["smollm", {
-    pre_tokenizer: {
-      type: "Sequence",
-      pretokenizers: [{ type: "Digits", individual_digits: true }, { ...BYTES, use_regex: true }],
-    },
-  }],
-  ["llama-bpe", { pre_tokenizer: splitWords("\\p{N}{1,3}"), ignore_merges: true, addBos: true }],
-  ["qwen2", { pre_tokenizer: splitWords("\\p{N}"), normalizer: { type: "NFC" } }],
-]);
+/** How the file's words are made; undefined where it names a way that is not known. */
+function rulesOf(metadata: Metadata): WordRules | undefined {
+  return GGUF_WORDS.get(String(metadata.get("tokenizer.ggml.pre") ?? "default"));
+}
 
 function texts(metadata: Metadata, key: string): string[] {
   const value = metadata.get(`tokenizer.ggml.${key}`);
@@ -58,9 +50,8 @@ function postProcessor(bos: string | undefined, bosId: number): unknown {
   };
 }
 
-function tokenizerJson(metadata: Metadata, tokens: readonly string[]): unknown {
-  const { ignore_merges = false, addBos = false, ...steps } = PRE_TOKENIZERS.get(metadata.get("tokenizer.ggml.pre")) ??
-    {};
+function tokenizerJson(metadata: Metadata, tokens: readonly string[], rules: WordRules): unknown {
+  const { words, nfc = false, ignoreMerges = false, addBos = false } = rules;
   const types = metadata.get("tokenizer.ggml.token_type");
   const bosId = Number(metadata.get("tokenizer.ggml.bos_token_id"));
   const addsBos = metadata.get("tokenizer.ggml.add_bos_token") ?? addBos;
@@ -75,8 +66,8 @@ function tokenizerJson(metadata: Metadata, tokens: readonly string[]): unknown {
     truncation: null,
     padding: null,
     added_tokens: added,
-    normalizer: null,
-    ...steps,
+    normalizer: nfc ? { type: "NFC" } : null,
+    pre_tokenizer: preTokenizer(words),
     post_processor: postProcessor(addsBos ? tokens[bosId] : undefined, bosId),
     decoder: { ...BYTES, use_regex: true },
     model: {
@@ -87,7 +78,7 @@ function tokenizerJson(metadata: Metadata, tokens: readonly string[]): unknown {
       end_of_word_suffix: null,
       fuse_unk: false,
       byte_fallback: false,
-      ignore_merges,
+      ignore_merges: ignoreMerges,
       vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
       merges: texts(metadata, "merges").map((merge) => {
         const space = merge.indexOf(" ", 1);
@@ -110,10 +101,11 @@ function tokenizerConfig(metadata: Metadata, tokens: readonly string[]): unknown
   };
 }
 
-/** Writes the tokenizer of a GGUF file's metadata, where it is byte-level and of a kind with a known tokenizer.json. */
+/** Writes the tokenizer of a GGUF file's metadata, where it is byte-level and its words are of a known kind. */
 export function ggufTokenizerFiles(metadata: Metadata, file: string): TokenizerFiles {
   const [model, pre] = [metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")];
-  if (model !== "gpt2" || !PRE_TOKENIZERS.has(pre)) {
+  const rules = rulesOf(metadata);
+  if (model !== "gpt2" || !rules) {
     const what = `no tokenizer is written for model "${model ?? "nothing"}" with words of "${pre ?? "nothing"}"`;
     return { files: new Map(), report: [{ module: file, what, why: "copy the files of the model it was made from" }] };
   }
@@ -121,7 +113,7 @@ export function ggufTokenizerFiles(metadata: Metadata, file: string): TokenizerF
   const encode = (value: unknown) => new TextEncoder().encode(JSON.stringify(value, null, 2) + "\n");
   return {
     files: new Map([
-      ["tokenizer.json", encode(tokenizerJson(metadata, tokens))],
+      ["tokenizer.json", encode(tokenizerJson(metadata, tokens, rules))],
       ["tokenizer_config.json", encode(tokenizerConfig(metadata, tokens))],
     ]),
     report: [],

@@ -1,7 +1,7 @@
 import { FormatError } from "../errors.ts";
 import { alignedView } from "./aligned.ts";
-import { decodeBf16 } from "./bfloat16.ts";
-import { decodeF16 } from "./float16.ts";
+import { decodeBf16, encodeBf16 } from "./bfloat16.ts";
+import { decodeF16, encodeF16 } from "./float16.ts";
 
 /** Element type of a stored tensor, by its safetensors name. */
 export type Dtype =
@@ -67,6 +67,18 @@ export interface StoredTensor {
   readonly bytes: Uint8Array;
 }
 
+/** Element types that factors and base weights may have. */
+export type FloatDtype = "F32" | "F16" | "BF16";
+
+/** All of them. */
+export const FLOAT_DTYPES: readonly FloatDtype[] = ["F32", "F16", "BF16"];
+
+/** A tensor of such a type. */
+export interface FloatTensor extends StoredTensor {
+  /** Element type. */
+  readonly dtype: FloatDtype;
+}
+
 /**
  * Tells whether a name is one of the 22 element types.
  *
@@ -120,4 +132,29 @@ export function toFloat32(tensor: StoredTensor): Float32Array {
         { field: "dtype", found: tensor.dtype, expected: ["F32", "F16", "BF16", "F64"] },
       );
   }
+}
+
+/**
+ * Stores 32-bit floats, rounded once to nearest even; an F32 tensor shares memory with them.
+ *
+ * @param values The elements in row-major order.
+ * @param shape Their shape.
+ * @param dtype The type that they are rounded to; F32 if absent.
+ * @returns The tensor.
+ */
+export function fromFloat32(values: Float32Array, shape: readonly number[], dtype: FloatDtype = "F32"): FloatTensor {
+  if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
+  if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
+  return { dtype, shape, bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
+}
+
+/**
+ * Tells whether two tensors are the same: type, shape and every bit.
+ *
+ * @param x One tensor.
+ * @param y The other.
+ * @returns True if they are.
+ */
+export function isSameTensor(x: StoredTensor, y: StoredTensor): boolean {
+  return x.dtype === y.dtype && x.shape.join() === y.shape.join() && x.bytes.every((byte, i) => byte === y.bytes[i]);
 }

@@ -35,6 +35,19 @@ export function memorySource(name: string, bytes: Uint8Array): Source {
  * @param files The files by plain name.
  * @param name Name for error messages; "files held in memory" if absent.
  * @returns The folder, which sees later changes of the map.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter, memoryFolder, memorySink, saveAdapter } from "@lowrank/lora";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/news"));
+ * const sink = memorySink();
+ * await saveAdapter(adapter, sink);
+ * const again = await loadAdapter(memoryFolder(sink.files, "news"));
+ * assert.equal(again.id, adapter.id);
+ * ```
  */
 export function memoryFolder(files: ReadonlyMap<string, Uint8Array>, name: string = DEFAULT_NAME): Folder {
   return new MemoryFolder(files, name);

@@ -1,4 +1,4 @@
-import { mkdir, open, readdir, rename, stat, unlink } from "node:fs/promises";
+import { open, readdir, rename, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { DisposedError, IntegrityError } from "../errors.ts";
@@ -6,6 +6,7 @@ import { quote } from "../formats/quote.ts";
 import type { NewFileOptions, SinkFile } from "../formats/source.ts";
 import { fileError, systemCode } from "./file_error.ts";
 import { type FileWriter, PlainWriter } from "./file_writer.ts";
+import type { NewFolder } from "./new_folder.ts";
 import { ThreadedWriter } from "./threaded_writer.ts";
 
 const PARTIAL = /\.\d+\.[0-9a-f]{16}\.partial$/;
@@ -46,17 +47,25 @@ export async function syncDirectory(directory: string): Promise<void> {
   }
 }
 
+/** Where a file goes. */
+interface Place {
+  readonly directory: string;
+  /** The directory, if it has to be made. */
+  readonly folder: NewFolder;
+  readonly file: string;
+}
+
 class AtomicFile implements SinkFile {
-  readonly #directory: string;
-  readonly #file: string;
+  readonly #place: Place;
   readonly #partial: string;
   readonly #writer: FileWriter;
+  /** What was asked before: calls that are not awaited happen in their order. */
+  #turn: Promise<unknown> = Promise.resolve();
   #written = 0;
   #open = true;
 
-  constructor(directory: string, file: string, partial: string, writer: FileWriter) {
-    this.#directory = directory;
-    this.#file = file;
+  constructor(place: Place, partial: string, writer: FileWriter) {
+    this.#place = place;
     this.#partial = partial;
     this.#writer = writer;
   }
@@ -75,62 +84,67 @@ class AtomicFile implements SinkFile {
 
   async commit(): Promise<void> {
     await this.#attempt(async () => {
+      const { directory, folder, file } = this.#place;
+      const target = join(directory, file);
       await this.#writer.finish();
-      this.#open = false;
-      const target = join(this.#directory, this.#file);
       await rename(this.#partial, target);
-      await syncDirectory(this.#directory);
+      this.#open = false;
+      await folder.leave();
+      await syncDirectory(directory);
       const { size } = await stat(target);
       if (size === this.#written) return;
-      throw new IntegrityError(
-        `Cannot trust ${quote(target)}: it has ${size} bytes after ${this.#written} were written`,
-        {
-          file: this.#file,
-          found: size,
-          expected: this.#written,
-        },
-      );
+      const message = `Cannot trust ${quote(target)}: it has ${size} bytes after ${this.#written} were written`;
+      throw new IntegrityError(message, { file, found: size, expected: this.#written });
     });
   }
 
   async abort(): Promise<void> {
-    if (this.#open) await this.#discard();
+    await this.#next(() => this.#discard());
   }
 
   async #attempt<T>(body: () => Promise<T>): Promise<T> {
-    if (!this.#open) {
-      throw new DisposedError(`Cannot write ${quote(this.#file)}: it was committed or aborted`, { file: this.#file });
-    }
-    try {
-      return await body();
-    } catch (error) {
-      await this.#discard();
-      throw fileError("write", join(this.#directory, this.#file), this.#file, error);
-    }
+    const { directory, file } = this.#place;
+    return await this.#next(async () => {
+      if (!this.#open) {
+        throw new DisposedError(`Cannot write ${quote(file)}: it was committed or aborted`, { file });
+      }
+      try {
+        return await body();
+      } catch (error) {
+        await this.#discard();
+        throw fileError("write", join(directory, file), file, error);
+      }
+    });
+  }
+
+  #next<T>(body: () => Promise<T>): Promise<T> {
+    const own = this.#turn.then(body);
+    this.#turn = own.catch(() => {});
+    return own;
   }
 
   async #discard(): Promise<void> {
+    if (!this.#open) return;
     this.#open = false;
     await this.#writer.close();
     await unlink(this.#partial).catch(() => {});
+    await this.#place.folder.leave();
   }
 }
 
 /**
  * Begins a file that gets its final name in one step, when it is whole and on the disk.
  *
- * @throws {IntegrityError} If the system refuses.
+ * @throws {IntegrityError} If the system refuses; a folder that was made for the file is gone then.
  */
-export async function createAtomicFile(
-  directory: string,
-  file: string,
-  { bytes = 0 }: NewFileOptions = {},
-): Promise<SinkFile> {
+export async function createAtomicFile(place: Place, { bytes = 0 }: NewFileOptions = {}): Promise<SinkFile> {
+  const { directory, folder, file } = place;
   const partial = join(directory, partialName(file));
   try {
-    await mkdir(directory, { recursive: true });
-    await sweep(directory);
-    return new AtomicFile(directory, file, partial, await openWriter(partial, bytes));
+    return await folder.enter(async () => {
+      await sweep(directory);
+      return new AtomicFile(place, partial, await openWriter(partial, bytes));
+    });
   } catch (error) {
     throw fileError("create", join(directory, file), file, error);
   }

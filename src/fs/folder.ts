@@ -8,6 +8,7 @@ import { createAtomicFile, isPartialOf, syncDirectory } from "./atomic_file.ts";
 import { FileSource, toPath } from "./file.ts";
 import { fileError } from "./file_error.ts";
 import { lockFolder } from "./lock.ts";
+import { NewFolder } from "./new_folder.ts";
 import { checkPlainName, isPlainName } from "./plain_name.ts";
 
 /** Options of {@linkcode folder}. */
@@ -25,11 +26,13 @@ class DiskFolder implements Workspace {
   readonly name: string;
   readonly #path: string;
   readonly #bound: string;
+  readonly #folder: NewFolder;
 
   constructor(path: string, bound: string) {
     this.name = basename(path) || path;
     this.#path = path;
     this.#bound = bound;
+    this.#folder = new NewFolder(path);
   }
 
   async has(file: string, options: ReadOptions = {}): Promise<boolean> {
@@ -66,7 +69,8 @@ class DiskFolder implements Workspace {
   }
 
   async create(file: string, options: NewFileOptions = {}): Promise<SinkFile> {
-    return await createAtomicFile(this.#path, checkPlainName(file, this.name), options);
+    const place = { directory: this.#path, folder: this.#folder, file: checkPlainName(file, this.name) };
+    return await createAtomicFile(place, options);
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -93,7 +97,8 @@ class DiskFolder implements Workspace {
   }
 
   async lock(name: string): Promise<FolderLock> {
-    return await lockFolder(this.#path, checkPlainName(name, this.name));
+    checkPlainName(name, this.name);
+    return await lockFolder(this.#path, name, this.#folder);
   }
 
   async sha256(file: string, options: ReadOptions = {}): Promise<string> {
@@ -128,7 +133,8 @@ class DiskFolder implements Workspace {
  *
  * `create()` writes to `<file>.<pid>.<random>.partial` beside the final name; `commit()` flushes it to the disk and renames
  * it, so a process that dies leaves the old file or the new one under the name, never a torn one. What dead processes
- * left is swept by the next `create()` after an hour. The folder is made when the first file is created. A file that is
+ * left is swept by the next `create()` after an hour. The folder is made when the first file is created, and removed if
+ * none becomes whole. A file that is
  * announced with more than 64 MB is hashed and written by a thread of its own, around the page cache where that is possible.
  *
  * @param path A path, relative to the working directory, or a `file:` URL.

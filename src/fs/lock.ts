@@ -9,7 +9,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { mkdir, open, readdir, readFile, readlink, unlink } from "node:fs/promises";
+import { open, readdir, readFile, readlink, unlink } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -17,6 +17,7 @@ import { IntegrityError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { FolderLock } from "../formats/source.ts";
 import { fileError, systemCode } from "./file_error.ts";
+import type { NewFolder } from "./new_folder.ts";
 
 const LOCK = /^\.([0-9a-f]{12})\.(\d+)\.(\d+)\.[0-9a-f]{16}\.lock$/;
 /** Two that saw each other both give way, and one of them comes back first. */
@@ -39,28 +40,40 @@ interface Owner {
  *
  * @throws {IntegrityError} If a living process, or one of another machine, has the lock; `code` is "locked".
  */
-export async function lockFolder(directory: string, name: string): Promise<FolderLock> {
+export async function lockFolder(directory: string, name: string, folder: NewFolder): Promise<FolderLock> {
   const machine = await machineName();
   try {
-    await mkdir(directory, { recursive: true });
-    for (let left = TRIES;; left--) {
-      const random = createHash("sha256").update(crypto.randomUUID()).digest("hex").slice(0, 16);
-      const own = `${name}.${machine}.${process.pid}.${await startOf(process.pid) ?? 0}.${random}.lock`;
-      const path = join(directory, own);
-      await open(path, "wx").then((handle) => handle.close());
-      const release = () => unlink(path).catch(() => {});
-      const other = await findLiving(directory, { name, own, machine }).catch(async (error) => {
-        // It would lock out this process itself.
-        await release();
-        throw error;
-      });
-      if (other === null) return { release };
-      await unlink(path);
-      if (left === 1) throw refuseLocked(directory, name, other, machine);
-      await new Promise((resolve) => setTimeout(resolve, MOST_WAIT_MS * Math.random()));
-    }
+    const path = await folder.enter(() => takeLock(directory, name, machine));
+    let isHeld = true;
+    return {
+      release: async () => {
+        if (!isHeld) return;
+        isHeld = false;
+        await unlink(path).catch(() => {});
+        await folder.leave();
+      },
+    };
   } catch (error) {
     throw fileError("write to", directory, name, error);
+  }
+}
+
+/** Makes the lock's file. */
+async function takeLock(directory: string, name: string, machine: string): Promise<string> {
+  for (let left = TRIES;; left--) {
+    const random = createHash("sha256").update(crypto.randomUUID()).digest("hex").slice(0, 16);
+    const own = `${name}.${machine}.${process.pid}.${await startOf(process.pid) ?? 0}.${random}.lock`;
+    const path = join(directory, own);
+    await open(path, "wx").then((handle) => handle.close());
+    const other = await findLiving(directory, { name, own, machine }).catch(async (error) => {
+      // It would lock out this process itself.
+      await unlink(path).catch(() => {});
+      throw error;
+    });
+    if (other === null) return path;
+    await unlink(path);
+    if (left === 1) throw refuseLocked(directory, name, other, machine);
+    await new Promise((resolve) => setTimeout(resolve, MOST_WAIT_MS * Math.random()));
   }
 }
 

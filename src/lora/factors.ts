@@ -7,7 +7,7 @@
 import type { Backend, MatrixValues, Tensor } from "../backend.ts";
 import { MismatchError, NumericError, ShapeError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import { formatShape } from "../shape.ts";
+import { formatShape, sizeOf } from "../shape.ts";
 
 /** A matrix as a caller or a file has it. */
 export type MatrixSource = MatrixValues | StoredTensor;
@@ -116,8 +116,7 @@ function scaleRows(matrix: MatrixValues, factors: Float32Array): MatrixValues {
  */
 export function vectorValues(name: string, field: string, values: StoredTensor, length: number): Float32Array {
   const wide = values.shape.filter((size) => size !== 1);
-  const size = values.shape.reduce((product, each) => product * each, 1);
-  if (wide.length > 1 || size !== length) {
+  if (wide.length > 1 || sizeOf(values.shape) !== length) {
     const found = formatShape(values.shape);
     throw new ShapeError(`Cannot add adapter "${name}" with ${field} of shape ${found}: expected [${length}]`, {
       field: name,

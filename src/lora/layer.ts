@@ -28,3 +28,12 @@ export interface LoraForwardOptions {
   /** A name, a mix `{ name: weight }`, `null` for the base, or an array with one of these per row of x. */
   readonly adapter?: AdapterSelection | undefined;
 }
+
+/**
+ * Refuses what only adapters that are not merged can do.
+ *
+ * @throws {RangeError} If adapters are merged into the layer.
+ */
+export function requireUnmerged({ merged }: Pick<LoraLayer, "merged">, action: string): void {
+  if (merged) throw new RangeError(`Cannot ${action}: adapters are merged into the layer, unmerge them first`);
+}

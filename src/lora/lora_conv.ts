@@ -8,11 +8,11 @@ import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
-import { formatShape } from "../shape.ts";
+import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
 import type { LoraFactors } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LoraLinear } from "./lora_linear.ts";
 import { putRows } from "./rows.ts";
@@ -63,6 +63,25 @@ export interface ConvBackwardOptions extends LoraForwardOptions {
  * It is a {@linkcode LoraLinear} over the patches of x: W as (out, k… · in), A as (rank, k… · in), channels innermost.
  * Groups are held as what they mean, zeros between channels that do not see each other: the norms are true ones, at
  * `groups` times the memory and the work.
+ *
+ * @example
+ * ```ts
+ * import { LoraConv, openBackend } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const stored = (shape: number[], ...values: number[]) => ({
+ *   shape,
+ *   dtype: "F32" as const,
+ *   bytes: new Uint8Array(Float32Array.from(values).buffer),
+ * });
+ * const backend = await openBackend();
+ * const edges = { loraA: stored([1, 1, 2], -1, 1), loraB: stored([1, 1, 1], 1), scaling: 10 };
+ * const layer = new LoraConv(backend, { weight: stored([1, 1, 2], 1, 1), adapters: { edges } });
+ * const x = backend.tensor([1, 1, 3], Float32Array.of(1, 2, 4));
+ * assert.deepEqual([...await backend.read(layer.forward(x))], [3, 6]);
+ * assert.deepEqual([...await backend.read(layer.forward(x, { adapter: "edges" }))], [13, 26]);
+ * backend.dispose();
+ * ```
  */
 export class LoraConv implements LoraLayer {
   /** The layer over patches. */
@@ -149,11 +168,7 @@ export class LoraConv implements LoraLayer {
    * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   forward(x: Tensor, options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined && this.merged) {
-      throw new RangeError(
-        "Cannot choose an adapter or the base: adapters are merged into the weight, unmerge them first",
-      );
-    }
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     const backend = this.#backend;
     const { batch, flat, patches } = this.#unfolded(x);
     const mixes = this.#resolve(options.adapter, batch, patches.count);
@@ -211,14 +226,14 @@ export class LoraConv implements LoraLayer {
    *
    * @param adapter A name, or a mix `{ name: weight }`.
    * @param options Whether a grouped weight may become one of a single group.
-   * @throws {RangeError} If the convolution has groups and `expand` is not set, or adapters are merged already.
+   * @throws {RangeError} If the convolution has groups and `expandGroups` is not set, or adapters are merged already.
    * @throws {NumericError} If a result would not be finite; the weight is as it was.
    */
-  async merge(adapter: AdapterChoice, options: { readonly expand?: boolean } = {}): Promise<MergeLoss> {
-    if (this.#groups > 1 && options.expand !== true) {
+  async merge(adapter: AdapterChoice, options: { readonly expandGroups?: boolean } = {}): Promise<MergeLoss> {
+    if (this.#groups > 1 && options.expandGroups !== true) {
       const message =
         `Cannot merge into a convolution of ${this.#groups} groups: its adapters join channels that the base`;
-      throw new RangeError(`${message} keeps apart, expected { expand: true } for a weight of one group`);
+      throw new RangeError(`${message} keeps apart, expected { expandGroups: true } for a weight of one group`);
     }
     return await this.linear.merge(adapter);
   }
@@ -248,10 +263,6 @@ export class LoraConv implements LoraLayer {
 }
 
 const PADDING_MODES: readonly PaddingMode[] = ["zeros", "reflect", "replicate", "circular"];
-
-function sizeOf(sizes: readonly number[]): number {
-  return sizes.reduce((product, size) => product * size, 1);
-}
 
 function readGeometry(kernel: readonly number[], options: LoraConvOptions): ConvGeometry {
   if (kernel.length < 1 || kernel.length > 3) {

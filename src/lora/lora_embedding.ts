@@ -10,8 +10,8 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
 import { embedBackward, type EmbeddingTerm, embedRows, putOwnRows, type SparseRows } from "./embedding_rows.ts";
 import type { LoraFactors } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
-import { copyWeight, mergeTerms } from "./linear_merge.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { MergeState } from "./merge_state.ts";
 import { assemble, coverRows } from "./rows.ts";
 import {
   type AdapterChoice,
@@ -83,10 +83,8 @@ export class LoraEmbedding implements LoraLayer {
   readonly #backend: Backend;
   readonly #scale: number;
   readonly #paddingId: number | null;
-  readonly #shared: boolean;
+  readonly #state: MergeState;
   readonly #adapters: Map<string, EmbeddingAdapter> = new Map();
-  #copy: Weight | null = null;
-  #merging = false;
   #disposed = false;
 
   /** Packs the adapters that are given. */
@@ -95,7 +93,7 @@ export class LoraEmbedding implements LoraLayer {
     this.weight = options.weight;
     this.#scale = options.scale ?? 1;
     this.#paddingId = options.paddingId ?? null;
-    this.#shared = options.shared ?? false;
+    this.#state = new MergeState(backend, options.weight, options.shared ?? false);
     try {
       for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
     } catch (error) {
@@ -111,7 +109,7 @@ export class LoraEmbedding implements LoraLayer {
 
   /** Whether adapters are merged into the table. */
   get merged(): boolean {
-    return this.#copy !== null || this.weight.merged;
+    return this.#state.merged;
   }
 
   /**
@@ -159,7 +157,7 @@ export class LoraEmbedding implements LoraLayer {
    * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   forward(ids: Uint32Array, options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined) this.#requireUnmerged("choose an adapter or the base");
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     return this.apply(ids, this.#resolve(ids, options.adapter));
   }
 
@@ -171,9 +169,9 @@ export class LoraEmbedding implements LoraLayer {
   apply(ids: Uint32Array, mixes: readonly RowMix[]): Tensor {
     if (this.#disposed) throw new DisposedError("Cannot run a layer: it is disposed");
     const ranges = this.#ranges(ids, mixes);
-    if (ranges.some(({ terms }) => terms.length > 0)) this.#requireUnmerged("apply an adapter");
+    if (ranges.some(({ terms }) => terms.length > 0)) requireUnmerged(this, "apply an adapter");
     const backend = this.#backend;
-    const base = { ...this.#base, weight: this.#copy ?? this.weight };
+    const base = { ...this.#base, weight: this.#state.weight };
     return backend.scope(() =>
       assemble(backend, ranges, [ids.length, this.weight.shape[1]], ({ start, end, terms }) => {
         return embedRows(backend, base, ids.subarray(start, end), terms);
@@ -200,10 +198,6 @@ export class LoraEmbedding implements LoraLayer {
     return terms;
   }
 
-  #requireUnmerged(action: string): void {
-    if (this.merged) throw new RangeError(`Cannot ${action}: adapters are merged into the table, unmerge them first`);
-  }
-
   /**
    * Makes gradients of zeros for an adapter, which the caller owns.
    *
@@ -224,7 +218,7 @@ export class LoraEmbedding implements LoraLayer {
    * @throws {MismatchError} If gradients are wanted for an adapter that this layer lacks.
    */
   backward(dy: Tensor, ids: Uint32Array, { adapter, gradients }: EmbeddingBackwardOptions): void {
-    this.#requireUnmerged("run backward");
+    requireUnmerged(this, "run backward");
     for (const name of gradients.keys()) resolveChoice(name, this.#adapters);
     const backend = this.#backend;
     const sinks = new Map([...gradients].map(([name, { db, dMagnitude, factorRows, ownRows }]) => [
@@ -253,42 +247,22 @@ export class LoraEmbedding implements LoraLayer {
    */
   async merge(adapter: AdapterChoice): Promise<MergeLoss> {
     const terms = this.#terms(resolveChoice(adapter, this.#adapters));
-    if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    if (this.merged || this.#merging) {
-      throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
-    }
-    const linear = terms.map(({ adapter, weight }) => ({ adapter: adapter.linear, weight }));
     const edit = terms.some(({ adapter }) => adapter.ownRows)
       ? (values: Float32Array) => putOwnRows(values, this.weight.shape[1], terms)
-      : null;
-    let copy: Weight | null = null;
-    this.#merging = true;
-    try {
-      copy = this.#shared ? await copyWeight(this.#backend, this.weight) : null;
-      const options = { base: this.weight, target: copy ?? this.weight, columns: true, ...(edit && { edit }) };
-      const loss = await mergeTerms(this.#backend, linear, options);
-      this.#copy = copy;
-      return loss;
-    } catch (error) {
-      copy?.dispose();
-      throw error;
-    } finally {
-      this.#merging = false;
-    }
+      : undefined;
+    const linear = terms.map(({ adapter, weight }) => ({ adapter: adapter.linear, weight }));
+    return await this.#state.merge(linear, { columns: true, edit });
   }
 
   /** Puts the table back, bit for bit. */
   unmerge(): void {
-    if (!this.#copy) this.#backend.unmerge(this.weight);
-    this.#copy?.dispose();
-    this.#copy = null;
+    this.#state.unmerge();
   }
 
   /** Frees the adapters; the table stays with the caller. */
   dispose(): void {
     for (const name of this.adapters) this.removeAdapter(name);
-    this.#copy?.dispose();
-    this.#copy = null;
+    this.#state.dispose();
     this.#disposed = true;
   }
 

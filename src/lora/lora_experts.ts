@@ -8,7 +8,7 @@ import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backen
 import { MismatchError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
 import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LinearAdapter } from "./linear_adapter.ts";
 import { LoraLinear } from "./lora_linear.ts";
@@ -34,6 +34,26 @@ export interface ExpertsBackwardOptions extends LoraForwardOptions {
 /**
  * yₑ = xₑ Wₑᵀ + Σ w s (xₑ Aₑᵀ) Bₑᵀ for the rows of each expert e: rows are ordered by expert, `counts[e]` of them for e.
  * Expert e of an adapter of rank r has the rows e·r … of A and the columns j·E + e of B, as PEFT stores them.
+ *
+ * @example
+ * ```ts
+ * import { LoraExperts, openBackend } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const matrix = (rows: number, columns: number, ...values: number[]) => ({
+ *   shape: [rows, columns] as const,
+ *   dtype: "f32" as const,
+ *   bytes: new Uint8Array(Float32Array.from(values).buffer),
+ * });
+ * const backend = await openBackend();
+ * const weights = [backend.weight(matrix(1, 1, 1)), backend.weight(matrix(1, 1, 2))];
+ * const qa = { loraA: matrix(2, 1, 1, 1), loraB: matrix(1, 2, 10, 20), scaling: 1 };
+ * const layer = new LoraExperts(backend, { weights, adapters: { qa } });
+ * const x = backend.tensor([3, 1], Float32Array.of(1, 2, 3)); // one row for the first expert, two for the second
+ * const y = layer.forward(x, [1, 2], { adapter: "qa" });
+ * assert.deepEqual([...await backend.read(y)], [1 + 10, 4 + 40, 6 + 60]);
+ * backend.dispose();
+ * ```
  */
 export class LoraExperts implements LoraLayer {
   /** The layer of each expert. */
@@ -121,11 +141,7 @@ export class LoraExperts implements LoraLayer {
    * @throws {ShapeError} If the counts are not those of the experts and rows.
    */
   forward(x: Tensor, counts: readonly number[], options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined && this.merged) {
-      throw new RangeError(
-        "Cannot choose an adapter or the base: adapters are merged into the experts, unmerge them first",
-      );
-    }
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     return this.apply(x, counts, this.#resolve(x, options.adapter));
   }
 

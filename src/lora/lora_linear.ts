@@ -7,11 +7,11 @@
 import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import type { LoraFactors } from "./factors.ts";
-import type { LoraForwardOptions, LoraLayer } from "./layer.ts";
+import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { MergeState } from "./merge_state.ts";
 import { LinearAdapter, type Replacements } from "./linear_adapter.ts";
 import { backwardLinear, type LoraGradients } from "./linear_backward.ts";
 import { forwardLinear, type Term, type TermRange } from "./linear_forward.ts";
-import { copyWeight, mergedBias, mergeTerms } from "./linear_merge.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
@@ -48,14 +48,6 @@ export interface LoraBackwardOptions extends LoraForwardOptions {
   readonly dbias?: Tensor;
 }
 
-/** What merged adapters put in the place of the layer's own. */
-interface Merged {
-  /** A copy of a shared weight; null where the weight itself was merged. */
-  readonly copy: Weight | null;
-  /** The bias, if it is another one. */
-  readonly bias: Tensor | null;
-}
-
 /**
  * y = x Wᵀ + bias + Σ wᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ, with the adapters i and their weights wᵢ chosen per row. An adapter with a
  * magnitude (DoRA) scales what is before it: y = g ∘ (x (W + w s B A)ᵀ) + bias, g = m / ‖W + w s B A‖ per output feature,
@@ -87,10 +79,8 @@ export class LoraLinear implements LoraLayer {
   /** Bias (out). */
   readonly bias: Tensor | undefined;
   readonly #backend: Backend;
-  readonly #shared: boolean;
+  readonly #state: MergeState;
   readonly #adapters: Map<string, LinearAdapter> = new Map();
-  #merged: Merged | null = null;
-  #merging = false;
   #disposed = false;
 
   /** Packs the adapters that are given. */
@@ -98,7 +88,7 @@ export class LoraLinear implements LoraLayer {
     this.#backend = backend;
     this.weight = options.weight;
     this.bias = options.bias;
-    this.#shared = options.shared ?? false;
+    this.#state = new MergeState(backend, options.weight, options.shared ?? false);
     try {
       for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
     } catch (error) {
@@ -124,7 +114,7 @@ export class LoraLinear implements LoraLayer {
 
   /** Whether adapters are merged into the layer. */
   get merged(): boolean {
-    return this.#merged !== null || this.weight.merged;
+    return this.#state.merged;
   }
 
   /**
@@ -175,7 +165,7 @@ export class LoraLinear implements LoraLayer {
    * @throws {RangeError} If an adapter, or the base, is chosen while adapters are merged.
    */
   forward(x: Tensor, options: LoraForwardOptions = {}): Tensor {
-    if (options.adapter !== undefined) this.#requireUnmerged("choose an adapter or the base");
+    if (options.adapter !== undefined) requireUnmerged(this, "choose an adapter or the base");
     return this.apply(x, this.#resolve(x, options.adapter));
   }
 
@@ -187,9 +177,9 @@ export class LoraLinear implements LoraLayer {
   apply(x: Tensor, mixes: readonly RowMix[]): Tensor {
     if (this.#disposed) throw new DisposedError("Cannot run a layer: it is disposed");
     const ranges = this.#ranges(mixes);
-    if (ranges.length > 0) this.#requireUnmerged("apply an adapter");
-    const { copy, bias } = this.#merged ?? { copy: null, bias: null };
-    return forwardLinear(this.#backend, { weight: copy ?? this.weight, bias: bias ?? this.bias }, x, ranges);
+    if (ranges.length > 0) requireUnmerged(this, "apply an adapter");
+    const { weight, bias } = this.#state;
+    return forwardLinear(this.#backend, { weight, bias: bias ?? this.bias }, x, ranges);
   }
 
   #ranges(mixes: readonly RowMix[]): TermRange[] {
@@ -202,10 +192,6 @@ export class LoraLinear implements LoraLayer {
     const terms = own.map(([name, weight]) => ({ adapter: this.#adapters.get(name)!, weight }));
     if (terms.some(({ adapter }) => adapter.magnitude)) requireOrder(own);
     return terms;
-  }
-
-  #requireUnmerged(action: string): void {
-    if (this.merged) throw new RangeError(`Cannot ${action}: adapters are merged into the weight, unmerge them first`);
   }
 
   /**
@@ -233,7 +219,7 @@ export class LoraLinear implements LoraLayer {
    * @throws {MismatchError} If gradients are wanted for an adapter that this layer lacks.
    */
   backward(dy: Tensor, x: Tensor, options: LoraBackwardOptions): void {
-    this.#requireUnmerged("run backward");
+    requireUnmerged(this, "run backward");
     const { adapter, gradients = new Map<string, LoraGradients>(), dx, dw, dbias } = options;
     for (const name of gradients.keys()) resolveChoice(name, this.#adapters);
     const own = new Map([...gradients].map(([name, each]) => [this.#adapters.get(name)!, each]));
@@ -250,44 +236,18 @@ export class LoraLinear implements LoraLayer {
    * @throws {RangeError} If adapters are merged already, or none is named.
    */
   async merge(adapter: AdapterChoice): Promise<MergeLoss> {
-    const terms = this.#terms(resolveChoice(adapter, this.#adapters));
-    if (terms.length === 0) throw new RangeError("Cannot merge nothing: expected an adapter with a weight but 0");
-    if (this.merged || this.#merging) {
-      throw new RangeError("Cannot merge twice: adapters are already merged into this layer");
-    }
-    const backend = this.#backend;
-    let [copy, bias]: [Weight | null, Tensor | null] = [null, null];
-    this.#merging = true;
-    try {
-      copy = this.#shared ? await copyWeight(backend, this.weight) : null;
-      bias = mergedBias(backend, this, terms);
-      const loss = await mergeTerms(backend, terms, { base: this.weight, target: copy ?? this.weight });
-      this.#merged = { copy, bias };
-      return loss;
-    } catch (error) {
-      copy?.dispose();
-      bias?.dispose();
-      throw error;
-    } finally {
-      this.#merging = false;
-    }
+    return await this.#state.merge(this.#terms(resolveChoice(adapter, this.#adapters)), { base: this });
   }
 
   /** Puts weight and bias back, bit for bit. */
   unmerge(): void {
-    const merged = this.#merged;
-    if (!merged || this.weight.merged) this.#backend.unmerge(this.weight);
-    merged?.copy?.dispose();
-    merged?.bias?.dispose();
-    this.#merged = null;
+    this.#state.unmerge();
   }
 
   /** Frees the adapters; weight and bias stay with the caller. */
   dispose(): void {
     for (const name of this.adapters) this.removeAdapter(name);
-    this.#merged?.copy?.dispose();
-    this.#merged?.bias?.dispose();
-    this.#merged = null;
+    this.#state.dispose();
     this.#disposed = true;
   }
 

@@ -5,6 +5,7 @@
  */
 
 import { Adapter } from "../adapter/adapter.ts";
+import type { BaseModule } from "../adapter/create_options.ts";
 import { type AdapterSource, loadAdapter, type LoadAdapterOptions, subtractInitial } from "../adapter/load.ts";
 import { isRepeatable } from "../adapter/variant_fields.ts";
 import type { Backend, MergeLoss } from "../backend.ts";
@@ -13,6 +14,7 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import type { AdapterChoice, RowMix } from "../lora/selection.ts";
 import type { Tokenizer } from "../text/mod.ts";
+import { baseModules } from "./model_layers.ts";
 import { Pace } from "./pace.ts";
 import type { PlacedNetwork, Placement, ReloadOptions } from "./placement.ts";
 
@@ -64,6 +66,12 @@ export abstract class AdaptedModel implements Disposable {
   /** The loaded adapters by name. */
   get adapters(): ReadonlyMap<string, Adapter> {
     return this.#placement.adapters.loaded;
+  }
+
+  /** The layers that adapters can change, as `createAdapter({ modules: model.layers, … })` takes them. */
+  get layers(): readonly BaseModule[] {
+    this.requireLive();
+    return baseModules(this.#placement.network.layers);
   }
 
   /** What is merged into the weights; null is nothing. */

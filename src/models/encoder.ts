@@ -18,7 +18,7 @@ export interface EncoderParts extends AdaptedModelParts<Bert> {
 }
 
 /** Options of {@linkcode Encoder.forward}. */
-export interface EncodeOptions extends ModelForwardOptions {
+export interface EncoderForwardOptions extends ModelForwardOptions {
   /**
    * 1 for each token and 0 for padding, in the shape of the ids. A token keeps its position in the row, as in
    * transformers. Absent, every id is a token.
@@ -27,7 +27,7 @@ export interface EncodeOptions extends ModelForwardOptions {
 }
 
 /** Options of {@linkcode Encoder.embed}. */
-export interface EmbedOptions extends EncodeOptions {
+export interface EmbedOptions extends EncoderForwardOptions {
   /** What stands for a sequence: the mean of its tokens, or the first one ([CLS]); the mean if absent. */
   readonly pooling?: "mean" | "first";
   /** Whether every vector has the length 1, so that products are cosines; false if absent. */
@@ -64,7 +64,7 @@ export class Encoder extends AdaptedModel {
    * @throws {LimitError} If a row is longer than the model's positions.
    * @throws {MismatchError} If an adapter's name is unknown; the message lists the known ones.
    */
-  async forward(ids: readonly (readonly number[])[], options: EncodeOptions = {}): Promise<Encoding> {
+  async forward(ids: readonly (readonly number[])[], options: EncoderForwardOptions = {}): Promise<Encoding> {
     const { labels, hiddenSize } = this.config;
     const { rows, values: packed } = await this.#run("run forward", ids, options, true);
     const width = labels ? labels.length : hiddenSize;
@@ -111,7 +111,7 @@ export class Encoder extends AdaptedModel {
   async #run(
     action: string,
     ids: readonly (readonly number[])[],
-    { adapter, attentionMask, signal }: EncodeOptions,
+    { adapter, attentionMask, signal }: EncoderForwardOptions,
     classify: boolean,
   ): Promise<{ readonly rows: PackedRows; readonly values: Float32Array }> {
     this.requireLive();

@@ -4,15 +4,17 @@
  * @module
  */
 
+import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
 import type { BlockDtype, MatrixValues } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
-import { bitsPerElement, type Dtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { bitsPerElement, type Dtype, toFloat32 } from "../formats/dtype.ts";
 import { type Gguf, type GgufTensorInfo, type GgufType, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { memorySource } from "../formats/memory.ts";
 import { quote } from "../formats/quote.ts";
 import { layoutSafetensors } from "../formats/safetensors_writer.ts";
 import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
 import { readJson } from "../formats/json_file.ts";
+import { sizeOf } from "../shape.ts";
 import { ggufConfig } from "./gguf_config.ts";
 import { huggingFaceName } from "./gguf_names.ts";
 import { readLlamaConfig } from "./llama_config.ts";
@@ -174,7 +176,9 @@ class DequantizedSource implements Source {
 
   #inOrder({ info, heads }: Part, bytes: Uint8Array): Uint8Array {
     if (heads === 0) return bytes;
-    if (info.shape[0]! % (2 * heads) === 0) return splitHalves({ shape: info.shape, bytes }, heads);
+    if (info.shape[0]! % (2 * heads) === 0) {
+      return reorderHeads({ dtype: "U8", shape: info.shape, bytes }, heads, "halves").bytes;
+    }
     const message = `Cannot read "${this.name}" with "${info.name}" of shape [${info.shape}]: expected ${heads} heads`;
     throw new MismatchError(message, { file: this.name, tensor: info.name, found: info.shape, expected: heads });
   }
@@ -190,20 +194,5 @@ function storedDtype({ type }: GgufTensorInfo): Dtype {
 }
 
 function byteLength(info: GgufTensorInfo): number {
-  return info.shape.reduce((size, length) => size * length, 1) * bitsPerElement(storedDtype(info)) / 8;
-}
-
-/** Rows of every head from (d/2, 2), as Llama's own code pairs them, to (2, d/2), the halves of Hugging Face. */
-function splitHalves({ shape, bytes }: Pick<StoredTensor, "shape" | "bytes">, heads: number): Uint8Array {
-  const rows = shape[0] ?? 0;
-  const width = bytes.length / rows;
-  const half = rows / heads / 2;
-  const split = new Uint8Array(bytes.length);
-  for (let head = 0; head < heads; head++) {
-    for (let row = 0; row < 2 * half; row++) {
-      const from = (head * 2 * half + 2 * (row % half) + Math.floor(row / half)) * width;
-      split.set(bytes.subarray(from, from + width), (head * 2 * half + row) * width);
-    }
-  }
-  return split;
+  return sizeOf(info.shape) * bitsPerElement(storedDtype(info)) / 8;
 }

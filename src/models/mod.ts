@@ -22,7 +22,7 @@ export type { Gguf, GgufTensorInfo, GgufType, GgufValue } from "../formats/gguf.
 export { AdaptedModel } from "./adapted_model.ts";
 export { BatchGeneration, type BatchPiece } from "./batch_generation.ts";
 export type { BertConfig } from "./bert_config.ts";
-export { type EmbedOptions, type EncodeOptions, Encoder, type Encoding } from "./encoder.ts";
+export { type EmbedOptions, Encoder, type EncoderForwardOptions, type Encoding } from "./encoder.ts";
 export { Generation } from "./generation.ts";
 export { type GgufFolder, ggufFolder } from "./gguf_folder.ts";
 export type { Gpt2Config } from "./gpt2_config.ts";
@@ -34,4 +34,5 @@ export type { ExpertSizes } from "./mixture.ts";
 export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
 export type { StoredBlocks } from "./stored_blocks.ts";
+export type { CausalConfig, TransformerConfig } from "./transformer_config.ts";
 export { type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";

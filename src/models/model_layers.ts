@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { BaseModule } from "../adapter/create_options.ts";
+import { lastName } from "../adapter/paths.ts";
 import type { Backend } from "../backend.ts";
 import { LoraEmbedding } from "../lora/lora_embedding.ts";
 import { LoraExperts } from "../lora/lora_experts.ts";
@@ -82,4 +84,27 @@ export class ModelLayers {
     this.byPath.set(path, layer);
     return layer;
   }
+}
+
+/**
+ * The layers that an adapter can have factors for. Norms have none, nor has the router of experts, which PEFT does not
+ * adapt either.
+ *
+ * @param layers The layers.
+ * @returns Their paths, kinds and sizes.
+ */
+export function baseModules({ byPath }: ModelLayers): BaseModule[] {
+  const routers = [...byPath.keys()].map((path) => path.replace(/\.experts\.down_proj$/, ".gate"));
+  return [...byPath].flatMap(([name, layer]): BaseModule[] => {
+    if (layer instanceof LoraExperts) {
+      const { inFeatures, outFeatures, experts } = layer;
+      const parameter = lastName(name);
+      return [{ name, kind: "experts", parameter, experts: experts.length, inFeatures, outFeatures }];
+    }
+    if (layer instanceof Norm || (name.endsWith(".gate") && routers.includes(name))) return [];
+    const [rows, columns] = layer.weight.shape;
+    const isTable = layer instanceof LoraEmbedding;
+    const [inFeatures, outFeatures] = isTable ? [rows, columns] : [columns, rows];
+    return [{ name, kind: isTable ? "embedding" : "linear", inFeatures, outFeatures }];
+  });
 }

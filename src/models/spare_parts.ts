@@ -1,4 +1,5 @@
 import { Adapter, type ReportLine } from "../adapter/adapter.ts";
+import { ownerPath } from "../adapter/paths.ts";
 import type { ModelLayers } from "./model_layers.ts";
 
 const NO_EFFECT = "it has no effect";
@@ -24,7 +25,7 @@ export function splitSpare({ byPath, isSpare }: ModelLayers, adapter: Adapter): 
   const isUnused = (path: string, tensor: string) => !byPath.has(path) && isSpare(tensor);
   const modules = [...adapter.modules].filter(([path]) => !isUnused(path, `${path}.weight`));
   const replacements = [...adapter.replacements].filter(([name]) => {
-    return !isUnused(name.slice(0, Math.max(name.lastIndexOf("."), 0)), name);
+    return !isUnused(ownerPath(name), name);
   });
   const kept = new Set([...modules, ...replacements].map(([name]) => name));
   const unused = [...adapter.modules.keys(), ...adapter.replacements.keys()].filter((name) => !kept.has(name));

@@ -10,6 +10,7 @@ import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
+import { floatMatrix } from "../lora/factors.ts";
 import { formatShape } from "../shape.ts";
 import type { StoredBlocks } from "./stored_blocks.ts";
 
@@ -208,10 +209,5 @@ function matrixValues({ dtype, shape, bytes }: StoredTensor): MatrixValues {
   if (dtype === "F16") return { shape: [rows, columns], dtype: "f16", bytes };
   if (dtype === "BF16") return { shape: [rows, columns], dtype: "bf16", bytes };
   if (dtype === "F32") return { shape: [rows, columns], dtype: "f32", bytes };
-  const values = toFloat32({ dtype, shape, bytes });
-  return {
-    shape: [rows, columns],
-    dtype: "f32",
-    bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
-  };
+  return floatMatrix([rows, columns], toFloat32({ dtype, shape, bytes }));
 }

@@ -4,7 +4,8 @@ import { quote } from "../formats/quote.ts";
 import type { AddedToken } from "./added_tokens.ts";
 import { type TokenizerParts, WordTokenizer } from "./word_tokenizer.ts";
 import type { DecoderPlan } from "./decoder.ts";
-import { bytesStep, GPT2_WORDS, normalizerOf, preTokenizerOf, splitAt } from "./pre_tokenizer.ts";
+import { GGUF_WORDS } from "./gguf_words.ts";
+import { bytesStep, normalizerOf, preTokenizerOf, splitAt } from "./pre_tokenizer.ts";
 import { scoredMerges } from "./scored_merges.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { isMerge, MAX_VOCAB } from "./tokenizer_json.ts";
@@ -14,49 +15,12 @@ type Metadata = ReadonlyMap<string, GgufValue>;
 /** llama.cpp's token types. */
 const TYPE = { unknown: 2, control: 3, userDefined: 4 } as const;
 
-const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-const LLAMA3_WORDS =
-  `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
-const QWEN2_WORDS =
-  `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
-
-interface PreTokenization {
-  /** Patterns; each splits what the one before left. */
-  readonly words: readonly string[];
-  readonly nfc?: boolean;
-  /** A word of the vocabulary is taken whole. */
-  readonly ignoreMerges?: boolean;
-  /** Whether the beginning-of-text token is added where the file does not say. */
-  readonly addBos?: boolean;
-}
-
-const GPT2: PreTokenization = { words: [GPT2_WORDS] };
-const DIGITS: PreTokenization = { words: ["\\p{N}", GPT2_WORDS] };
-const LLAMA3: PreTokenization = { words: [LLAMA3_WORDS], ignoreMerges: true, addBos: true };
-const QWEN2: PreTokenization = { words: [QWEN2_WORDS], nfc: true };
-
-/** By `tokenizer.ggml.pre`. The names are llama.cpp's; the patterns and the rest are those of the models' own files. */
-const PRE_TOKENIZATIONS: ReadonlyMap<string, PreTokenization> = new Map([
-  // What llama.cpp does for files that do not say.
-  ["default", { words: ["[\\p{P}\\$\\+<=>\\^~\\|]+", GPT2_WORDS, "\\p{N}+", "[0-9][0-9][0-9]"] }],
-  ["gpt-2", GPT2],
-  ["phi-2", GPT2],
-  ["smollm", DIGITS],
-  ["starcoder", DIGITS],
-  ["refact", DIGITS],
-  ["llama-bpe", LLAMA3],
-  ["llama3", LLAMA3],
-  ["llama-v3", LLAMA3],
-  ["qwen2", QWEN2],
-  ["deepseek-r1-qwen", { ...QWEN2, nfc: false, addBos: true }],
-]);
-
 /**
  * Builds the tokenizer that a GGUF file holds in its metadata: `tokenizer.ggml.model` "gpt2" (byte-level, with the
  * words of `tokenizer.ggml.pre`) or "llama" (SentencePiece with scores). Its ids are those of the model's own
  * tokenizer.json.
  *
- * @param metadata The metadata of the file, as `readGguf` gives it.
+ * @param metadata The metadata of the file: `ggufFolder(file).gguf.metadata` of `./models`.
  * @returns The tokenizer.
  * @throws {FormatError} If the metadata has no tokenizer, one of another kind, or one that contradicts itself.
  * @throws {LimitError} If the vocabulary is too large.
@@ -108,8 +72,8 @@ type Encoding =
 
 function byteLevel(metadata: Metadata, vocab: ReadonlyMap<string, number>): Encoding {
   const pre = metadata.get("tokenizer.ggml.pre") ?? "default";
-  const found = PRE_TOKENIZATIONS.get(String(pre));
-  if (found === undefined) throw refusal("tokenizer.ggml.pre", pre, [...PRE_TOKENIZATIONS.keys()].join(", "));
+  const found = GGUF_WORDS.get(String(pre));
+  if (found === undefined) throw refusal("tokenizer.ggml.pre", pre, [...GGUF_WORDS.keys()].join(", "));
   const merges = strings(metadata, "tokenizer.ggml.merges").map((merge, index): [string, string] => {
     const at = merge.indexOf(" ", 1);
     const [left, right] = [merge.slice(0, at), merge.slice(at + 1)];

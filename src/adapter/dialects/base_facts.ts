@@ -10,8 +10,8 @@ import type { BaseFacts } from "./options.ts";
 const MAX_CONFIG = 2 ** 20;
 
 /**
- * Reads what converters may need of a base model: its layers and their kernels by the headers of its checkpoint, and architecture
- * and heads by its `config.json`, where it has one. No weights are read.
+ * Reads what converters may need of a base model: its layers and their kernels by the headers of its checkpoint, and architecture,
+ * heads and tie by its `config.json`, where it has one. No weights are read.
  *
  * @param base A folder with `model.safetensors` or its shards, or one safetensors file, which tells the layers alone; of a
  * GGUF file the folder that `ggufFolder()` makes.
@@ -33,6 +33,7 @@ export async function readBaseFacts(base: Folder | Source, options: ReadOptions 
   const kvHeads = count(fields, "num_key_value_heads");
   return {
     ...layerFacts(tensors),
+    tied: fields.get("tie_word_embeddings") === true || !tensors.has("lm_head.weight"),
     ...(typeof type === "string" && { modelType: type }),
     ...(architecture !== undefined && { architecture }),
     ...(heads !== undefined && { heads }),

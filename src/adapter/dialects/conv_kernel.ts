@@ -14,8 +14,9 @@
  */
 
 import { LimitError, MismatchError } from "../../errors.ts";
-import type { StoredTensor } from "../../formats/dtype.ts";
+import { isSameTensor, type StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
+import { sizeOf } from "../../shape.ts";
 
 /** `kernel_size` by path or tail of path: a number for two dimensions, or the length of each. */
 export type KernelSizes = Readonly<Record<string, number | readonly number[]>>;
@@ -219,7 +220,7 @@ function reshape({ dtype, bytes }: StoredTensor, shape: readonly number[]): Stor
 }
 
 function withKernel({ a, b }: ConvFactors, kernel: readonly number[]): ConvFactors {
-  const area = kernel.reduce((product, length) => product * length, 1);
+  const area = sizeOf(kernel);
   return {
     a: reshape(a, [a.shape[0]!, a.shape[1]! / area, ...kernel]),
     b: reshape(b, [...b.shape, ...kernel.map(() => 1)]),
@@ -227,7 +228,7 @@ function withKernel({ a, b }: ConvFactors, kernel: readonly number[]): ConvFacto
 }
 
 function isSame(x: ConvFactors, y: ConvFactors): boolean {
-  return [[x.a, y.a], [x.b, y.b]].every(([p, q]) => p!.bytes.every((byte, i) => byte === q!.bytes[i]));
+  return isSameTensor(x.a, y.a) && isSameTensor(x.b, y.b);
 }
 
 /** One at a time: they may be as many as the elements of a file. */

@@ -5,6 +5,8 @@
  */
 
 import { MismatchError } from "../../errors.ts";
+import { checkOptionTypes, type OptionType } from "../../formats/check_options.ts";
+import { checkReadable, checkWritable } from "../../formats/check_place.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Folder, Sink, Source } from "../../formats/source.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
@@ -20,6 +22,24 @@ import { recognise, type Recognised } from "./recognise.ts";
 
 /** The dialects, by name. */
 export const DIALECTS: readonly Dialect[] = ["peft", "kohya", "diffusers", "gguf", "mlx", "loralib"];
+
+/** The types of {@linkcode ReadDialectOptions} and {@linkcode WriteDialectOptions}. */
+const OPTION_TYPES: Readonly<Record<string, OptionType>> = {
+  modules: "object",
+  modelType: "string",
+  architecture: "string",
+  heads: "number",
+  kvHeads: "number",
+  merged: "object",
+  kernels: "object",
+  limits: "object",
+  allowPickle: "boolean",
+  allowLoss: "boolean",
+  alpha: "number",
+  component: "string",
+  rank: "number",
+  file: "string",
+};
 
 /** An adapter, and the dialect it was read from. */
 export interface ReadAdapter {
@@ -39,8 +59,25 @@ export interface ReadAdapter {
  * @throws {MismatchError} If a factor or a fact about the base is missing.
  * @throws {LimitError} If a cap is passed.
  * @throws {NumericError} If a factor or a scale is not finite.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter, memoryFolder, memorySink } from "@lowrank/lora";
+ * import { readAdapter, writeAdapter } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const news = await loadAdapter(folder("examples/models/tiny/news"));
+ * const sink = memorySink(); // or a folder
+ * await writeAdapter(news, "mlx", sink);
+ * const { dialect, adapter } = await readAdapter(memoryFolder(sink.files));
+ * assert.equal(dialect, "mlx");
+ * assert.equal(adapter.modules.size, news.modules.size);
+ * ```
  */
 export async function readAdapter(source: Folder | Source, options: ReadDialectOptions = {}): Promise<ReadAdapter> {
+  checkOptionTypes("read an adapter", options, OPTION_TYPES);
+  checkReadable("read an adapter", source, 'file("….safetensors")');
   const recognised = await recognise(source, options);
   return { dialect: recognised.dialect, adapter: await read(recognised, options) };
 }
@@ -81,6 +118,19 @@ async function read({ dialect, source }: Recognised, options: ReadDialectOptions
  * @param options What the dialect needs beside the adapter.
  * @returns What was changed, and what a reader should know.
  * @throws {MismatchError} If the dialect cannot hold the adapter, or a fact about the base is missing.
+ *
+ * @example
+ * ```ts
+ * import { loadAdapter, memorySink } from "@lowrank/lora";
+ * import { writeAdapter } from "@lowrank/lora/adapters";
+ * import { folder } from "@lowrank/lora/fs";
+ * import assert from "node:assert/strict";
+ *
+ * const adapter = await loadAdapter(folder("examples/models/tiny/news"));
+ * const sink = memorySink(); // or a folder
+ * await writeAdapter(adapter, "kohya", sink, { file: "news.safetensors" });
+ * assert.deepEqual([...sink.files.keys()], ["news.safetensors"]);
+ * ```
  */
 export async function writeAdapter(
   adapter: Adapter,
@@ -88,6 +138,8 @@ export async function writeAdapter(
   sink: Sink,
   options: WriteDialectOptions = {},
 ): Promise<readonly ReportLine[]> {
+  checkOptionTypes("write an adapter", options, OPTION_TYPES);
+  checkWritable("write an adapter", sink);
   switch (dialect) {
     case "peft":
       await saveAdapter(adapter, sink, options);

@@ -1,10 +1,8 @@
 import { NumericError } from "../../errors.ts";
-import { encodeBf16 } from "../../formats/bfloat16.ts";
-import { type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
-import { encodeF16 } from "../../formats/float16.ts";
+import { type FloatDtype, fromFloat32, isSameTensor, type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import type { LoraModule, ReportLine } from "../adapter.ts";
-import { type FloatDtype, isFloatTensor } from "../factor_values.ts";
+import { isFloatTensor } from "../factor_values.ts";
 import { alphaOf } from "./scale_config.ts";
 
 /** A little more than 2⁻²⁴, so that rounding to F32 and a division in F64 stay below. */
@@ -29,7 +27,7 @@ export interface Folded {
  * @returns The product and its error.
  * @throws {NumericError} If a value leaves the range of 32-bit floats.
  */
-export function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
+function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
   const values = toFloat32(tensor);
   // from() with a function walks an iterator: 10 times as long.
   const products = new Float64Array(values).map((value) => value * factor);
@@ -41,8 +39,7 @@ export function foldFactor(tensor: StoredTensor, factor: number, module: string)
   const own = encode(tensor, rounded);
   const error = relativeError(products, toFloat32(own));
   if (error === 0 || tensor.dtype === "F32") return { tensor: own, error };
-  const wide: StoredTensor = { dtype: "F32", shape: tensor.shape, bytes: new Uint8Array(rounded.buffer) };
-  return { tensor: wide, error: relativeError(products, rounded) };
+  return { tensor: fromFloat32(rounded, tensor.shape), error: relativeError(products, rounded) };
 }
 
 /**
@@ -70,8 +67,7 @@ export function unfoldFactor(
  * @returns True if every bit is the same.
  */
 export function isProduct(product: StoredTensor, tensor: StoredTensor, factor: number): boolean {
-  const { bytes } = encode(product, toFloat32(tensor).map((value) => value * factor));
-  return bytes.every((byte, i) => byte === product.bytes[i]);
+  return isSameTensor(encode(product, toFloat32(tensor).map((value) => value * factor)), product);
 }
 
 /**
@@ -87,10 +83,9 @@ export function foldingFactor(scaling: number, fileScaling: number): number {
   return Math.abs(ratio - power) <= F32_ROUNDING * Math.abs(power) ? power : ratio;
 }
 
-function encode({ dtype, shape }: StoredTensor, values: Float32Array): StoredTensor {
-  if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
-  if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
-  return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
+/** Values in the shape of a tensor, and in its type if that is one of floats. */
+function encode(like: StoredTensor, values: Float32Array): StoredTensor {
+  return fromFloat32(values, like.shape, isFloatTensor(like) ? like.dtype : "F32");
 }
 
 function relativeError(wanted: Float64Array, got: Float32Array): number {

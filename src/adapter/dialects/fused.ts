@@ -11,8 +11,10 @@
  */
 
 import { MismatchError } from "../../errors.ts";
-import { bitsPerElement, type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
+import { concat } from "../../formats/concat.ts";
+import { bitsPerElement, isSameTensor, type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
+import { sizeOf } from "../../shape.ts";
 import type { Adapter, LoraModule, ReportLine } from "../adapter.ts";
 import { storeMatrix } from "../factors.ts";
 import { assembleAdapter } from "./assemble.ts";
@@ -43,6 +45,19 @@ const NAMING: readonly string[] = [
  * @param facts `heads` and `kvHeads`, where three parts are q, k and v of unequal rows.
  * @returns The adapter with the parts in place of the layers; others stay.
  * @throws {MismatchError} If the rows of a layer are not those of its parts, or it is no linear layer.
+ *
+ * @example
+ * ```ts
+ * import { createAdapter, joinFused, splitFused } from "@lowrank/lora/adapters";
+ * import assert from "node:assert/strict";
+ *
+ * const layers = [{ whole: "*.qkv_proj", parts: ["*.q_proj", "*.k_proj", "*.v_proj"] }];
+ * const modules = [{ name: "0.qkv_proj", inFeatures: 4, outFeatures: 12 }];
+ * const split = await splitFused(await createAdapter({ modules, targetModules: ["qkv_proj"] }), layers);
+ * assert.deepEqual([...split.modules.keys()], ["0.q_proj", "0.k_proj", "0.v_proj"]);
+ * const joined = await joinFused(split, layers);
+ * assert.equal(joined.modules.get("0.qkv_proj")?.outFeatures, 12);
+ * ```
  */
 export async function splitFused(
   adapter: Adapter,
@@ -150,7 +165,7 @@ function requireLinear({ name, kind }: LoraModule): void {
 
 /** Rows of a matrix, or elements of a vector. */
 function rowsOf({ dtype, shape: [, ...rest], bytes }: StoredTensor, from: number, to: number): StoredTensor {
-  const width = rest.reduce((product, length) => product * length, 1) * bitsPerElement(dtype) / 8;
+  const width = sizeOf(rest) * bitsPerElement(dtype) / 8;
   return { dtype, shape: [to - from, ...rest], bytes: bytes.slice(from * width, to * width) };
 }
 
@@ -185,7 +200,7 @@ function joinModules(
     ...(first.loraBias && { loraBias: stack(parts.map(({ loraBias }) => loraBias!), name) }),
   };
   const outFeatures = parts.reduce((sum, part) => sum + part.outFeatures, 0);
-  const shares = parts.every(({ loraA, scaling }) => scaling === first.scaling && isSame(loraA, first.loraA));
+  const shares = parts.every(({ loraA, scaling }) => scaling === first.scaling && isSameTensor(loraA, first.loraA));
   if (shares) {
     const loraB = stack(parts.map(({ loraB }) => loraB), name);
     return { module: { ...first, ...extras, name, outFeatures, loraB } };
@@ -202,22 +217,12 @@ function joinModules(
   return { module, line: { module: name, what, why: "its parts have factors A of their own", error } };
 }
 
-function isSame(x: StoredTensor, y: StoredTensor): boolean {
-  return x.dtype === y.dtype && x.shape.join() === y.shape.join() && x.bytes.every((byte, i) => byte === y.bytes[i]);
-}
-
 /** Tensors below each other: bits as they are, or F32 where types differ. */
 function stack(tensors: readonly StoredTensor[], module: string): StoredTensor {
   const [first] = tensors as readonly [StoredTensor, ...StoredTensor[]];
   const shape = [tensors.reduce((sum, tensor) => sum + tensor.shape[0]!, 0), ...first.shape.slice(1)];
   if (tensors.every(({ dtype }) => dtype === first.dtype)) {
-    const bytes = new Uint8Array(tensors.reduce((sum, tensor) => sum + tensor.bytes.length, 0));
-    let at = 0;
-    for (const tensor of tensors) {
-      bytes.set(tensor.bytes, at);
-      at += tensor.bytes.length;
-    }
-    return { dtype: first.dtype, shape, bytes };
+    return { dtype: first.dtype, shape, bytes: concat(tensors.map(({ bytes }) => bytes)) };
   }
   const values = Float64Array.from(tensors.flatMap((tensor) => [...toFloat32(tensor)]));
   return storeMatrix({ values }, shape, { dtype: "F32", module });

@@ -33,7 +33,13 @@ const ALPHA_KEY = "adapter.lora.alpha";
 const ALORA_KEY = "adapter.alora.invocation_tokens";
 /** Key of the metadata with the PEFT config, which llama.cpp does not know. */
 const CONFIG_KEY = "adapter.lora.peft_config";
-const HOLDS: Holds = { dialect: "gguf", kinds: ["linear", "embedding"], invocationTokens: true };
+const HOLDS: Holds = {
+  dialect: "gguf",
+  kinds: ["linear", "embedding"],
+  invocationTokens: true,
+  // llama.cpp has no tensor for the factors of a tied head, and ends where those of its embedding reach the head.
+  tiedTable: "nowhere",
+};
 const EXPECTED = '"<tensor of the base>.weight.lora_a" or "….lora_b"';
 
 /**
@@ -178,8 +184,8 @@ function orderRows(
  *
  * @param adapter Plain LoRA of linear layers and of the embedding, or aLoRA.
  * @param sink Where the file goes.
- * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `file`,
- * `allowLoss`.
+ * @param options `architecture`, and for Llama's family `heads` and `kvHeads`: `readBaseFacts()` tells all. `tied`,
+ * `file`, `allowLoss`.
  * @returns What was changed.
  * @throws {MismatchError} If the adapter is more than that and the loss is not allowed, or has a module that GGUF has no name for, or facts about
  * the base are missing.

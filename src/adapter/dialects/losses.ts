@@ -5,6 +5,7 @@ import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { baseFieldOf } from "../variant_fields.ts";
 import type { WriteDialectOptions } from "./options.ts";
+import { isTokenTable } from "./refusals.ts";
 
 /** What a dialect has a place for, beside A and B of linear layers. */
 export interface Holds {
@@ -16,6 +17,8 @@ export interface Holds {
   readonly parts?: readonly ("magnitude" | "loraBias")[];
   /** Whether it can hold the tokens that switch an adapter on. */
   readonly invocationTokens?: boolean;
+  /** Where factors of an embedding that is the head too act: in both, or nowhere; as PEFT says if absent. */
+  readonly tiedTable?: "both" | "nowhere";
 }
 
 /** What is written of an adapter. */
@@ -54,16 +57,18 @@ const CLEARED: ReadonlyMap<string, JsonValue> = new Map<string, JsonValue>([
  *
  * @param adapter The adapter.
  * @param holds What the dialect can hold.
- * @param options `allowLoss`.
+ * @param options `allowLoss`, `tied`.
  * @returns What is to be written.
  * @throws {MismatchError} If something would be lost without leave, or nothing would be left.
  */
-export function requireHeld(adapter: Adapter, holds: Holds, { allowLoss = false }: WriteDialectOptions): Held {
+export function requireHeld(adapter: Adapter, holds: Holds, options: WriteDialectOptions): Held {
   refuseChangedBase(adapter, holds);
-  const losses = adapterLosses(adapter, holds);
+  const { allowLoss = false } = options;
+  const tie = tieOf(adapter, holds, options);
+  const losses = adapterLosses(adapter, holds, tie);
   const modules: LoraModule[] = [];
   for (const module of adapter.modules.values()) {
-    const { held, lost } = reduceModule(module, holds);
+    const { held, lost } = reduceModule(module, holds, tie);
     losses.push(...lost);
     if (held) modules.push(held);
   }
@@ -96,22 +101,44 @@ function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: H
   });
 }
 
-function adapterLosses({ replacements, tokenRows, invocationTokens, config }: Adapter, holds: Holds): Loss[] {
+/** What becomes of the factors of a tied embedding; of one that is not, "apart". */
+type Tie = "apart" | "kept" | "lost";
+
+function tieOf({ config }: Adapter, { tiedTable }: Holds, { tied = false }: WriteDialectOptions): Tie {
+  if (!tied || tiedTable === undefined) return "apart";
+  return tiedTable === "both" && config.ensureWeightTying ? "kept" : "lost";
+}
+
+/** Whether the dialect's tool would take the factors for those of the other side of the tie too, or for nothing. */
+function isLostTie({ name }: LoraModule, tie: Tie): boolean {
+  if (tie === "apart") return false;
+  return isTokenTable(name) ? tie === "lost" : name === "lm_head" || name.endsWith(".lm_head");
+}
+
+function adapterLosses(
+  { replacements, tokenRows, invocationTokens, config }: Adapter,
+  holds: Holds,
+  tie: Tie,
+): Loss[] {
   const losses: Loss[] = [];
   for (const name of replacements.keys()) losses.push({ name, what: "full tensors are" });
   for (const name of tokenRows.keys()) losses.push({ name, what: "tables of new token rows are" });
   if (invocationTokens !== null && !holds.invocationTokens) {
     losses.push({ name: INVOCATION, what: "lists of invocation tokens are" });
   }
-  if (config.ensureWeightTying) losses.push({ name: "ensure_weight_tying", what: "ties of embedding and head are" });
+  if (config.ensureWeightTying && tie !== "kept") {
+    losses.push({ name: "ensure_weight_tying", what: "ties of embedding and head are" });
+  }
   return losses;
 }
 
 function reduceModule(
   module: LoraModule,
   { kinds = ["linear"], parts = [] }: Holds,
+  tie: Tie,
 ): { readonly held?: LoraModule; readonly lost: readonly Loss[] } {
   const { name, kind, magnitude, loraBias, ...plain } = module;
+  if (isLostTie(module, tie)) return { lost: [{ name, what: "factors of a tied embedding or head are" }] };
   const isGrouped = kind === "conv" && module.loraB.shape[1] !== module.rank;
   if (!kinds.includes(kind) || isGrouped) {
     const what = isGrouped ? "grouped convolutions are" : `modules of kind ${kind} are`;

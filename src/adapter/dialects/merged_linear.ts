@@ -6,7 +6,7 @@
  */
 
 import { MismatchError } from "../../errors.ts";
-import { bitsPerElement, type StoredTensor } from "../../formats/dtype.ts";
+import { bitsPerElement, isSameTensor, type StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import { valueOf } from "./conv_kernel.ts";
 
@@ -104,9 +104,7 @@ export function gatherSlices(b: StoredTensor, { slices, enabled }: MergedLayer, 
     block++;
   }
   const small = { dtype: b.dtype, shape, bytes: gathered };
-  const isWhole = gathered.length > 0 &&
-    spreadSlices(small, { slices, enabled }).bytes.every((byte, i) => byte === b.bytes[i]);
-  if (isWhole) return small;
+  if (gathered.length > 0 && isSameTensor(spreadSlices(small, { slices, enabled }), b)) return small;
   const message = `Cannot write module ${quote(module)} as a MergedLinear of ${enabled} enabled slices`;
   const expected = "B of blocks on the diagonal of these slices, and zeros elsewhere";
   throw new MismatchError(`${message}: expected ${expected}`, {

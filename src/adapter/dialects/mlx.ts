@@ -19,20 +19,27 @@ import { DEFAULT_LIMITS } from "../limits.ts";
 import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { assembleAdapter, reportTrainingState } from "./assemble.ts";
 import { carryConfig, carryRoundings, CONFIG_KEY, readCarried } from "./carried.ts";
-import { FactorPairs, rankOf } from "./factor_pairs.ts";
+import { type FactorPair, FactorPairs, rankOf } from "./factor_pairs.ts";
 import { type FoldedModules, foldScales } from "./fold.ts";
 import { type Holds, requireHeld } from "./losses.ts";
 import { transposeStored } from "./matrix_bytes.ts";
-import type { ReadDialectOptions, WriteDialectOptions } from "./options.ts";
-import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
-import { alphaOf, commonest, sharedNumber } from "./scale_config.ts";
+import { mlxPath, transformersPath } from "./mlx_names.ts";
+import { cutRanks, evenRanks } from "./mlx_ranks.ts";
+import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./options.ts";
+import { isEmbedding, isTokenTable, refuseForeign, refuseKind } from "./refusals.ts";
+import { alphaOf, sharedNumber } from "./scale_config.ts";
 import { refuseTwin, SwitchExperts, type SwitchFactors, toSwitchExperts } from "./switch_experts.ts";
-import { readTensorFile } from "./tensor_file.ts";
+import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Name of the tensor file. */
 export const MLX_FILE = "adapters.safetensors";
 const DEFAULT_SCALE = 20;
-const HOLDS: Holds = { dialect: "mlx", kinds: ["linear", "embedding", "experts"], parts: ["magnitude"] };
+const HOLDS: Holds = {
+  dialect: "mlx",
+  kinds: ["linear", "embedding", "experts"],
+  parts: ["magnitude"],
+  tiedTable: "both",
+};
 /** Types of models whose gate is the first half of gate_up_proj. */
 const GATE_FIRST = /^(?:mixtral|qwen[23]\w*)$/;
 const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
@@ -41,7 +48,7 @@ const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
  * Reads a folder of mlx-lm. The factors are transposed; the scale of the config is that of every module.
  *
  * @param folder The folder with `adapter_config.json` and `adapters.safetensors`.
- * @param options `modules`, caps and a signal.
+ * @param options `tied`, by which factors of the embedding are the head's too; `modelType`, `modules`, caps and a signal.
  * @returns The adapter.
  * @throws {FormatError} If a tensor is no factor of a linear layer, or the config is of another kind of training.
  * @throws {MismatchError} If a file or a factor is missing.
@@ -49,19 +56,34 @@ const EXPECTED = '"<path>.lora_a", "<path>.lora_b" or "<path>.m"';
  * @throws {NumericError} If a factor or the scale is not finite.
  */
 export async function readMlx(folder: Folder, options: ReadDialectOptions = {}): Promise<Adapter> {
-  const { limits, modules } = options;
   for (const file of [CONFIG_FILE, MLX_FILE]) {
     if (await folder.has(file, options)) continue;
     const message = `Cannot read an adapter of mlx-lm from ${quote(folder.name)}: expected a file ${quote(file)}`;
     throw new MismatchError(message, { code: "missing-file", file, missing: [file] });
   }
+  const { limits } = options;
   const config = await readConfig(folder, options);
   const file = await readTensorFile(folder.open(MLX_FILE), options);
+  const pairs = readPairs(file, options);
+  const table = config.peft === undefined ? readTable(pairs, options) : { fields: [], report: [] };
+  return await assembleAdapter({
+    name: folder.name,
+    file: file.name,
+    pairs: pairs.map((pair) => ({ ...pair, alpha: alphaOf(config.scale, rankOf(pair)) })),
+    carried: readCarried(config.peft, { file: CONFIG_FILE, metadata: file.metadata, limits }),
+    fields: new Map([...config.fields, ...table.fields]),
+    report: [...config.report, ...table.report],
+    limits,
+  });
+}
+
+function readPairs(file: TensorFile, { limits, modules, modelType }: ReadDialectOptions): readonly FactorPair[] {
   const pairs = new FactorPairs(file.name, { modules, limits, kinds: { embedding: true } });
   const experts = new SwitchExperts(file.name, limits);
-  for (const [tensor, stored] of file.tensors) {
-    const [, path, part, magnitude] = /^(.+)\.(?:lora_([ab])|(m))$/.exec(tensor) ?? [];
-    if (path === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
+  for (const [tensor, stored] of cutRanks(file)) {
+    const [, own, part, magnitude] = /^(.+)\.(?:lora_([ab])|(m))$/.exec(tensor) ?? [];
+    if (own === undefined) throw refuseForeign(tensor, file.name, EXPECTED);
+    const path = transformersPath(own, modelType);
     if (magnitude !== undefined) {
       pairs.add(path, "magnitude", tensor, requireRows(path, { tensor, stored, file: file.name }));
       continue;
@@ -76,16 +98,22 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
     const twin = fused.find((pair) => pair.name === name);
     if (twin) throw refuseTwin(a.name, twin.a.name, file.name);
   }
-  const all = [...plain, ...fused];
-  return await assembleAdapter({
-    name: folder.name,
-    file: file.name,
-    pairs: all.map((pair) => ({ ...pair, alpha: alphaOf(config.scale, rankOf(pair)) })),
-    carried: readCarried(config.peft, { file: CONFIG_FILE, metadata: file.metadata, limits }),
-    fields: config.fields,
-    report: config.report,
-    limits,
-  });
+  return [...plain, ...fused];
+}
+
+interface Table {
+  readonly fields: Iterable<readonly [string, JsonValue]>;
+  readonly report: readonly ReportLine[];
+}
+
+/** mlx-lm applies the factors of an embedding to the head too, where it is the same table. */
+function readTable(pairs: readonly FactorPair[], { tied }: BaseFacts): Table {
+  const table = pairs.find(({ name }) => isTokenTable(name))?.name;
+  if (table === undefined || tied === false) return { fields: [], report: [] };
+  if (tied) return { fields: [["ensure_weight_tying", true]], report: [] };
+  const what = "it acts in the embedding alone";
+  const why = "mlx-lm lets it act in a tied head too, and --base (readBaseFacts()), which would tell, is not given";
+  return { fields: [], report: [{ module: table, what, why }] };
 }
 
 /** m of an embedding is a norm for every token, which PEFT does not have. */
@@ -151,13 +179,13 @@ function refuseConfig(field: string, found: JsonValue, expected: string): Format
 }
 
 /**
- * Writes a folder that mlx-lm loads. The factors are transposed; the scale is the one that suits most modules, and what it
+ * Writes a folder that mlx-lm loads. The factors are transposed and of one rank; the scale is the one that suits most modules, and what it
  * leaves of the others' goes into b: exact for powers of two, else rounded once to F32 and reported. What the rounding
  * took is in the header of the tensors, so that {@linkcode readMlx} gives every bit again.
  *
  * @param adapter LoRA of linear layers, embeddings and fused experts, or DoRA of linear layers.
  * @param sink Where the files go.
- * @param options `modules` or `modelType`, which for experts tell Mixtral's paths; `allowLoss` and a signal.
+ * @param options `tied`; `modelType`, which tells GPT-2's paths, and like `modules` Mixtral's; `allowLoss` and a signal.
  * @returns What was changed.
  * @throws {MismatchError} If the adapter is more than that, and the loss is not allowed.
  */
@@ -173,29 +201,36 @@ export async function writeMlx(
   const scale = sharedNumber(modules.map(({ scaling }) => scaling));
   const why = "the config of mlx-lm has one scale";
   const folded = foldScales(modules, ({ rank }) => alphaOf(scale, rank) / rank, { file: MLX_FILE, why });
+  const even = evenRanks(new Map(folded.modules.flatMap((module) => [...layersOf(module, options)])), MLX_FILE);
   const tensors = new Map<string, StoredTensor>();
-  for (const module of folded.modules) {
-    for (const [path, { a, b }] of layersOf(module, options)) {
-      tensors.set(`${path}.lora_a`, a).set(`${path}.lora_b`, b);
-    }
-    if (module.magnitude) tensors.set(`${module.name}.m`, module.magnitude);
+  for (const [path, { a, b }] of even.layers) tensors.set(`${path}.lora_a`, a).set(`${path}.lora_b`, b);
+  for (const { name, magnitude } of folded.modules) {
+    if (magnitude) tensors.set(`${mlxPath(name, options.modelType)}.m`, magnitude);
   }
-  const keys = [...tensors.keys()].flatMap((tensor) => tensor.endsWith(".lora_a") ? [tensor.slice(0, -7)] : []);
-  const config = await mlxConfig(folded, { scale, keys }, held.config);
-  const text = stringifyJson(config, { indent: 4, sortKeys: true });
+  const keys = [...even.layers.keys()];
+  const config = await mlxConfig(folded, { scale, keys, rank: even.rank }, held.config);
+  const metadata = new Map([["format", "mlx"], ...even.metadata, ...carryRoundings(folded)]);
   const files = new Map([
-    [MLX_FILE, encodeSafetensors(tensors, new Map([["format", "mlx"], ...carryRoundings(folded)]))],
-    [CONFIG_FILE, new TextEncoder().encode(text)],
+    [MLX_FILE, encodeSafetensors(tensors, metadata)],
+    [CONFIG_FILE, new TextEncoder().encode(stringifyJson(config, { indent: 4, sortKeys: true }))],
   ]);
   await writeFiles(sink, files, options);
-  const report = [...reportRanks(folded.modules), ...reportExperts(keys, options)];
+  const report = [...even.report, ...reportTable(modules, options), ...reportExperts(keys, options)];
   return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...report];
 }
 
 /** A module's factors by path. */
 function layersOf(module: LoraModule, options: WriteDialectOptions): ReadonlyMap<string, SwitchFactors> {
   if (module.kind === "experts") return toSwitchExperts(module, options);
-  return new Map([[module.name, { a: transposeStored(module.loraA), b: transposeStored(module.loraB) }]]);
+  const path = mlxPath(module.name, options.modelType);
+  return new Map([[path, { a: transposeStored(module.loraA), b: transposeStored(module.loraB) }]]);
+}
+
+function reportTable(modules: readonly LoraModule[], { tied }: BaseFacts): readonly ReportLine[] {
+  const table = modules.find(({ name }) => isTokenTable(name));
+  if (!table || tied !== undefined) return [];
+  const what = "in mlx-lm it acts in a tied head too";
+  return [{ module: table.name, what, why: "--base (readBaseFacts()), which would tell whether it is, is not given" }];
 }
 
 function reportExperts(keys: readonly string[], { modelType = "" }: WriteDialectOptions): readonly ReportLine[] {
@@ -227,12 +262,12 @@ function refuseAlternating(modules: readonly LoraModule[], { baseModel }: LoraCo
 
 async function mlxConfig(
   folded: FoldedModules,
-  { scale, keys }: { readonly scale: number; readonly keys: readonly string[] },
+  { scale, keys, rank }: { readonly scale: number; readonly keys: readonly string[]; readonly rank: number },
   config: LoraConfig,
 ): Promise<Map<string, JsonValue>> {
   const layers = keys.map((name) => Number(/\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
   const parameters = new Map<string, JsonValue>([
-    ["rank", commonest(folded.modules.map(({ rank }) => rank))],
+    ["rank", rank],
     ["scale", scale],
     ["dropout", config.loraDropout],
     // Whole paths, so that exactly these layers are adapted, whatever num_layers counts from the end.
@@ -244,11 +279,4 @@ async function mlxConfig(
     ["lora_parameters", parameters],
     [CONFIG_KEY, await carryConfig(config, folded)],
   ]);
-}
-
-function reportRanks(modules: readonly LoraModule[]): readonly ReportLine[] {
-  const ranks = new Set(modules.map(({ rank }) => rank));
-  if (ranks.size === 1) return [];
-  const what = `its modules have ${ranks.size} ranks, the config of mlx-lm one`;
-  return [{ module: MLX_FILE, what, why: "mlx-lm takes the ranks of the file when it loads the tensors" }];
 }

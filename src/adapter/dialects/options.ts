@@ -13,6 +13,8 @@ export interface BaseFacts {
   readonly modelType?: string;
   /** Its name in GGUF files: `"llama"`, `"qwen3"`. */
   readonly architecture?: string;
+  /** Whether its head is its embedding of tokens. */
+  readonly tied?: boolean;
   /** Attention heads. */
   readonly heads?: number;
   /** Heads of keys and values; as many as `heads` if absent. */

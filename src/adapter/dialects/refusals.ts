@@ -5,6 +5,7 @@
  */
 
 import { FormatError } from "../../errors.ts";
+import { lastName } from "../paths.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 
@@ -111,6 +112,16 @@ export function isEmbedding(module: string): boolean {
 }
 
 /**
+ * Tells the table of tokens, which may be the head too.
+ *
+ * @param module Path of the module.
+ * @returns True for the names that it has.
+ */
+export function isTokenTable(module: string): boolean {
+  return /^(?:embed_tokens|wte)$/.test(lastName(module));
+}
+
+/**
  * Tells a convolution by its name.
  *
  * @param module Path of the module.
@@ -118,8 +129,4 @@ export function isEmbedding(module: string): boolean {
  */
 export function isConvolution(module: string): boolean {
   return CONVOLUTION.test(lastName(module));
-}
-
-function lastName(module: string): string {
-  return module.slice(module.lastIndexOf(".") + 1);
 }

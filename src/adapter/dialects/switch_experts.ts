@@ -14,7 +14,8 @@
  */
 
 import { FormatError, LimitError, MismatchError } from "../../errors.ts";
-import { bitsPerElement, type StoredTensor } from "../../formats/dtype.ts";
+import { concat } from "../../formats/concat.ts";
+import { bitsPerElement, isSameTensor, type StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import { formatShape } from "../../shape.ts";
 import type { LoraModule } from "../adapter.ts";
@@ -164,7 +165,7 @@ function joinProjections(gate: NamedFactors, up: NamedFactors, file: string): Na
     const details = { file, tensor: of.name, field: "dtype", found: of.dtype, expected: like.dtype };
     throw new FormatError(`${message}: expected ${like.dtype}, as of ${quote(like.name)}`, details);
   }
-  if (isSame(gate.a, up.a)) return { a: gate.a, b: { ...concatEach([gate.b, up.b]), name: gate.b.name } };
+  if (isSameTensor(gate.a, up.a)) return { a: gate.a, b: { ...concatEach([gate.b, up.b]), name: gate.b.name } };
   const [g, u] = [gate.a.shape[1]!, up.a.shape[1]!];
   const b = concatEach([padColumns(gate.b, 0, u), padColumns(up.b, g, 0)]);
   return { a: { ...concatEach([gate.a, up.a]), name: gate.a.name }, b: { ...b, name: gate.b.name } };
@@ -219,29 +220,21 @@ function separate(gate: SwitchFactors, up: SwitchFactors): readonly SwitchFactor
   if (!Number.isInteger(half)) return null;
   const [a1, a2] = [sliceEach(gate.a, 0, half), sliceEach(gate.a, half, rank)];
   const [b1, b2] = [cutColumns(gate.b, 0, half), cutColumns(up.b, half, rank)];
-  const isBlocks = isSame(padColumns(b1, 0, half), gate.b) && isSame(padColumns(b2, half, 0), up.b);
-  return isBlocks && !isSame(a1, a2) ? [{ a: a1, b: b1 }, { a: a2, b: b2 }] : null;
-}
-
-function isSame(x: StoredTensor, y: StoredTensor): boolean {
-  return x.bytes.length === y.bytes.length && x.bytes.every((byte, i) => byte === y.bytes[i]);
+  const isBlocks = isSameTensor(padColumns(b1, 0, half), gate.b) && isSameTensor(padColumns(b2, half, 0), up.b);
+  return isBlocks && !isSameTensor(a1, a2) ? [{ a: a1, b: b1 }, { a: a2, b: b2 }] : null;
 }
 
 /** Tensors (E, n, m) with the rows of all below each other, expert by expert. */
 function concatEach(tensors: readonly StoredTensor[]): StoredTensor {
   const [{ dtype, shape }] = tensors as readonly [StoredTensor];
   const [experts, , columns] = shape as readonly [number, number, number];
-  const bytes = new Uint8Array(tensors.reduce((sum, tensor) => sum + tensor.bytes.length, 0));
-  let at = 0;
-  for (let e = 0; e < experts; e++) {
-    for (const tensor of tensors) {
-      const size = tensor.bytes.length / experts;
-      bytes.set(tensor.bytes.subarray(e * size, (e + 1) * size), at);
-      at += size;
-    }
-  }
   const rows = tensors.reduce((sum, tensor) => sum + tensor.shape[1]!, 0);
-  return { dtype, shape: [experts, rows, columns], bytes };
+  const parts = Array.from({ length: experts }, (_, e) =>
+    tensors.map(({ bytes }) => {
+      const size = bytes.length / experts;
+      return bytes.subarray(e * size, (e + 1) * size);
+    }));
+  return { dtype, shape: [experts, rows, columns], bytes: concat(parts.flat()) };
 }
 
 /** Rows of every expert. */
