@@ -10,7 +10,6 @@ import type { Backend } from "../backend.ts";
 import { LoraEmbedding } from "../lora/lora_embedding.ts";
 import { LoraExperts } from "../lora/lora_experts.ts";
 import { LoraLinear } from "../lora/lora_linear.ts";
-import type { ModelTensors } from "./architectures.ts";
 import { Norm } from "./norm.ts";
 import type { ModelParameters } from "./weights.ts";
 
@@ -23,6 +22,14 @@ export interface TiedHead {
   readonly head: string;
   /** The embedding. */
   readonly embedding: string;
+}
+
+/** What a model knows of tensors by their names. */
+export interface TensorRules {
+  /** Whether a tensor that is not wanted may be passed over. */
+  readonly isSpare: (name: string) => boolean;
+  /** Whether a matrix is stored (in, out). */
+  readonly isTransposed?: (name: string) => boolean;
 }
 
 /** Makes the layers of a model from its parameters, and knows them by path. */
@@ -40,7 +47,7 @@ export class ModelLayers {
   readonly #parameters: ModelParameters;
 
   /** Takes parameters that stay their loader's. */
-  constructor(backend: Backend, parameters: ModelParameters, tensors: Pick<ModelTensors, "isTransposed" | "isSpare">) {
+  constructor(backend: Backend, parameters: ModelParameters, tensors: TensorRules) {
     this.backend = backend;
     this.isTransposed = tensors.isTransposed ?? (() => false);
     this.isSpare = tensors.isSpare;
