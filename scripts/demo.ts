@@ -10,7 +10,8 @@
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { adapterArguments, adapterMix, checkAdapterPath, choiceOption, numberOption } from "../src/cli/arguments.ts";
+import { adapterArguments, adapterMix, checkAdapterPath } from "../src/cli/arguments.ts";
+import { choiceOption, numberOption } from "../src/cli/options.ts";
 import { asUsageError, UsageError } from "../src/cli/command.ts";
 import { file } from "../src/fs/mod.ts";
 import { formatDuration, paint, print, tableWidth } from "../src/cli/terminal.ts";

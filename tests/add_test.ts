@@ -1,25 +1,11 @@
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits, runGuarded } from "./compare.ts";
 import * as reference from "./reference.ts";
-import { random, randomMatrix, tensorOf } from "./values.ts";
-
-const SHAPES: readonly (readonly [number, number])[] = [
-  [0, 3],
-  [1, 1],
-  [1, 3],
-  [2, 2],
-  [1, 5],
-  [1, 7],
-  [2, 4],
-  [3, 3],
-  [1, 17],
-  [31, 1],
-  [7, 147],
-];
+import { ELEMENTWISE_SHAPES, random, randomMatrix, tensorOf } from "./values.ts";
 
 forEachBackend("add() is the correctly rounded sum of every element", async (backend) => {
   const next = random(1);
-  for (const shape of SHAPES) {
+  for (const shape of ELEMENTWISE_SHAPES) {
     const [x, y] = [randomMatrix(next, ...shape, { scale: 5 }), randomMatrix(next, ...shape)];
     const inputs = [tensorOf(backend, x), tensorOf(backend, y)] as const;
     const got = await runGuarded(backend, { shape, inputs }, () => backend.add(...inputs));

@@ -5,15 +5,13 @@ import { type BaseModule, createAdapter } from "../src/adapter/create.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
-import { toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Folder, Source } from "../src/formats/source.ts";
 import { ggufFolder } from "../src/models/gguf_folder.ts";
 import { loadModel } from "../src/models/load.ts";
 import { filled, fixture, fixtureFiles, fixtureFolder, MODEL, readTensors } from "./adapter_fixtures.ts";
-import { convert, HEADS, LLAMA, metadata, type Tensors } from "./gguf_models.ts";
-import { ggufSource } from "./gguf_writer.ts";
+import { llamaGguf } from "./gguf_models.ts";
 
 /** A folder that fails when anything but headers and configs is read of it. */
 function headersOnly(path: string): Folder {
@@ -149,15 +147,8 @@ test("what no header tells is left out: packed integers, vectors, experts in an 
   ]);
 });
 
-/** The llama fixture as a GGUF file. */
-async function llamaGguf(architecture: string): Promise<Source> {
-  const stored = await readTensors(fixture(`base/llama/${MODEL}`));
-  const tensors: Tensors = new Map([...stored].map(([name, t]) => [name, { shape: t.shape, values: toFloat32(t) }]));
-  return ggufSource("llama.gguf", { metadata: metadata(architecture, LLAMA), tensors: convert(tensors, HEADS) });
-}
-
 test("the layers of a GGUF file have the paths and sizes of the model it was made from", async () => {
-  const file = await llamaGguf("llama");
+  const file = await llamaGguf();
   const byName = (layers: readonly BaseModule[]) => new Map(layers.map((layer) => [layer.name, layer]));
   const want = byName(await listLayers(fixtureFolder("base/llama")));
   assert.deepEqual(byName(await listLayers(file)), want);
@@ -170,7 +161,7 @@ test("the layers of a GGUF file have the paths and sizes of the model it was mad
   await assert.rejects(createAdapter({ base: file, ...pissa }), { name: "MismatchError", expected: "weightOf" });
   const whole = await createAdapter({ base: await ggufFolder(file), ...pissa });
   assert.equal(whole.sha256, (await createAdapter({ base: fixtureFolder("base/llama"), ...pissa })).sha256);
-  const foreign = await llamaGguf("mamba");
+  const foreign = await llamaGguf({ architecture: "mamba" });
   await assert.rejects(listLayers(foreign), { name: "FormatError", field: "general.architecture", found: "mamba" });
 });
 

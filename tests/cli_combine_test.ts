@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { formatError } from "../src/cli/error_table.ts";
+import { formatError } from "../src/cli/written_adapter.ts";
 import { formatHeatMaps } from "../src/cli/heat_map.ts";
 import { FIXTURES, lora, loraJson } from "./cli_support.ts";
 

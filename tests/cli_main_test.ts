@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { adapterArguments, adapterMix, numberOption, parseAdapter } from "../src/cli/arguments.ts";
+import { adapterArguments, adapterMix, parseAdapter } from "../src/cli/arguments.ts";
+import { numberOption } from "../src/cli/options.ts";
 import { UsageError } from "../src/cli/command.ts";
 import { formatProgress } from "../src/cli/progress.ts";
 import { formatTable } from "../src/cli/table.ts";

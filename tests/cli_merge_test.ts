@@ -1,8 +1,6 @@
 import assert from "node:assert/strict";
 import { cpSync, existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { encodeBf16 } from "../src/formats/bfloat16.ts";
 import { concat } from "../src/formats/concat.ts";
@@ -13,12 +11,8 @@ import { file, folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { loadTokenizer } from "../src/text/mod.ts";
 import { type Ended, FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
+import { GGUF, NEEDS_GGUF } from "./smollm2.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
-
-const MODELS = process.env.LORA_MODELS ??
-  join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");
-const GGUF = join(MODELS, "SmolLM2-135M-Instruct.gguf");
-const NEEDS_GGUF = existsSync(GGUF) ? { timeout: 60_000 } : { skip: `${GGUF} is absent: run scripts/setup_models.sh` };
 
 async function readAll(path: string): Promise<Map<string, StoredTensor>> {
   const source = file(path);

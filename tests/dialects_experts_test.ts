@@ -10,9 +10,8 @@ import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
-import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { fixtureFolder } from "./adapter_fixtures.ts";
-import { assertSame, foreign, peftFiles, store, tensorsOf, whole } from "./dialects_support.ts";
+import { assertSame, foreign, mlxFolder, peftFiles, store, tensorsOf, whole } from "./dialects_support.ts";
 import { random } from "./values.ts";
 
 const EXPERTS = 3;
@@ -29,15 +28,7 @@ function projection(path: string, [rank, inputs, outputs]: readonly [number, num
   };
 }
 
-function mlxFolder(tensors: Tensors) {
-  const config = { fine_tune_type: "lora", num_layers: 2, lora_parameters: { rank: 2, scale: 4, dropout: 0 } };
-  return memoryFolder(
-    new Map([
-      ["adapter_config.json", new TextEncoder().encode(JSON.stringify(config))],
-      ["adapters.safetensors", encodeSafetensors(new Map(Object.entries(tensors)))],
-    ]),
-  );
-}
+const PARAMETERS = { rank: 2, scale: 4, dropout: 0 };
 
 /** s b a of one expert, row by row. */
 function expertDelta(scaling: number, a: Float32Array, b: Float32Array, rank: number): number[] {
@@ -78,7 +69,7 @@ const MOE: Tensors = {
 };
 
 test("mlx-lm's switch experts become PEFT's fused parameters with the same update of every expert", async () => {
-  const { dialect, adapter } = await readAdapter(mlxFolder(MOE));
+  const { dialect, adapter } = await readAdapter(mlxFolder(PARAMETERS, MOE));
   assert.equal(dialect, "mlx");
   const sizes = Array.from(adapter.modules.values(), ({ name, kind, rank, experts }) => [name, kind, rank, experts]);
   assert.deepEqual(sizes, [[`${FUSED}.gate_up_proj`, "experts", 4, 3], [`${FUSED}.down_proj`, "experts", 2, 3]]);
@@ -100,10 +91,10 @@ test("mlx-lm's switch experts become PEFT's fused parameters with the same updat
 
 test("a gate without an up projection is padded, and gate and up of one A keep their rank", async () => {
   const gate = projection(`${SWITCH}.gate_proj`, [2, 4, 5], 1);
-  const lone = (await readAdapter(mlxFolder(gate))).adapter;
+  const lone = (await readAdapter(mlxFolder(PARAMETERS, gate))).adapter;
   const up = projection(`${SWITCH}.up_proj`, [2, 4, 5], 3);
   up[`${SWITCH}.up_proj.lora_a`]!.bytes.set(gate[`${SWITCH}.gate_proj.lora_a`]!.bytes);
-  const shared = (await readAdapter(mlxFolder({ ...gate, ...up }))).adapter;
+  const shared = (await readAdapter(mlxFolder(PARAMETERS, { ...gate, ...up }))).adapter;
   for (let e = 0; e < EXPERTS; e++) {
     const wanted = switchDelta(gate, `${SWITCH}.gate_proj`, e);
     assert.deepEqual(fusedDelta(lone, `${FUSED}.gate_up_proj`, e), [...wanted, ...wanted.map(() => 0)]);
@@ -191,7 +182,7 @@ test("Mixtral's experts get their old path where the base tells it", async () =>
 test("lone factors of experts, and factors that do not fit, are refused by tensor name", async () => {
   const name = (path: string, part: string) => `${SWITCH}.${path}.lora_${part}`;
   const { [name("up_proj", "a")]: a, [name("up_proj", "b")]: b, ...rest } = MOE;
-  const lone = readAdapter(mlxFolder({ ...rest, [name("up_proj", "a")]: a! }));
+  const lone = readAdapter(mlxFolder(PARAMETERS, { ...rest, [name("up_proj", "a")]: a! }));
   await assert.rejects(lone, { name: "MismatchError", tensor: name("up_proj", "a"), missing: [name("up_proj", "b")] });
   const cases: readonly (readonly [tensors: Tensors, tensor: string, error: string])[] = [
     [
@@ -212,12 +203,12 @@ test("lone factors of experts, and factors that do not fit, are refused by tenso
     ],
   ];
   for (const [tensors, tensor, error] of cases) {
-    await assert.rejects(readAdapter(mlxFolder({ ...rest, ...tensors })), { name: error, tensor }, tensor);
+    await assert.rejects(readAdapter(mlxFolder(PARAMETERS, { ...rest, ...tensors })), { name: error, tensor }, tensor);
   }
   const wide = projection(`${SWITCH}.down_proj`, [300, 5, 4], 1);
   const tensor = `${SWITCH}.down_proj.lora_a`;
-  await assert.rejects(readAdapter(mlxFolder(wide)), { name: "LimitError", field: "rank", tensor });
-  await assert.rejects(readAdapter(mlxFolder(MOE), { limits: { modules: 2 } }), {
+  await assert.rejects(readAdapter(mlxFolder(PARAMETERS, wide)), { name: "LimitError", field: "rank", tensor });
+  await assert.rejects(readAdapter(mlxFolder(PARAMETERS, MOE), { limits: { modules: 2 } }), {
     name: "LimitError",
     field: "modules",
   });
@@ -251,6 +242,6 @@ test("a module that mlx has under two paths is refused: neither may be lost", as
       file: "adapters.safetensors",
       message: /with both .+lora_a" and ".+lora_a"/,
     };
-    await assert.rejects(readAdapter(mlxFolder({ ...down, ...twin })), refusal);
+    await assert.rejects(readAdapter(mlxFolder(PARAMETERS, { ...down, ...twin })), refusal);
   }
 });

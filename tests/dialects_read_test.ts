@@ -10,7 +10,7 @@ import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Source } from "../src/formats/source.ts";
 import { readTorch, readTorchMetadata } from "../src/formats/torch.ts";
 import { encodeTorch } from "../src/formats/torch_writer.ts";
-import { deltaOf, peftFiles, whole } from "./dialects_support.ts";
+import { deltaOf, mlxFolder, peftFiles, whole } from "./dialects_support.ts";
 
 function safetensors(tensors: Readonly<Record<string, StoredTensor>>, metadata?: ReadonlyMap<string, string>): Source {
   return memorySource("lora.safetensors", encodeSafetensors(new Map(Object.entries(tensors)), metadata));
@@ -168,16 +168,6 @@ test("the config in a diffusers header decides: rsLoRA and patterns", async () =
   const refused = safetensors({ "unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b }, dora);
   await assert.rejects(readAdapter(refused), { name: "MismatchError", field: "use_dora" });
 });
-
-function mlxFolder(parameters: unknown, tensors: Readonly<Record<string, StoredTensor>>, more: object = {}) {
-  const config = { fine_tune_type: "lora", num_layers: 2, lora_parameters: parameters, ...more };
-  return memoryFolder(
-    new Map([
-      ["adapter_config.json", new TextEncoder().encode(JSON.stringify(config))],
-      ["adapters.safetensors", encodeSafetensors(new Map(Object.entries(tensors)))],
-    ]),
-  );
-}
 
 test("mlx-lm's factors are transposed and its scale is taken as it is", async () => {
   const [a, b] = [whole(6, 2, 1, "BF16"), whole(2, 5, 2, "BF16")];

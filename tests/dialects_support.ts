@@ -225,3 +225,18 @@ export async function strip(name: string, bytes: Uint8Array): Promise<Uint8Array
   });
   return encodeGguf(new Map(fields.filter(([key]) => !/peft_config|^lowrank/.test(key))), stored);
 }
+
+/** An adapter as mlx-lm saves it. */
+export function mlxFolder(
+  parameters: unknown,
+  tensors: Readonly<Record<string, StoredTensor>>,
+  more: object = {},
+): Folder {
+  const config = { fine_tune_type: "lora", num_layers: 2, lora_parameters: parameters, ...more };
+  return memoryFolder(
+    new Map([
+      ["adapter_config.json", new TextEncoder().encode(JSON.stringify(config))],
+      ["adapters.safetensors", encodeSafetensors(new Map(Object.entries(tensors)))],
+    ]),
+  );
+}

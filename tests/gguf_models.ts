@@ -1,5 +1,7 @@
 /** The fixtures' models as GGUF files. */
-import type { GgufParts } from "./gguf_writer.ts";
+import type { Source } from "../src/formats/source.ts";
+import { type GgufParts, ggufSource } from "./gguf_writer.ts";
+import { fixture, readCheckpoint } from "./models_support.ts";
 
 const PARTS: Readonly<Record<string, string>> = {
   "model.embed_tokens": "token_embd",
@@ -83,3 +85,25 @@ export const QWEN3: typeof LLAMA & Readonly<Record<string, number>> = {
   "attention.key_length": 16,
   "attention.value_length": 16,
 };
+
+/** What makes {@linkcode llamaGguf} another file than the fixture. */
+export interface GgufChanges {
+  readonly architecture?: string;
+  /** Keys of the architecture. */
+  readonly numbers?: Readonly<Record<string, number | string>>;
+  /** Other keys. */
+  readonly keys?: GgufParts["metadata"];
+  /** Edits the tensors, under GGUF's names. */
+  readonly change?: (tensors: Tensors) => void;
+}
+
+/** The llama of the fixtures as a GGUF file. */
+export async function llamaGguf(changes: GgufChanges = {}): Promise<Source> {
+  const { architecture = "llama", numbers, keys, change } = changes;
+  const tensors = convert(await readCheckpoint(fixture("base/llama")), HEADS);
+  change?.(tensors);
+  return ggufSource("llama.gguf", {
+    metadata: { ...metadata(architecture, { ...LLAMA, ...numbers }), ...keys },
+    tensors,
+  });
+}

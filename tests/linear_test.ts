@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { Backend, WeightDtype } from "../src/backend.ts";
-import { forEachBackend } from "./backends.ts";
+import { forEachBackend, forEachBuild } from "./backends.ts";
 import { absoluteRows, assertClose, assertSameBits, runGuarded } from "./compare.ts";
 import * as reference from "./reference.ts";
 import { absolute, type Matrix, type RowBranches } from "./reference.ts";
@@ -173,6 +173,40 @@ forEachBackend("linear() of a mixed batch equals single-adapter batches row by r
   const base = await runOn(backend, plain);
   assertSameBits(mixed.subarray(3 * n, 4 * n), base.subarray(3 * n, 4 * n), "the row in no range");
 });
+
+forEachBuild(
+  "linear() of a row has the same bits alone, with its own adapter, and in a mixed batch",
+  async (backend) => {
+    const next = random(55);
+    for (const dtype of ["f32", "bf16", "f16", "f8", "nf4", "int8"] as const) {
+      for (const [k, n] of [[40, 19], [1030, 72], [1283, 9]] as const) {
+        const plain = { ...randomCase(next, 25, [k, n], "f32"), dtype };
+        const branches = [3, 8, 11].map((rank) =>
+          randomBranch(next, { inFeatures: k, outFeatures: n, rank, scaling: 1.5 })
+        );
+        const ranges = [[0, 2, [0]], [2, 3, [1]], [4, 9, [2, 0]], [9, 24, [1]]] as const;
+        const adaptersOf = (rows: readonly (readonly [number, number, readonly number[]])[]) =>
+          rows.map(([start, end, which]) => ({ start, end, branches: which.map((i) => branches[i]!) }));
+        const mixed = await runOn(backend, { ...plain, adapters: adaptersOf(ranges) });
+        const alone = async (row: number, count: number, which: readonly number[]) => {
+          const x = reference.rowRange(plain.x, row, row + count);
+          const got = await runOn(backend, { ...plain, x, adapters: adaptersOf([[0, count, which]]) });
+          assertSameBits(
+            got,
+            mixed.subarray(row * n, (row + count) * n),
+            `${dtype} [${n}, ${k}], ${count} from ${row}`,
+          );
+        };
+        for (const [start, end, which] of ranges) {
+          await alone(start, 1, which);
+          await alone(start, end - start, which);
+          if (end - start >= 5) { for (const count of [2, 3, 4, 5]) await alone(end - count, count, which); }
+        }
+        await alone(3, 1, []);
+      }
+    }
+  },
+);
 
 forEachBackend("linear() with a zero B is the base, bit for bit", async (backend) => {
   const next = random(6);

@@ -12,21 +12,13 @@ import { dequantizer } from "../src/formats/gguf_quants.ts";
 import { memorySink, memorySource } from "../src/formats/memory.ts";
 import type { Source } from "../src/formats/source.ts";
 import { ggufFolder } from "../src/models/mod.ts";
-import { expectedTensors, fixture, fixtureFolder, MODEL, readTensors, relativeError } from "./adapter_fixtures.ts";
-import { convert, HEADS, LLAMA, metadata, type Tensors } from "./gguf_models.ts";
+import { expectedTensors, fixtureFolder, relativeError } from "./adapter_fixtures.ts";
+import { type GgufChanges, llamaGguf } from "./gguf_models.ts";
 import { ggufSource } from "./gguf_writer.ts";
 
 const TEXTS = { "tokenizer.ggml.tokens": ["a", "b"], "general.file_type": 0 };
 
-async function llamaGguf(change: (tensors: Tensors) => void = () => {}): Promise<Source> {
-  const tensors: Tensors = new Map();
-  for (const [name, { shape, ...stored }] of await readTensors(fixture(`base/llama/${MODEL}`))) {
-    tensors.set(name, { shape, values: toFloat32({ shape, ...stored }) });
-  }
-  const converted = convert(tensors, HEADS);
-  change(converted);
-  return ggufSource("llama.gguf", { metadata: { ...metadata("llama", LLAMA), ...TEXTS }, tensors: converted });
-}
+const llamaWithTexts = (change?: GgufChanges["change"]) => llamaGguf({ keys: TEXTS, ...(change && { change }) });
 
 async function mergeInto(base: Source, options: GgufMergeOptions = {}, adapter = "llama-plain"): Promise<Source> {
   const sink = memorySink();
@@ -38,7 +30,7 @@ async function mergeInto(base: Source, options: GgufMergeOptions = {}, adapter =
 }
 
 test("mergeGguf() writes what PEFT's merge gives, in the file's own order of rows", async () => {
-  const base = await llamaGguf();
+  const base = await llamaWithTexts();
   for (const name of ["llama-plain", "llama-all-linear", "llama-patterns", "llama-rslora"]) {
     const merged = await mergeInto(base, {}, name);
     const want = await expectedTensors(name, "merged.");
@@ -58,7 +50,7 @@ test("mergeGguf() writes what PEFT's merge gives, in the file's own order of row
 });
 
 test("mergeGguf() gives matrices the type asked for, and says so in the metadata; vectors keep theirs", async () => {
-  const base = await llamaGguf();
+  const base = await llamaWithTexts();
   const exact = await mergeInto(base);
   for (const [outType, type, fileType] of [["q8_0", "Q8_0", 7], ["f16", "F16", 1], ["f32", "F32", 0]] as const) {
     const merged = await mergeInto(base, { outType });
@@ -96,7 +88,7 @@ test("quantizeQ80() rounds to ggml's steps, half away from zero, and gives its o
 });
 
 test("mergeGguf() refuses what a GGUF file cannot take, by name", async () => {
-  const base = await llamaGguf();
+  const base = await llamaWithTexts();
   const refuse = (source: Promise<Source> | Source, adapter: string, message: RegExp) =>
     assert.rejects(async () => await mergeInto(await source, {}, adapter), (error: unknown) => {
       return error instanceof MismatchError && message.test(error.message);
@@ -104,5 +96,5 @@ test("mergeGguf() refuses what a GGUF file cannot take, by name", async () => {
   await refuse(base, "qwen3-plain", /match|no tensor|expected|missing|place/i);
   const other = ggufSource("other.gguf", { metadata: { "general.architecture": "mamba" }, tensors: new Map() });
   await refuse(other, "llama-plain", /^Cannot merge into "other\.gguf" of architecture "mamba": expected one of /);
-  await refuse(llamaGguf((tensors) => tensors.delete("blk.0.attn_q.weight")), "llama-plain", /q_proj/);
+  await refuse(llamaWithTexts((tensors) => tensors.delete("blk.0.attn_q.weight")), "llama-plain", /q_proj/);
 });

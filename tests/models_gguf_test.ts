@@ -7,21 +7,12 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import type { Source } from "../src/formats/source.ts";
 import { ggufFolder, loadModel } from "../src/models/mod.ts";
 import { assertSameBits } from "./compare.ts";
-import { convert, HEADS, LLAMA, metadata, QWEN3, type Tensors } from "./gguf_models.ts";
+import { convert, HEADS, LLAMA, llamaGguf, metadata, QWEN3, type Tensors } from "./gguf_models.ts";
 import { ggufSource } from "./gguf_writer.ts";
 import { fixture, loadBase, logitsOf, readCheckpoint } from "./models_support.ts";
 import { forEachBackend } from "./backends.ts";
 
 const IDS = [[5, 17, 99, 4, 42, 7]];
-
-async function llamaGguf(
-  numbers: Readonly<Record<string, number | string>> = {},
-  change: (tensors: Tensors) => void = () => {},
-): Promise<Source> {
-  const tensors = convert(await readCheckpoint(fixture("base/llama")), HEADS);
-  change(tensors);
-  return ggufSource("llama.gguf", { metadata: metadata("llama", { ...LLAMA, ...numbers }), tensors });
-}
 
 forEachBackend("loadModel() computes the same bits from a GGUF as from the folder it was made of", async (backend) => {
   const qwen3 = convert(await readCheckpoint(fixture("base/qwen3")), null);
@@ -42,8 +33,10 @@ forEachBackend("loadModel() computes the same bits from a GGUF as from the folde
 test("ggufFolder() restores the order of q's and k's rows, biases too", async () => {
   const bias = Float32Array.from({ length: 48 }, (_, i) => i);
   const tensors = new Map([["model.layers.0.self_attn.q_proj.bias", { shape: [48], values: bias }]]);
-  const source = await llamaGguf({}, (all) => {
-    for (const [name, tensor] of convert(tensors, HEADS)) all.set(name, tensor);
+  const source = await llamaGguf({
+    change: (all) => {
+      for (const [name, tensor] of convert(tensors, HEADS)) all.set(name, tensor);
+    },
   });
   const checkpoint = await openCheckpoint(await ggufFolder(source));
   const { bytes } = await checkpoint.read("model.layers.0.self_attn.q_proj.bias");
@@ -80,7 +73,7 @@ test("ggufFolder() reads the divisors of Llama 3.1's rotary frequencies as its s
   const rope = (values: number[]) => (tensors: Tensors): void => {
     tensors.set("rope_freqs.weight", { shape: [6], values: Float32Array.from(values) });
   };
-  const model = await loadModel(await llamaGguf({}, rope(factors)));
+  const model = await loadModel(await llamaGguf({ change: rope(factors) }));
   assert.ok("ropeScaling" in model.config);
   assert.deepEqual(model.config.ropeScaling, {
     type: "llama3",
@@ -90,12 +83,14 @@ test("ggufFolder() reads the divisors of Llama 3.1's rotary frequencies as its s
     originalMaxPositions: 8192,
   });
   model.dispose();
-  await assert.rejects(loadModel(await llamaGguf({}, rope([1, 2, 1, 1, 1, 8]))), /rope_freqs.weight/);
+  await assert.rejects(loadModel(await llamaGguf({ change: rope([1, 2, 1, 1, 1, 8]) })), /rope_freqs.weight/);
 });
 
 test("ggufFolder() keeps a window and a linear scaling", async () => {
   const folder = await ggufFolder(
-    await llamaGguf({ "attention.sliding_window": 5, "rope.scaling.type": "linear", "rope.scaling.factor": 2.5 }),
+    await llamaGguf({
+      numbers: { "attention.sliding_window": 5, "rope.scaling.type": "linear", "rope.scaling.factor": 2.5 },
+    }),
   );
   const config = JSON.parse(new TextDecoder().decode(await read(folder.open("config.json"))));
   assert.equal(config.model_type, "mistral");
@@ -121,7 +116,7 @@ test("loadModel() refuses a GGUF that asks for what is not computed, by its key"
     [{ "attention.layer_norm_rms_epsilon": Infinity }, "llama.attention.layer_norm_rms_epsilon"],
   ];
   for (const [numbers, field] of cases) {
-    await assert.rejects(loadModel(await llamaGguf(numbers)), (error) => {
+    await assert.rejects(loadModel(await llamaGguf({ numbers })), (error) => {
       assert(error instanceof FormatError);
       assert.equal(error.field, field);
       assert.equal(error.file, "llama.gguf");
@@ -133,25 +128,29 @@ test("loadModel() refuses a GGUF that asks for what is not computed, by its key"
 });
 
 test("loadModel() refuses a GGUF without a tensor, with one too many, or of another shape", async () => {
-  const missing = await llamaGguf({}, (tensors) => tensors.delete("blk.1.ffn_up.weight"));
+  const missing = await llamaGguf({ change: (tensors) => tensors.delete("blk.1.ffn_up.weight") });
   await assert.rejects(loadModel(missing), (error) => {
     assert(error instanceof MismatchError);
     assert.deepEqual(error.missing, ["model.layers.1.mlp.up_proj.weight"]);
     return true;
   });
-  const extra = await llamaGguf({}, (tensors) => {
-    tensors.set("blk.0.attn_sinks.weight", { shape: [4], values: new Float32Array(4) });
+  const extra = await llamaGguf({
+    change: (tensors) => {
+      tensors.set("blk.0.attn_sinks.weight", { shape: [4], values: new Float32Array(4) });
+    },
   });
   await assert.rejects(loadModel(extra), (error) => {
     assert(error instanceof MismatchError);
     assert.deepEqual(error.unexpected, ["blk.0.attn_sinks.weight"]);
     return true;
   });
-  const twice = await llamaGguf({}, (tensors) => {
-    tensors.set("model.layers.0.input_layernorm.weight", tensors.get("blk.1.attn_norm.weight")!);
+  const twice = await llamaGguf({
+    change: (tensors) => {
+      tensors.set("model.layers.0.input_layernorm.weight", tensors.get("blk.1.attn_norm.weight")!);
+    },
   });
   await assert.rejects(loadModel(twice), { name: "FormatError", tensor: "model.layers.0.input_layernorm.weight" });
-  const other = await llamaGguf({ "feed_forward_length": 71 });
+  const other = await llamaGguf({ numbers: { "feed_forward_length": 71 } });
   await assert.rejects(
     loadModel(other),
     /"model.layers.0.mlp.gate_proj.weight" of shape \[72, 48\]: expected \[71, 48\]/,

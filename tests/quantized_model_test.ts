@@ -1,24 +1,17 @@
 /** A real model in its file's own blocks: as small as the file, and near to the same file in float32. */
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
-import { homedir } from "node:os";
-import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { file } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
 import { compareAnswers, readAnswers } from "./answers.ts";
 import { fixture } from "./models_support.ts";
+import { GGUF, NEEDS_GGUF } from "./smollm2.ts";
 
-const MODELS = process.env.LORA_MODELS ??
-  join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");
-const GGUF = join(MODELS, "SmolLM2-135M-Instruct.gguf");
-const OPTIONS = existsSync(GGUF) ? { timeout: 600_000 } : { skip: `${GGUF} is absent: run scripts/setup_models.sh` };
 /** bench/accuracy_bench.ts takes 200. */
 const LINES = 12;
 
-test("loadModel() keeps a GGUF file's blocks, and answers as the same file in float32 does", OPTIONS, async () => {
+test("loadModel() keeps a GGUF file's blocks, and answers as the same file in float32 does", NEEDS_GGUF, async () => {
   const truth = await loadModel(file(GGUF), { dtype: "f32" });
   const wanted = await readAnswers(truth, LINES);
   truth.dispose();
@@ -46,7 +39,7 @@ test("loadModel() stores a model in every dtype, the embedding and a tied head o
   for (const dtype of ["f8", "int8", "int4", "nf4"]) assert.ok(bytes[dtype]! < bytes.bf16!, `${dtype} ${bytes[dtype]}`);
 });
 
-test("loadModel() refuses a dtype that the backend lacks only when it is asked for by name", async () => {
+test("loadModel() stores blocks as bf16 where the backend lacks their type", NEEDS_GGUF, async () => {
   const backend = await openBackend({ prefer: "wasm" });
   const floats = new Proxy(backend, {
     get: (target, key) =>
@@ -56,10 +49,8 @@ test("loadModel() refuses a dtype that the backend lacks only when it is asked f
         ? target[key as "linear"].bind(target)
         : target[key as "linear"],
   });
-  if (existsSync(GGUF)) {
-    const model = await loadModel(file(GGUF), { backend: floats });
-    assert.ok(backend.bytes > 250e6, `${backend.bytes} bytes: all of it as bf16`);
-    model.dispose();
-  }
+  const model = await loadModel(file(GGUF), { backend: floats });
+  assert.ok(backend.bytes > 250e6, `${backend.bytes} bytes: all of it as bf16`);
+  model.dispose();
   backend.dispose();
 });

@@ -2,21 +2,7 @@ import { forEachBackend } from "./backends.ts";
 import { assertClose, runGuarded } from "./compare.ts";
 import * as reference from "./reference.ts";
 import { matrix } from "./reference.ts";
-import { random, randomMatrix, tensorOf } from "./values.ts";
-
-const SHAPES: readonly (readonly [number, number])[] = [
-  [0, 3],
-  [1, 1],
-  [1, 3],
-  [2, 2],
-  [1, 5],
-  [1, 7],
-  [2, 4],
-  [3, 3],
-  [1, 17],
-  [31, 1],
-  [7, 147],
-];
+import { ELEMENTWISE_SHAPES, random, randomMatrix, tensorOf } from "./values.ts";
 
 /** From gate = -88.73 on e⁻ᵍᵃᵗᵉ is infinite in f32 and the result 0; the exact one is 2⁻¹¹⁵ there, and falling. */
 const OVERFLOW = 2 ** -94;
@@ -47,7 +33,7 @@ const EDGES = [
 
 forEachBackend("siluMul() is gate / (1 + e⁻ᵍᵃᵗᵉ) ∘ up", async (backend) => {
   const next = random(1);
-  const gates = SHAPES.map((shape) => randomMatrix(next, ...shape, { scale: 8 }));
+  const gates = ELEMENTWISE_SHAPES.map((shape) => randomMatrix(next, ...shape, { scale: 8 }));
   for (const gate of [...gates, matrix(1, EDGES.length, (_, i) => Math.fround(EDGES[i]!))]) {
     const up = randomMatrix(next, ...gate.shape, { scale: 3 });
     const inputs = [tensorOf(backend, gate), tensorOf(backend, up)] as const;

@@ -1,10 +1,9 @@
 /** A real model: SmolLM2-135M-Instruct with two adapters answers as transformers and PEFT do, in float32. */
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { homedir, tmpdir } from "node:os";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import type { CacheDtype } from "../src/backend.ts";
 import type { Folder, Source } from "../src/formats/source.ts";
 import { file, folder } from "../src/fs/mod.ts";
@@ -12,24 +11,7 @@ import { ggufFolder, type LanguageModel, loadModel } from "../src/models/mod.ts"
 import { toFloat32 } from "../src/formats/dtype.ts";
 import { readSafetensorsHeader, readTensor } from "../src/formats/safetensors.ts";
 import { assertNear, fixture, generate } from "./models_support.ts";
-
-interface Case {
-  readonly key: string;
-  readonly text: string;
-  readonly promptIds: number[];
-  readonly adapter: string | Record<string, number> | null;
-  readonly tokens: number[];
-  readonly safe: number;
-}
-
-const MODELS = process.env.LORA_MODELS ??
-  join(process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank"), "models");
-const GGUF = join(MODELS, "SmolLM2-135M-Instruct.gguf");
-const OPTIONS = existsSync(GGUF) ? { timeout: 600_000 } : { skip: `${GGUF} is absent: run scripts/setup_models.sh` };
-
-function readCases(): Case[] {
-  return JSON.parse(readFileSync(new URL("./fixtures/smollm2/cases.json", import.meta.url), "utf8"));
-}
+import { GGUF, NEEDS_GGUF, readCases, type SmolLm2Case } from "./smollm2.ts";
 
 async function load(source: Folder | Source, cache: CacheDtype = "f32"): Promise<LanguageModel> {
   const model = await loadModel(source, { dtype: "f32", cache });
@@ -39,7 +21,7 @@ async function load(source: Folder | Source, cache: CacheDtype = "f32"): Promise
   return model;
 }
 
-async function checkTokens(model: LanguageModel, prompt: (each: Case) => string | number[]): Promise<void> {
+async function checkTokens(model: LanguageModel, prompt: (each: SmolLm2Case) => string | number[]): Promise<void> {
   const cases = readCases();
   assert.equal(cases.length, 16);
   for (const each of cases) {
@@ -50,20 +32,20 @@ async function checkTokens(model: LanguageModel, prompt: (each: Case) => string 
   }
 }
 
-test("generate() from the GGUF chooses transformers' greedy tokens for SmolLM2", OPTIONS, async () => {
+test("generate() from the GGUF chooses transformers' greedy tokens for SmolLM2", NEEDS_GGUF, async () => {
   const model = await load(file(GGUF));
   for (const { text, promptIds } of readCases()) assert.deepEqual(model.tokenizer!.encode(text), promptIds);
   await checkTokens(model, ({ text }) => text);
   model.dispose();
 });
 
-test("generate() with a cache of f16 chooses transformers' greedy tokens for SmolLM2", OPTIONS, async () => {
+test("generate() with a cache of f16 chooses transformers' greedy tokens for SmolLM2", NEEDS_GGUF, async () => {
   const model = await load(file(GGUF), "f16");
   await checkTokens(model, ({ promptIds }) => promptIds);
   model.dispose();
 });
 
-test("forward() from the GGUF gives transformers' last logits for SmolLM2", OPTIONS, async () => {
+test("forward() from the GGUF gives transformers' last logits for SmolLM2", NEEDS_GGUF, async () => {
   const model = await load(file(GGUF));
   const truth = file(new URL("./fixtures/smollm2/last_logits.safetensors", import.meta.url));
   const { tensors } = await readSafetensorsHeader(truth);
@@ -75,7 +57,7 @@ test("forward() from the GGUF gives transformers' last logits for SmolLM2", OPTI
   model.dispose();
 });
 
-test("generate() from a folder made of the GGUF chooses the same tokens for SmolLM2", OPTIONS, async () => {
+test("generate() from a folder made of the GGUF chooses the same tokens for SmolLM2", NEEDS_GGUF, async () => {
   const path = mkdtempSync(join(tmpdir(), "lowrank-smollm2-"));
   try {
     await copyFolder(await ggufFolder(file(GGUF)), path);

@@ -1,15 +1,13 @@
 import assert from "node:assert/strict";
-import { existsSync, readFileSync } from "node:fs";
-import { homedir } from "node:os";
-import process from "node:process";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { LimitError } from "../src/errors.ts";
 import { file } from "../src/fs/mod.ts";
 import { readGguf } from "../src/formats/gguf.ts";
 import { ggufTokenizer } from "../src/text/mod.ts";
+import { GGUF, NEEDS_GGUF, readCases } from "./smollm2.ts";
 import { fromFiles, random, small, smollm2Metadata, tiny, tokenizers } from "./vectors/text/load.ts";
 
-const smollm2Cases = JSON.parse(readFileSync(new URL("./fixtures/smollm2/cases.json", import.meta.url), "utf8"));
 const all = tokenizers();
 
 test("encode() gives the ids of the Rust tokenizers, for ten tokenizers and seventy texts", async () => {
@@ -147,17 +145,14 @@ test("loadTokenizer() stops at the tokenizer's and the generation config's ids",
 test("ggufTokenizer() gives SmolLM2's ids and answers", () => {
   const tokenizer = ggufTokenizer(smollm2Metadata());
   assert.deepEqual([tokenizer.vocabSize, tokenizer.bosId, tokenizer.eosIds, tokenizer.addsBos], [49152, 1, [2], false]);
-  for (const { text, promptIds, tokens, answer } of smollm2Cases) {
+  for (const { text, promptIds, tokens, answer } of readCases()) {
     assert.deepEqual(tokenizer.encode(text), promptIds);
     assert.equal(tokenizer.decode(tokens), answer);
   }
 });
 
-const models = process.env.LORA_MODELS ?? `${homedir()}/.cache/lowrank/models`;
-const gguf = `${models}/SmolLM2-135M-Instruct.gguf`;
-
-test("ggufTokenizer() reads the real SmolLM2 file", { skip: existsSync(gguf) ? false : `no ${gguf}` }, async () => {
-  const { metadata } = await readGguf(file(gguf));
+test("ggufTokenizer() reads the real SmolLM2 file", NEEDS_GGUF, async () => {
+  const { metadata } = await readGguf(file(GGUF));
   const tokenizer = ggufTokenizer(metadata);
-  for (const { text, promptIds } of smollm2Cases) assert.deepEqual(tokenizer.encode(text), promptIds);
+  for (const { text, promptIds } of readCases()) assert.deepEqual(tokenizer.encode(text), promptIds);
 });

@@ -17,6 +17,21 @@ export function random(seed: number): () => number {
   };
 }
 
+/** Shapes around what kernels take at a time, odd and empty ones too. */
+export const ELEMENTWISE_SHAPES: readonly (readonly [number, number])[] = [
+  [0, 3],
+  [1, 1],
+  [1, 3],
+  [2, 2],
+  [1, 5],
+  [1, 7],
+  [2, 4],
+  [3, 3],
+  [1, 17],
+  [31, 1],
+  [7, 147],
+];
+
 const scratch = new DataView(new ArrayBuffer(4));
 
 /** Rounds to bfloat16, to nearest even. */

@@ -206,7 +206,7 @@ unsafe fn score(head: &Head, panels: &Panels, row: usize, rows: usize, from: usi
     let b = panels.keys.add(from * head.dim) as *const u8;
     let main = Term { a: head.q.add(row * head.q_stride), stride: head.q_stride, b, k: head.dim };
     let out = Out { c: panels.scores, stride: panels.stride, bias: core::ptr::null(), load: false };
-    product::<false, false>(&Product { m: rows, n: to - from, main, panel: head.dim * 32, tail: NONE, out });
+    product::<false>(&Product { m: rows, n: to - from, main, panel: head.dim * 32, tail: NONE, out });
 }
 
 /// Products of queries and keys to unnormalised weights. Returns their sum.
@@ -240,7 +240,7 @@ unsafe fn weigh(head: &Head, panels: &Panels, row: usize, rows: usize, from: usi
     let main = Term { a: panels.scores.add(first - from), stride: panels.stride, b, k: to - first };
     let out = Out { c: y, stride: head.q_stride, bias: core::ptr::null(), load: false };
     let panel = panels.positions * 32;
-    product_in_blocks::<false>(&Product { m: rows, n: head.dim, main, panel, tail: NONE, out });
+    product_in_blocks(&Product { m: rows, n: head.dim, main, panel, tail: NONE, out });
     for i in 0..rows {
         crate::elementwise::scale(y.add(i * head.q_stride), 1.0 / *panels.sums.add(i), head.dim);
     }

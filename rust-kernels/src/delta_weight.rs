@@ -31,7 +31,7 @@ pub unsafe extern "C" fn delta_weight(
     lay_out(scratch, panels, &Branch { a, b, r, s }, 0, [n, k, r]);
     let main = Term { a: scratch, stride: r, b: panels as *const u8, k: r };
     let to = Out { c: out, stride: k, bias: core::ptr::null(), load: false };
-    product::<true, false>(&Product { m: n, n: k, main, panel: r * 32, tail: NONE, out: to });
+    product::<true>(&Product { m: n, n: k, main, panel: r * 32, tail: NONE, out: to });
 }
 
 /// B as strips `[n / ROWS][total][ROWS]` and s A as panels `[k / 8][total][8]`, both from rank `first` of `total` on.

@@ -17,7 +17,8 @@ mod activations;
 mod blocks;
 mod cache;
 mod dequantize;
-
+mod edges;
+mod few_rows;
 mod halves;
 mod linear_integer;
 mod math;

@@ -5,10 +5,11 @@
 use crate::activations::activations_bytes;
 use crate::blocks::{is_integer, panel_size};
 use crate::dequantize::widen;
+use crate::few_rows::{few_rows, FEW_ROWS};
 use crate::halves::panel_bytes;
 use crate::linear_integer::linear_integer;
 use crate::product::{block_depth, product, product_in_blocks, slice_k, Product, NONE};
-use crate::tile::{Out, Term, HALF_ROWS};
+use crate::tile::{Out, Term, ROWS};
 use crate::{round_up, BF16, F32, PANEL};
 
 /// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
@@ -20,7 +21,7 @@ const FEW: usize = 512;
 const WIDE_BLOCK: usize = 1 << 16;
 /// From this many rows on bf16 is widened once per block; below, in the loop. From memory widening wins from 4 rows on
 /// (4096 x 4096 on a busy Xeon: 1.6x for 4 rows, 1.8x for 5), from the cache it loses up to a fifth below 8.
-const WIDE_M: usize = HALF_ROWS + 1;
+const WIDE_M: usize = FEW_ROWS + 1;
 
 /// Bytes of scratch that `linear` wants.
 #[no_mangle]
@@ -86,16 +87,16 @@ pub unsafe extern "C" fn linear(
         return linear_integer(&slice_n(&whole, from, columns), w_dtype, scratch);
     }
     let wide = is_widened(m, w_dtype);
-    let block = block_columns(block_floats(m, wide), block_depth(m, k));
-    let (mut from, end) = (from, from + columns);
-    while from < end {
+    let block =
+        if m <= ROWS && !wide { columns.max(1) } else { block_columns(block_floats(m, wide), block_depth(m, k)) };
+    let end = from + columns;
+    for from in (from..end).step_by(block) {
         let part = slice_n(&whole, from, block.min(end - from));
         match (wide, w_dtype) {
             (true, _) => widened(&part, w_dtype, scratch),
-            (_, BF16) => product_in_blocks::<true>(&part),
-            _ => product_in_blocks::<false>(&part),
+            (_, BF16) => few_rows::<true>(&part),
+            _ => product_in_blocks(&part),
         }
-        from += block;
     }
 }
 
@@ -121,13 +122,13 @@ unsafe fn widened(p: &Product, w_dtype: u32, scratch: *mut u8) {
     let mut from = 0;
     loop {
         let depth = block.min(p.main.k - from);
-        let mut part = slice_k::<false>(p, from, depth);
+        let mut part = slice_k(p, from, depth);
         for j in 0..p.n.div_ceil(PANEL) {
             widen(scratch.add(j * depth * 32), p.main.b.add(j * p.panel), w_dtype, from, depth);
         }
         part.main.b = scratch;
         part.panel = depth * panel_bytes(false);
-        product::<false, false>(&part);
+        product::<false>(&part);
         from += depth;
         if from >= p.main.k {
             return;

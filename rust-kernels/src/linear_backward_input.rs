@@ -94,7 +94,7 @@ unsafe fn many(p: &Part, scratch: *mut f32) {
             }
             let main = Term { a: p.dy.add(row), stride: p.n, b: scratch as *const u8, k: depth };
             let out = Out { c: p.dx.add(column), stride: p.k, bias: core::ptr::null(), load: true };
-            product::<false, false>(&Product { m: p.m, n: columns, main, panel: stored * 32, tail: NONE, out });
+            product::<false>(&Product { m: p.m, n: columns, main, panel: stored * 32, tail: NONE, out });
             row += depth;
         }
         column += columns;

@@ -51,7 +51,7 @@ pub unsafe extern "C" fn linear_backward_weight(
             panels_of_columns(panels, x.add(row * k_stride + column), k_stride, depth, depth, columns);
             let main = Term { a: scratch, stride: depth, b: panels as *const u8, k: depth };
             let out = Out { c: dw.add(column), stride: k_stride, bias: core::ptr::null(), load: true };
-            product::<true, false>(&Product { m: n, n: columns, main, panel: depth * 32, tail: NONE, out });
+            product::<true>(&Product { m: n, n: columns, main, panel: depth * 32, tail: NONE, out });
             column += columns;
         }
         row += depth;

@@ -165,7 +165,7 @@ unsafe fn merge_panel<const HALF: bool>(
 #[inline(always)]
 unsafe fn merge_tile<const MR: usize, const HALF: bool>(dst: *mut u8, w: *const u8, term: &Term, probe: v128) -> v128 {
     let mut sums = [[zero(); 2]; MR];
-    accumulate::<MR, true, false>(&mut sums, term);
+    accumulate::<MR, true>(&mut sums, term);
     let mut probe = probe;
     for i in 0..MR {
         let at = i * panel_bytes(HALF);

@@ -53,7 +53,7 @@ pub unsafe extern "C" fn merge_rows(
         let rows = ROWS.min(n - row);
         let main = Term { a: scratch.add(row * total), stride: total, b: panels as *const u8, k: total };
         let out = Out { c: delta, stride: k, bias: core::ptr::null(), load: false };
-        product::<true, false>(&Product { m: rows, n: k, main, panel: total * 32, tail: NONE, out });
+        product::<true>(&Product { m: rows, n: k, main, panel: total * 32, tail: NONE, out });
         let (from, to, size) = (w.add(row * k * bytes(w_dtype)), dst.add(row * k * bytes(dst_dtype)), rows * k);
         add_stored(delta, from, w_dtype, size);
         bad = v128_or(bad, round_stored(to, delta, dst_dtype, size));

@@ -1,8 +1,9 @@
 //! C (m, n) = [C | 0] + bias + A (m, k) B (k, n) + tail, over panels of B: the loops around the micro-kernel.
 
+use crate::edges::{gather, scatter};
+use crate::few_rows::{few_rows, FEW_ROWS};
 use crate::halves::panel_bytes;
-use crate::simd::{load_lanes, store_lanes};
-use crate::tile::{tile_of, Out, Term, HALF_ROWS, ROWS};
+use crate::tile::{tile_of, Out, Term, ROWS};
 use crate::PANEL;
 
 /// Depth of a block when k is above `WHOLE_K`: a panel of 16 KiB and 6 rows of A stay in the first-level cache.
@@ -34,71 +35,45 @@ pub struct Product {
 /// No tail.
 pub const NONE: Term = Term { a: core::ptr::null(), stride: 0, b: core::ptr::null(), k: 0 };
 
-/// Runs a product without splitting k: strips of rows outside, panels inside.
+/// Runs a product over f32 panels without splitting k: strips of rows outside, panels inside.
 ///
 /// # Safety
 /// `p` describes readable operands and a writable result.
 #[inline(never)]
-pub unsafe fn product<const STRIP: bool, const HALF: bool>(p: &Product) {
-    let most = if HALF { HALF_ROWS } else { ROWS };
-    let mut i = 0;
-    while i < p.m {
-        let mr = most.min(p.m - i);
-        let (mut main, mut tail, mut out) = (p.main, p.tail, p.out);
-        main.a = p.main.a.add(i * p.main.stride);
-        tail.a = p.tail.a.wrapping_add(i * p.tail.stride);
-        out.c = p.out.c.add(i * p.out.stride);
-        let mut j = 0;
-        while j < p.n {
-            if p.n - j >= PANEL {
-                tile_of::<STRIP, HALF>(mr, &main, &tail, &out);
-            } else {
-                let narrow = Narrow { mr, columns: p.n - j, out };
-                narrow.run(|buffer| tile_of::<STRIP, HALF>(mr, &main, &tail, buffer));
-            }
-            main.b = main.b.wrapping_add(p.panel);
-            tail.b = tail.b.wrapping_add(tail.k * panel_bytes(false));
-            out.c = out.c.wrapping_add(PANEL);
-            if !out.bias.is_null() {
-                out.bias = out.bias.wrapping_add(PANEL);
-            }
-            j += PANEL;
+pub unsafe fn product<const STRIP: bool>(p: &Product) {
+    for i in (0..p.m).step_by(ROWS) {
+        let mut rows = *p;
+        rows.m = ROWS.min(p.m - i);
+        rows.main.a = p.main.a.add(i * p.main.stride);
+        rows.tail.a = p.tail.a.wrapping_add(i * p.tail.stride);
+        rows.out.c = p.out.c.add(i * p.out.stride);
+        if !STRIP && rows.m <= FEW_ROWS {
+            few_rows::<false>(&rows);
+        } else {
+            strip_of_rows::<STRIP>(rows);
         }
-        i += mr;
     }
 }
 
-/// A tile of fewer than 8 columns: it runs on a copy, so that tiles know only whole rows.
-struct Narrow {
-    mr: usize,
-    columns: usize,
-    out: Out,
-}
-
-impl Narrow {
-    #[inline(always)]
-    unsafe fn run(&self, tile: impl FnOnce(&Out)) {
-        let mut copy = [0.0f32; (ROWS + 1) * PANEL];
-        let c = copy.as_mut_ptr();
-        let mut buffer = Out { c, stride: PANEL, ..self.out };
-        if self.out.load {
-            self.copy_rows(c, PANEL, self.out.c, self.out.stride, self.mr);
+/// The tiles of a strip of rows. The last one, if it has fewer than 8 columns, runs on a copy.
+#[inline(always)]
+unsafe fn strip_of_rows<const STRIP: bool>(p: Product) {
+    let Product { n, mut main, mut tail, mut out, .. } = p;
+    for j in (0..n).step_by(PANEL) {
+        if n - j >= PANEL {
+            tile_of::<STRIP>(p.m, &main, &tail, &out);
+        } else {
+            let mut copy = [0.0f32; ROWS * PANEL];
+            let c = copy.as_mut_ptr();
+            gather(c, &p, j);
+            tile_of::<STRIP>(p.m, &main, &tail, &Out { c, stride: PANEL, bias: core::ptr::null(), load: true });
+            scatter(&p, j, c);
         }
-        if !self.out.bias.is_null() {
-            self.copy_rows(c.add(ROWS * PANEL), PANEL, self.out.bias, 0, 1);
-            buffer.bias = c.add(ROWS * PANEL);
-        }
-        tile(&buffer);
-        self.copy_rows(self.out.c, self.out.stride, c, PANEL, self.mr);
-    }
-
-    #[inline(never)]
-    unsafe fn copy_rows(&self, to: *mut f32, to_stride: usize, from: *const f32, from_stride: usize, rows: usize) {
-        for i in 0..rows {
-            let (to, from) = (to.add(i * to_stride), from.add(i * from_stride));
-            store_lanes(to, load_lanes(from, self.columns), self.columns);
-            let rest = self.columns.saturating_sub(4);
-            store_lanes(to.wrapping_add(4), load_lanes(from.wrapping_add(4), rest), rest);
+        main.b = main.b.wrapping_add(p.panel);
+        tail.b = tail.b.wrapping_add(tail.k * panel_bytes(false));
+        out.c = out.c.wrapping_add(PANEL);
+        if !out.bias.is_null() {
+            out.bias = out.bias.wrapping_add(PANEL);
         }
     }
 }
@@ -112,15 +87,12 @@ pub fn block_depth(m: usize, k: usize) -> usize {
     }
 }
 
-/// The part of a product with depths `from` to `from + depth` of A and B; bias with the first, tail with the last.
-///
-/// # Safety
-/// The depths lie within the product.
+/// The part of a product with depths `from` to `from + depth` of A and B; bias with the first, tail with the last. B
+/// stays where it is.
 #[inline(always)]
-pub unsafe fn slice_k<const HALF: bool>(p: &Product, from: usize, depth: usize) -> Product {
+pub fn slice_k(p: &Product, from: usize, depth: usize) -> Product {
     let mut part = *p;
     part.main.a = p.main.a.wrapping_add(from);
-    part.main.b = p.main.b.wrapping_add(from * panel_bytes(HALF));
     part.main.k = depth;
     if from > 0 {
         part.out.load = true;
@@ -130,6 +102,12 @@ pub unsafe fn slice_k<const HALF: bool>(p: &Product, from: usize, depth: usize) 
         part.tail = NONE;
     }
     part
+}
+
+/// The tail as a product of its own, added to what the rest gave.
+pub fn tail_of(p: &Product) -> Product {
+    let out = Out { load: true, bias: core::ptr::null(), ..p.out };
+    Product { main: p.tail, panel: p.tail.k * panel_bytes(false), tail: NONE, out, ..*p }
 }
 
 /// Reads one byte of each cache line of panels. Loads that wait for nothing reach the full rate of the memory, those
@@ -150,21 +128,22 @@ pub unsafe fn warm(b: *const u8, panels: usize, stride: usize, bytes: usize) {
     core::hint::black_box(seen); // else the loads are dropped
 }
 
-/// Runs a product of rows in blocks of k.
+/// Runs a product of rows over f32 panels in blocks of k.
 ///
 /// # Safety
 /// As `product`.
 #[inline(never)]
-pub unsafe fn product_in_blocks<const HALF: bool>(p: &Product) {
+pub unsafe fn product_in_blocks(p: &Product) {
     let block = block_depth(p.m, p.main.k);
     let mut from = 0;
     loop {
         let depth = block.min(p.main.k - from);
-        let part = slice_k::<HALF>(p, from, depth);
+        let mut part = slice_k(p, from, depth);
+        part.main.b = p.main.b.wrapping_add(from * panel_bytes(false));
         if p.m >= WARM_M {
-            warm(part.main.b, p.n.div_ceil(PANEL), p.panel, depth * panel_bytes(HALF));
+            warm(part.main.b, p.n.div_ceil(PANEL), p.panel, depth * panel_bytes(false));
         }
-        product::<false, HALF>(&part);
+        product::<false>(&part);
         from += depth;
         if from >= p.main.k {
             return;

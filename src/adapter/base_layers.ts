@@ -15,6 +15,7 @@ import { quote } from "../formats/quote.ts";
 import { readSafetensorsHeader, readTensor } from "../formats/safetensors.ts";
 import { type Folder, readExactly, type ReadOptions, type Source } from "../formats/source.ts";
 import type { BaseModule } from "./create_options.ts";
+import { lastName } from "./paths.ts";
 import { GGUF_ARCHITECTURES, modulePath } from "./dialects/gguf_names.ts";
 
 /** What a base tells of itself. */
@@ -166,7 +167,7 @@ function headerLayers(entries: Iterable<Entry>, prefix: string): BaseLayers {
 }
 
 function matrixLayer(name: string, [rows, columns]: readonly [number, number]): BaseModule {
-  const isTable = EMBEDDINGS.test(name.slice(name.lastIndexOf(".") + 1));
+  const isTable = EMBEDDINGS.test(lastName(name));
   if (isTable) return { name, kind: "embedding", inFeatures: rows, outFeatures: columns };
   return { name, kind: "linear", inFeatures: columns, outFeatures: rows };
 }

@@ -55,6 +55,14 @@ export interface CombinedModule {
 }
 
 const PRUNING: readonly PruningMethod[] = ["ties", "dare_linear", "dare_ties", "magnitude_prune"];
+
+/** All methods. */
+export const COMBINE_METHODS: readonly CombineMethod[] = [
+  ...(["exact", "cat", "svd", "linear"] as const),
+  ...PRUNING,
+  ...PRUNING.map((name) => `${name}_svd` as const),
+];
+
 /** Shorter side of the largest update that is decomposed in full: some seconds of rotations. */
 const MAX_DENSE = 512;
 
@@ -70,7 +78,7 @@ export function truncates(method: CombineMethod): boolean {
 
 /** Whether a text is the name of a method. */
 export function isCombineMethod(method: string): method is CombineMethod {
-  return ["exact", "cat", "svd", "linear", ...PRUNING, ...PRUNING.map((name) => `${name}_svd`)].includes(method);
+  return COMBINE_METHODS.some((name) => name === method);
 }
 
 /**

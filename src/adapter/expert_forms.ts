@@ -9,8 +9,9 @@
  * @module
  */
 
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import type { LoraModule, ReportLine } from "./adapter.ts";
+import { lastName } from "./paths.ts";
 import { ownerOf } from "./module_places.ts";
 
 /** Modules in the form that a base has. */
@@ -128,10 +129,10 @@ function fuse(name: string, parts: readonly ExpertPart[], experts: number): Lora
     inFeatures,
     outFeatures,
     dtype: "F32",
-    loraA: { dtype: "F32", shape: [rank * experts, inFeatures], bytes: new Uint8Array(a.buffer) },
-    loraB: { dtype: "F32", shape: [outFeatures, rank * experts], bytes: new Uint8Array(b.buffer) },
+    loraA: fromFloat32(a, [rank * experts, inFeatures]),
+    loraB: fromFloat32(b, [outFeatures, rank * experts]),
     experts,
-    parameter: name.slice(name.lastIndexOf(".") + 1),
+    parameter: lastName(name),
   };
 }
 

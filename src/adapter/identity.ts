@@ -1,3 +1,4 @@
+import { concat } from "../formats/concat.ts";
 import { stringifyJson } from "../formats/json_writer.ts";
 import { sha256, toHex } from "../formats/sha256.ts";
 import type { LoraConfig } from "./lora_config.ts";
@@ -12,8 +13,5 @@ import type { LoraConfig } from "./lora_config.ts";
 export async function identify(weights: Uint8Array, config: LoraConfig): Promise<{ sha256: string; id: string }> {
   const digest = await sha256(weights);
   const text = new TextEncoder().encode(stringifyJson(new Map(config.raw), { sortKeys: true }));
-  const both = new Uint8Array(digest.length + text.length);
-  both.set(digest);
-  both.set(text, digest.length);
-  return { sha256: toHex(digest), id: toHex(await sha256(both)) };
+  return { sha256: toHex(digest), id: toHex(await sha256(concat([digest, text]))) };
 }

@@ -6,6 +6,7 @@ import { isFloatTensor, isZeroTensor } from "./factor_values.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";
+import { ownerPath } from "./paths.ts";
 import { listTargets } from "./target_modules.ts";
 import { type BaseChange, baseFieldOf, isRepeatable } from "./variant_fields.ts";
 
@@ -57,7 +58,7 @@ function reportFull(config: LoraConfig, { modules, replacements = new Map() }: R
   const lines: ReportLine[] = [];
   const saved = config.modulesToSave ?? [];
   for (const name of replacements.keys()) {
-    const path = name.slice(0, Math.max(name.lastIndexOf("."), 0));
+    const path = ownerPath(name);
     const isBias = /bias$/.test(name) && (config.bias === "all" || (config.bias === "lora_only" && modules.has(path)));
     const isTable = /(?:^|\.)(?:embed_tokens|lm_head|wte|word_embeddings|embed_in|embed_out)$/.test(path);
     const segments = path.split(".");
@@ -117,7 +118,7 @@ function reportTargets(config: LoraConfig, modules: ReadonlyMap<string, LoraModu
 /** The paths by which `target_modules` may name a module: a whole attention goes by its own path. */
 function targetPath({ name, parameter }: LoraModule, modules: ReadonlyMap<string, LoraModule>): string {
   if (parameter) return ownerOf(name, parameter);
-  const attention = name.slice(0, Math.max(name.lastIndexOf("."), 0));
+  const attention = ownerPath(name);
   return modules.get(`${attention}.${IN_PROJECTION}`)?.parameter === IN_PROJECTION ? attention : name;
 }
 

@@ -6,6 +6,7 @@
  */
 
 import type { LoraConfig } from "./lora_config.ts";
+import { lastName, ownerPath } from "./paths.ts";
 
 /** Where the factors under one path of a file belong. */
 export interface ModulePlace {
@@ -96,9 +97,8 @@ function innermost(path: string, known: ReadonlySet<string>): string {
 /** The parameters of a module that the config targets: its entries are whole names, or tails of them after a dot. */
 function parameterNames(module: string, { targetParameters }: LoraConfig): readonly string[] {
   const names = (targetParameters ?? []).flatMap((entry) => {
-    const split = entry.lastIndexOf(".");
-    const [owner, name] = [entry.slice(0, Math.max(split, 0)), entry.slice(split + 1)];
-    return owner !== "" && `.${module}`.endsWith(`.${owner}`) ? [name] : [];
+    const owner = ownerPath(entry);
+    return owner !== "" && `.${module}`.endsWith(`.${owner}`) ? [lastName(entry)] : [];
   });
   return [...new Set(names)];
 }

@@ -8,6 +8,7 @@ import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import { WEIGHTS_FILE } from "./load.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { filePaths, IN_PROJECTION } from "./module_places.ts";
+import { lastName, ownerPath } from "./paths.ts";
 
 const PREFIX = "base_model.model.";
 
@@ -56,8 +57,7 @@ function fullTensorKey(
   paths: ReadonlyMap<string, string>,
   tokenRows: ReadonlyMap<string, unknown>,
 ): string {
-  const split = name.lastIndexOf(".");
-  const [path, parameter] = [name.slice(0, split), name.slice(split + 1)];
+  const [path, parameter] = [ownerPath(name), lastName(name)];
   if (tokenRows.has(path)) return `${path}.token_adapter.base_layer.${parameter}`;
   const attention = paths.get(`${path}.${IN_PROJECTION}`);
   const wrapped = paths.get(path) ?? attention;
@@ -71,7 +71,7 @@ function fullTensorKey(
  * @param config The config.
  * @returns The file.
  */
-export function encodeConfig(config: LoraConfig): Uint8Array {
+function encodeConfig(config: LoraConfig): Uint8Array {
   const keys = new Map([...CONFIG_DEFAULTS, ...config.raw]);
   return new TextEncoder().encode(stringifyJson(keys, { indent: 2, sortKeys: true }));
 }

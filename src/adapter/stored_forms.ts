@@ -17,6 +17,7 @@ import { formatShape } from "../shape.ts";
 import type { LoraModule, ReportLine } from "./adapter.ts";
 import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import type { ModuleFactors } from "./module_shapes.ts";
+import { lastName } from "./paths.ts";
 import { exactKeys } from "./exact_keys.ts";
 import type { NamedTensor } from "./full_tensors.ts";
 import type { BlockDiagonal } from "./variant_fields.ts";
@@ -46,7 +47,7 @@ export function spreadFactors(factors: ModuleFactors, { blockDiagonal }: LoraCon
 
 /** Which factor is block-diagonal: PEFT looks for the entries anywhere in the last name of the path. */
 function blockFactor(module: string, { a, b }: BlockDiagonal): "a" | "b" | undefined {
-  const leaf = module.slice(module.lastIndexOf(".") + 1);
+  const leaf = lastName(module);
   const [inA, inB] = [a, b].map((names) => names.some((part) => leaf.includes(part)));
   if (!inA || !inB) return inA ? "a" : inB ? "b" : undefined;
   const message = `Cannot load module ${quote(module)} with both factors block-diagonal: expected one in use_bdlora`;

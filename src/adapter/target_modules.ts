@@ -8,6 +8,7 @@
 import { FormatError } from "../errors.ts";
 import { compareCodePoints } from "../formats/json_writer.ts";
 import type { LoraConfig } from "./lora_config.ts";
+import { lastName } from "./paths.ts";
 import { compilePatternKey, type MatchingWork, MAX_STEPS, Pattern, type PatternOptions } from "./pattern.ts";
 
 /** The fields of a config that choose modules. */
@@ -120,7 +121,7 @@ class Tails {
 }
 
 function isHead(module: string, taskType: string | null): boolean {
-  const name = module.slice(module.lastIndexOf(".") + 1);
+  const name = lastName(module);
   return HEADS.has(name) || (taskType === "SEQ_CLS" && CLASSIFIERS.has(name));
 }
 

@@ -8,6 +8,7 @@ import type { Adapter, TokenRows } from "../adapter/adapter.ts";
 import { isClamp } from "../adapter/clamp.ts";
 import { RESULT_TYPES } from "../adapter/combine.ts";
 import { assembleAdapter } from "../adapter/dialects/assemble.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import type { Backend } from "../backend.ts";
 import { MismatchError } from "../errors.ts";
 import { checkOptionTypes } from "../formats/check_options.ts";
@@ -132,10 +133,6 @@ async function extractAll(
     loaded += sizeOf(name);
   }
   return found;
-}
-
-function moduleOf(name: string): string {
-  return name.replace(/\.weight$/, "");
 }
 
 function tokenFields(rows: ReadonlyMap<string, TokenRows>): (readonly [string, JsonValue])[] {

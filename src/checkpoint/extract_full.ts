@@ -5,6 +5,7 @@
  */
 
 import type { ReportLine } from "../adapter/adapter.ts";
+import { ownerPath } from "../adapter/paths.ts";
 import type { JsonValue } from "../formats/json.ts";
 
 /** The tensors of a base, as far as they decide. */
@@ -37,25 +38,25 @@ export function planFull(
 ): FullPlan {
   const biases = [...tensors.keys()].filter((name) => isBias(name, tensors));
   const trained = biases.filter((name) => differing.has(name));
-  const only = trained.every((name) => adapted.has(pathOf(name)));
+  const only = trained.every((name) => adapted.has(ownerPath(name)));
   const bias = trained.length === 0 ? "none" : only ? "lora_only" : "all";
   // "all" means the biases of norms too.
   const kept = new Set(bias === "all" ? vectorBiases(tensors) : []);
-  if (bias === "lora_only") { for (const name of biases) if (adapted.has(pathOf(name))) kept.add(name); }
+  if (bias === "lora_only") { for (const name of biases) if (adapted.has(ownerPath(name))) kept.add(name); }
   const takenBy = savedModules(tensors, adapted);
-  const owners = new Set([...differing.keys()].filter((name) => !kept.has(name)).map(pathOf));
+  const owners = new Set([...differing.keys()].filter((name) => !kept.has(name)).map(ownerPath));
   const entries = [...owners].map((entry) => ({ entry, taken: takenBy(entry) })).filter(({ taken }) =>
     taken.length > 0
   );
   const saved = entries.map(({ entry }) => entry);
   const whole = new Set(entries.flatMap(({ taken }) => taken));
-  const full = [...tensors.keys()].filter((name) => kept.has(name) || whole.has(pathOf(name)));
+  const full = [...tensors.keys()].filter((name) => kept.has(name) || whole.has(ownerPath(name)));
   const places = new Set(full);
   const report = [...differing].map(([module, change]): ReportLine => {
     if (!places.has(module)) {
       return { module, what: `differs by ${change.toPrecision(2)} of its size and is left out`, why: NO_PLACE };
     }
-    const field = whole.has(pathOf(module)) ? "modules_to_save" : "bias";
+    const field = whole.has(ownerPath(module)) ? "modules_to_save" : "bias";
     return { module, what: "is stored in full", why: `${field} of the config says so` };
   });
   const fields = new Map<string, JsonValue>([["bias", bias], ["modules_to_save", saved.length > 0 ? saved : null]]);
@@ -64,14 +65,10 @@ export function planFull(
 
 const NO_PLACE = "it is no matrix of a layer, and no vector that PEFT would store in full";
 
-function pathOf(name: string): string {
-  return name.slice(0, Math.max(name.lastIndexOf("."), 0));
-}
-
 /** Whether a tensor is the bias of a layer with a matrix. */
 function isBias(name: string, tensors: TensorShapes): boolean {
   const isVector = name.endsWith(".bias") && tensors.get(name)!.shape.length === 1;
-  return isVector && (tensors.get(`${pathOf(name)}.weight`)?.shape.length ?? 0) >= 2;
+  return isVector && (tensors.get(`${ownerPath(name)}.weight`)?.shape.length ?? 0) >= 2;
 }
 
 function vectorBiases(tensors: TensorShapes): readonly string[] {
@@ -82,9 +79,9 @@ function vectorBiases(tensors: TensorShapes): readonly string[] {
 function savedModules(tensors: TensorShapes, adapted: ReadonlySet<string>): (entry: string) => readonly string[] {
   const shapes = new Map<string, boolean>();
   for (const [name, { shape }] of tensors) {
-    const owner = pathOf(name);
+    const owner = ownerPath(name);
     shapes.set(owner, shape.length <= 1 && !adapted.has(owner) && shapes.get(owner) !== false);
-    for (let path = pathOf(owner); path !== ""; path = pathOf(path)) shapes.set(path, false);
+    for (let path = ownerPath(owner); path !== ""; path = ownerPath(path)) shapes.set(path, false);
   }
   return (entry) => {
     const taken = [...shapes.keys()].filter((path) => path.endsWith(entry));

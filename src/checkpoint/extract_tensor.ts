@@ -11,6 +11,7 @@ import { isEmbedding } from "../adapter/dialects/refusals.ts";
 import { readFactors, storeMatrix } from "../adapter/factors.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../adapter/limits.ts";
 import { dot, type Matrix, rowOf, transpose } from "../adapter/linear_algebra.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import { RandomStream } from "../adapter/random.ts";
 import type { SingularVectors } from "../adapter/svd.ts";
 import type { Backend } from "../backend.ts";
@@ -92,7 +93,7 @@ export async function extractTensor(pair: TensorPair, options: FactorOptions): P
   const { name, before, after, isGpt2 } = pair;
   if (isSameTensor(before, after)) return null;
   for (const { dtype } of [before, after]) if (!FLOATS.includes(dtype)) throw refuseDtype(name, dtype);
-  const module = name.replace(/\.weight$/, "");
+  const module = moduleOf(name);
   const hasPlace = name.endsWith(".weight") && before.shape.length >= 2 && before.shape.every((length) => length > 0);
   const matrix = differenceOf(pair);
   if (!hasPlace) return leftOut(pair, matrix);

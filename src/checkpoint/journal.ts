@@ -3,6 +3,7 @@ import { stringifyJson } from "../formats/json_writer.ts";
 import { type JsonValue, parseJson } from "../formats/json.ts";
 import { readText } from "../formats/json_file.ts";
 import type { ReadOptions, Workspace } from "../formats/source.ts";
+import { writeFiles } from "../formats/write_files.ts";
 import type { OutputFile } from "./transaction.ts";
 
 /** What the bytes of a merge's output depend on, by name; null for what cannot be told, which is never the same. */
@@ -56,14 +57,8 @@ export async function writeJournal(workspace: Workspace, { identity, finished }:
     ["identity", new Map(identity)],
     ["finished", new Map(entries)],
   ]);
-  const file = await workspace.create(JOURNAL);
-  try {
-    await file.write(new TextEncoder().encode(stringifyJson(root, { indent: 2 }) + "\n"));
-    await file.commit();
-  } catch (error) {
-    await file.abort();
-    throw error;
-  }
+  const bytes = new TextEncoder().encode(stringifyJson(root, { indent: 2 }) + "\n");
+  await writeFiles(workspace, new Map([[JOURNAL, bytes]]));
 }
 
 /** Names what differs between two identities. */

@@ -7,6 +7,7 @@
 
 import { Adapter, type LoraModule } from "../adapter/adapter.ts";
 import { GGUF_ARCHITECTURES, ggufTensorName, hasPairedRows, modulePath } from "../adapter/dialects/gguf_names.ts";
+import { moduleOf } from "../adapter/paths.ts";
 import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
 import { checkWeighted, type WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import type { Backend } from "../backend.ts";
@@ -109,8 +110,7 @@ function viewOf(source: Source, gguf: Gguf, architecture: string): Checkpoint {
     tensors.set(`${path}.weight`, { name: `${path}.weight`, dtype, shape, offset, length, file: source.name });
   }
   const read = (name: string) => {
-    const path = name.slice(0, -".weight".length);
-    return readGgufTensor(source, gguf.tensors.get(ggufTensorName(path, architecture)!)!);
+    return readGgufTensor(source, gguf.tensors.get(ggufTensorName(moduleOf(name), architecture)!)!);
   };
   return { name: source.name, files: [source.name], tensors, metadata: new Map(), index: null, read };
 }
@@ -157,7 +157,7 @@ function inFileNames(
 ): Map<string, MergeTarget> {
   const renamed = new Map<string, MergeTarget>();
   for (const [name, target] of targets) {
-    const tensor = ggufTensorName(name.replace(/\.weight$/, ""), architecture);
+    const tensor = ggufTensorName(moduleOf(name), architecture);
     const info = gguf.tensors.get(tensor ?? "");
     const isPlain = target.values === null && target.groups === 1 && target.shape.join() === info?.shape.join();
     if (tensor === undefined || !isPlain || omitted.size > 0 || Object.keys(config).length > 0) {

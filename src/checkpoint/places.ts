@@ -66,8 +66,7 @@ function findTensor(module: LoraModule, search: Search): string | undefined {
   const name = weightName(module);
   if (name === null) return findParameter(module, search);
   const found = naming.toBase(name);
-  if (draft.has(found)) return found;
-  return undefined;
+  return draft.has(found) ? found : undefined;
 }
 
 /** The one parameter of the module's owner that its factors fit and that no other module has. */

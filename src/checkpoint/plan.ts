@@ -6,7 +6,7 @@
 
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
-import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
+import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError, NumericError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
@@ -98,11 +98,7 @@ function checkMergeable(adapter: Adapter, weight: number): void {
       found: adapter.invocationTokens,
     });
   }
-  if (adapter.baseChange === null) return;
-  const field = baseFieldOf(adapter.baseChange);
-  const message = `Cannot merge ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
-    `changed the base first: ${BASE_REMEDY}`;
-  throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
+  requirePublishedBase(adapter, "merge");
 }
 
 /**

@@ -1,4 +1,5 @@
 import type { Adapter } from "../adapter/adapter.ts";
+import { ownerPath } from "../adapter/paths.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { MergeDraft } from "./draft.ts";
@@ -63,6 +64,6 @@ export function followers(
 
 /** Modules that are trained in full are copies of their own; PEFT's tying keeps them together. */
 function isTrainedAlone({ config }: Adapter, name: string): boolean {
-  const path = name.slice(0, Math.max(name.lastIndexOf("."), 0));
+  const path = ownerPath(name);
   return !config.ensureWeightTying && (config.modulesToSave?.some((entry) => path.endsWith(entry)) ?? false);
 }

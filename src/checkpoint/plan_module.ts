@@ -1,6 +1,6 @@
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
 import { MismatchError } from "../errors.ts";
-import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
+import { bitsPerElement, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { MergeDraft } from "./draft.ts";
 import type { PlanOptions } from "./merge_plan.ts";
@@ -71,9 +71,9 @@ function planBias(
   const values = module.loraBias!;
   const bias = draft.has(name) ? name : tensor.replace(/weight$/, "bias");
   if (!draft.has(bias)) {
-    const zeros: StoredTensor = { dtype: draft.dtypeOf(tensor), shape: values.shape, bytes: new Uint8Array() };
-    const bytes = new Uint8Array(draft.dtypeOf(tensor) === "F32" ? 4 * values.shape[0]! : 2 * values.shape[0]!);
-    draft.add(bias, { file: draft.fileOf(tensor), values: { ...zeros, bytes } });
+    const dtype = draft.dtypeOf(tensor);
+    const bytes = new Uint8Array(values.shape[0]! * bitsPerElement(dtype) / 8);
+    draft.add(bias, { file: draft.fileOf(tensor), values: { dtype, shape: values.shape, bytes } });
     const why = "lora_bias is one: loaders take it only where the model's config asks for a bias of this layer";
     draft.report.push({ module: bias, what: "the base has no such bias: it is added", why });
   }

@@ -7,7 +7,6 @@ import { quote } from "../formats/quote.ts";
 import type { Folder, Source } from "../formats/source.ts";
 import { urlFolder, urlSource } from "../formats/url.ts";
 import { file, folder } from "../fs/mod.ts";
-import { MOST_THREADS } from "../wasm/worker_code.ts";
 import { UsageError } from "./command.ts";
 
 /** A URL that ends so is of one file, any other of a folder. */
@@ -23,69 +22,6 @@ export interface AdapterArgument {
   readonly source: Folder | URL;
   /** Factor of its contribution. */
   readonly weight: number;
-}
-
-/** Bounds of {@linkcode numberOption}. */
-export interface NumberBounds {
-  /** Least value allowed. */
-  readonly min?: number;
-  /** Values must be greater than this. */
-  readonly above?: number;
-  /** Greatest value allowed. */
-  readonly max?: number;
-  /** Whether fractions are refused. */
-  readonly whole?: boolean;
-}
-
-/**
- * Returns an option's text.
- *
- * @throws {UsageError} If it is absent.
- */
-export function requiredOption(value: string | undefined, flag: string): string {
-  if (value === undefined) throw new UsageError(`Cannot run without --${flag}: a value is wanted`);
-  return value;
-}
-
-/**
- * Reads an option's number; absent stays absent.
- *
- * @throws {UsageError} If it is no number within the bounds.
- */
-export function numberOption(value: string | undefined, flag: string, bounds: NumberBounds): number | undefined {
-  if (value === undefined) return undefined;
-  const { min = -Infinity, above = -Infinity, max = Number.MAX_SAFE_INTEGER, whole = false } = bounds;
-  const number = value.trim() === "" ? NaN : Number(value);
-  if (number >= min && number > above && number <= max && (!whole || Number.isInteger(number))) return number;
-  const start = min > above ? `from ${min}` : `above ${above}`;
-  const end = max === Number.MAX_SAFE_INTEGER ? "" : ` up to ${max}`;
-  throw new UsageError(`Cannot use --${flag} "${value}": a ${whole ? "whole " : ""}number ${start}${end} is wanted`);
-}
-
-/**
- * Reads `--threads`; absent, one per core: a command has the machine to itself.
- *
- * @throws {UsageError} If it is neither "auto" nor a whole number from 1 up to 32, which is all that the kernels use.
- */
-export function threadsOption(value: string | undefined): number | "auto" {
-  return value === undefined || value === "auto"
-    ? "auto"
-    : numberOption(value, "threads", { min: 1, max: MOST_THREADS, whole: true }) ?? "auto";
-}
-
-/**
- * Reads an option that takes one of a few words; absent stays absent.
- *
- * @throws {UsageError} If it is another word.
- */
-export function choiceOption<T extends string>(
-  value: string | undefined,
-  flag: string,
-  choices: readonly T[],
-): T | undefined {
-  const choice = choices.find((choice) => choice === value);
-  if (choice !== undefined || value === undefined) return choice;
-  throw new UsageError(`Cannot use --${flag} "${value}": one of ${choices.join(", ")} is wanted`);
 }
 
 /** Splits `PATH=WEIGHT` at the last `=`, where a number follows it. */
@@ -110,7 +46,7 @@ function missingFile(message: string, path: string): MismatchError {
  *
  * @throws {UsageError} If it begins as one and is none.
  */
-export function urlArgument(path: string): URL | undefined {
+function urlArgument(path: string): URL | undefined {
   if (!/^https?:\/\//i.test(path)) return undefined;
   const url = URL.parse(path);
   if (url) return url;
@@ -129,6 +65,17 @@ export function adapterArguments(texts: readonly string[], weighted = true): Ada
     names.add(name);
     return { name, path, weight, source: url ?? localFolder(path) };
   });
+}
+
+/**
+ * The one adapter that positionals name.
+ *
+ * @throws {UsageError} If they name none, or several.
+ */
+export function oneAdapter(positionals: readonly string[], action: string): AdapterArgument {
+  const [argument] = adapterArguments(positionals, false);
+  if (argument && positionals.length === 1) return argument;
+  throw new UsageError(`Cannot ${action} ${positionals.length} adapters: one is wanted`);
 }
 
 /**

@@ -1,13 +1,12 @@
 import { parseArgs } from "node:util";
 import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
+import { COMBINE_METHODS, type CombineMethod, pruningOf, truncates } from "../adapter/combine_module.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
-import { saveAdapter } from "../adapter/save.ts";
-import { folder } from "../fs/mod.ts";
-import { adapterArguments, choiceOption, loadArgument, numberOption, requiredOption } from "./arguments.ts";
+import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
-import { describeResult, printResult } from "./error_table.ts";
+import { choiceOption, dtypeOption, numberOption, present, requiredOption } from "./options.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
-import { printJson } from "./terminal.ts";
+import { writeResult } from "./written_adapter.ts";
 
 const HELP = `Make one adapter of several: Σ weight · scaling · B A. What a method loses is said for every module.
 
@@ -29,21 +28,6 @@ Usage: lora combine --adapter ADAPTER[=WEIGHT]… --out OUT [OPTION]…
   --json                { out, sha256, bytes, parameters, modules, report: [{ module, what, why, error }] }
 `;
 
-const METHODS = [
-  "exact",
-  "cat",
-  "svd",
-  "linear",
-  "ties",
-  "dare_linear",
-  "dare_ties",
-  "magnitude_prune",
-  "ties_svd",
-  "dare_linear_svd",
-  "dare_ties_svd",
-  "magnitude_prune_svd",
-] as const;
-
 const OPTIONS = {
   adapter: { type: "string", multiple: true, default: [] as string[] },
   out: { type: "string" },
@@ -63,7 +47,7 @@ type Values = { readonly [name in keyof typeof OPTIONS]?: string | boolean | str
 function combineOptions(values: Values): CombineOptions {
   const text = (name: keyof typeof OPTIONS) => values[name] as string | undefined;
   const options = {
-    method: choiceOption(text("method"), "method", METHODS),
+    method: choiceOption(text("method"), "method", COMBINE_METHODS),
     rank: numberOption(text("rank"), "rank", { min: 1, whole: true }),
     energy: numberOption(text("energy"), "energy", { above: 0, max: 1 }),
     svdClamp: numberOption(text("svd-clamp"), "svd-clamp", { above: 0.5, max: 1 }),
@@ -73,11 +57,11 @@ function combineOptions(values: Values): CombineOptions {
     dtype: dtypeOption(text("dtype")),
   };
   checkFit(options);
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+  return present(options);
 }
 
 interface Sizes {
-  readonly method?: string | undefined;
+  readonly method?: CombineMethod | undefined;
   readonly rank?: number | undefined;
   readonly energy?: number | undefined;
   readonly svdClamp?: number | undefined;
@@ -86,25 +70,19 @@ interface Sizes {
 
 /** What {@linkcode combineAdapters} would refuse too, as wrong usage. */
 function checkFit({ method = "exact", rank, energy, svdClamp, density }: Sizes): void {
-  const prunes = /^(ties|dare|magnitude)/.test(method);
-  const truncates = method.endsWith("svd");
+  const prunes = pruningOf(method) !== undefined;
+  const takesSize = truncates(method);
   if (prunes && density === undefined) {
     throw new UsageError(`Cannot combine by "${method}" without --density: the share that it keeps is wanted`);
   }
   const refuse = (flag: string) => new UsageError(`Cannot combine by "${method}" with ${flag}: none is wanted`);
   if (!prunes && density !== undefined) throw refuse("--density");
-  if (!truncates && rank !== undefined) throw refuse("--rank");
-  if (!truncates && energy !== undefined) throw refuse("--energy");
-  if (!truncates && svdClamp !== undefined) throw refuse("--svd-clamp");
+  if (!takesSize && rank !== undefined) throw refuse("--rank");
+  if (!takesSize && energy !== undefined) throw refuse("--energy");
+  if (!takesSize && svdClamp !== undefined) throw refuse("--svd-clamp");
   if (rank !== undefined && energy !== undefined) {
     throw new UsageError("Cannot combine with two sizes: either --rank or --energy is wanted");
   }
-}
-
-/** Reads `--dtype`; absent stays absent. */
-export function dtypeOption(value: string | undefined): "F32" | "BF16" | "F16" | undefined {
-  const dtype = choiceOption(value, "dtype", ["f32", "bf16", "f16"]);
-  return dtype && ({ f32: "F32", bf16: "BF16", f16: "F16" } as const)[dtype];
 }
 
 /** `lora combine` */
@@ -122,8 +100,6 @@ export const combine: Command = {
       adapters.push({ adapter: await loadArgument(argument, { signal }), weight: argument.weight });
     }
     const combined = await combineAdapters(adapters, { ...options, signal });
-    await saveAdapter(combined, folder(out), { signal });
-    if (values.json) printJson(describeResult(out, combined));
-    else printResult(out, combined);
+    await writeResult(combined, out, { json: values.json, signal });
   },
 };

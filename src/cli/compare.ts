@@ -1,11 +1,13 @@
 import { basename, dirname, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { type AdapterComparison, compareAdapters, type Similarity } from "../adapter/compare.ts";
+import { writeFiles } from "../formats/write_files.ts";
 import { folder } from "../fs/mod.ts";
-import { adapterArguments, choiceOption, loadArgument } from "./arguments.ts";
-import { refuseOverwrite } from "./overwrite.ts";
+import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { formatHeatMaps } from "./heat_map.ts";
+import { choiceOption } from "./options.ts";
+import { refuseOverwrite } from "./overwrite.ts";
 import { formatTable } from "./table.ts";
 import { dimTitles, formatCount, print, printable, printJson, tableWidth } from "./terminal.ts";
 
@@ -69,14 +71,8 @@ async function writeHeatMaps(path: string, { modules }: AdapterComparison, names
     { title: `${printable(module)}, out`, table: output },
   ]);
   const [rows, columns] = names.map((name) => `first directions of ${printable(name)}`) as [string, string];
-  const file = await folder(dirname(resolve(path))).create(basename(path));
-  try {
-    await file.write(new TextEncoder().encode(formatHeatMaps(panels, { rows, columns })));
-    await file.commit();
-  } catch (error) {
-    await file.abort();
-    throw error;
-  }
+  const drawn = new TextEncoder().encode(formatHeatMaps(panels, { rows, columns }));
+  await writeFiles(folder(dirname(resolve(path))), new Map([[basename(path), drawn]]));
 }
 
 /** `lora compare` */

@@ -1,15 +1,12 @@
 import { parseArgs } from "node:util";
-import { saveAdapter } from "../adapter/save.ts";
 import { extractAdapter } from "../checkpoint/extract.ts";
-import { folder } from "../fs/mod.ts";
-import { modelArgument, numberOption, requiredOption } from "./arguments.ts";
-import { dtypeOption } from "./combine.ts";
+import { modelArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
-import { describeResult, printResult } from "./error_table.ts";
 import { asFolder } from "./merge_base.ts";
+import { dtypeOption, numberOption, present, requiredOption } from "./options.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { Progress } from "./progress.ts";
-import { printJson } from "./terminal.ts";
+import { writeResult } from "./written_adapter.ts";
 
 const HELP = `Make an adapter of what differs between two checkpoints of one model, with the error of every module.
 
@@ -61,16 +58,12 @@ export const extract: Command = {
       throw new UsageError("Cannot extract with no size: --rank or --energy is wanted");
     }
     await refuseOverwrite(claimedFolder(out), [base, tuned]);
-    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     const progress = new Progress("Extracting");
-    const onProgress = (state: { loaded: number; total: number; name: string }) => progress.update(state);
+    const onProgress = progress.update.bind(progress);
     const before = await asFolder(await modelArgument(base), { signal });
     const after = await asFolder(await modelArgument(tuned), { signal });
-    const adapter = await extractAdapter(before.folder, after.folder, { ...given, signal, onProgress }).finally(() =>
-      progress.end()
-    );
-    await saveAdapter(adapter, folder(out), { signal });
-    if (values.json) printJson(describeResult(out, adapter));
-    else printResult(out, adapter);
+    const given = { ...present(options), signal, onProgress };
+    const adapter = await extractAdapter(before.folder, after.folder, given).finally(() => progress.end());
+    await writeResult(adapter, out, { json: values.json, signal });
   },
 };

@@ -3,16 +3,8 @@ import { parseArgs } from "node:util";
 import type { Backend } from "../backend.ts";
 import { CACHE_DTYPES, type CacheDtype } from "../cache.ts";
 import { type LanguageModel, loadModel, MODEL_DTYPES, type ModelDtype } from "../models/mod.ts";
-import {
-  adapterArguments,
-  adapterMix,
-  checkAdapterPath,
-  choiceOption,
-  modelArgument,
-  numberOption,
-  requiredOption,
-  threadsOption,
-} from "./arguments.ts";
+import { adapterArguments, adapterMix, checkAdapterPath, modelArgument } from "./arguments.ts";
+import { choiceOption, numberOption, requiredOption, threadsOption } from "./options.ts";
 import { type Command, UsageError } from "./command.ts";
 import { type DeviceChoice, DEVICES, openDevice } from "./device.ts";
 import { type AdapterOverBase, overBase } from "./plain_adapter.ts";

@@ -2,8 +2,8 @@ import { parseArgs } from "node:util";
 import { type Adapter, countParameters, type LoraModule } from "../adapter/adapter.ts";
 import { deltaNorm } from "../adapter/compare.ts";
 import { adapterCosts, moduleCosts } from "../adapter/costs.ts";
-import { adapterArguments, loadArgument } from "./arguments.ts";
-import { type Command, UsageError } from "./command.ts";
+import { loadArgument, oneAdapter } from "./arguments.ts";
+import type { Command } from "./command.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
 import { dimTitles, formatBytes, formatCount, paint, print, printable, printJson, tableWidth } from "./terminal.ts";
@@ -201,10 +201,7 @@ export const inspect: Command = {
       allowPositionals: true,
       options: { json: { type: "boolean", default: false } },
     });
-    const [argument] = adapterArguments(positionals, false);
-    if (!argument || positionals.length > 1) {
-      throw new UsageError(`Cannot inspect ${positionals.length} adapters: one is wanted`);
-    }
+    const argument = oneAdapter(positionals, "inspect");
     const adapter = await loadArgument(argument, { signal });
     if (values.json) printJson(describeAdapter(adapter));
     else print(formatAdapter(adapter, argument.name));

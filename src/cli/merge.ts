@@ -9,17 +9,10 @@ import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { quote } from "../formats/quote.ts";
 import { folder } from "../fs/mod.ts";
 import { openBackend } from "../open.ts";
-import {
-  adapterArguments,
-  choiceOption,
-  loadArgument,
-  modelArgument,
-  numberOption,
-  requiredOption,
-  threadsOption,
-} from "./arguments.ts";
+import { adapterArguments, loadArgument, modelArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
 import { asFolder } from "./merge_base.ts";
+import { choiceOption, numberOption, requiredOption, threadsOption } from "./options.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
 import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";

@@ -1,13 +1,10 @@
 import { parseArgs } from "node:util";
 import { resizeAdapter } from "../adapter/combine.ts";
-import { saveAdapter } from "../adapter/save.ts";
-import { folder } from "../fs/mod.ts";
-import { adapterArguments, loadArgument, numberOption, requiredOption } from "./arguments.ts";
-import { dtypeOption } from "./combine.ts";
+import { loadArgument, oneAdapter } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";
-import { describeResult, printResult } from "./error_table.ts";
+import { dtypeOption, numberOption, requiredOption } from "./options.ts";
 import { claimedFolder, refuseOverwrite } from "./overwrite.ts";
-import { printJson } from "./terminal.ts";
+import { writeResult } from "./written_adapter.ts";
 
 const HELP = `Lower the rank of an adapter: the best approximation of every module, with its error.
 
@@ -34,10 +31,7 @@ export const resize: Command = {
   help: HELP,
   async run(args, signal) {
     const { values, positionals } = parseArgs({ args, allowPositionals: true, options: OPTIONS });
-    const [argument] = adapterArguments(positionals, false);
-    if (!argument || positionals.length > 1) {
-      throw new UsageError(`Cannot resize ${positionals.length} adapters: one is wanted`);
-    }
+    const argument = oneAdapter(positionals, "resize");
     const out = requiredOption(values.out, "out");
     const rank = numberOption(values.rank, "rank", { min: 1, whole: true });
     const energy = numberOption(values.energy, "energy", { above: 0, max: 1 });
@@ -51,8 +45,6 @@ export const resize: Command = {
     const adapter = await loadArgument(argument, { signal });
     const size = rank === undefined ? { energy: energy! } : { rank };
     const resized = await resizeAdapter(adapter, { ...size, signal, ...(dtype && { dtype }) });
-    await saveAdapter(resized, folder(out), { signal });
-    if (values.json) printJson(describeResult(out, resized));
-    else printResult(out, resized);
+    await writeResult(resized, out, { json: values.json, signal });
   },
 };

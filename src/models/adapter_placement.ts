@@ -5,8 +5,9 @@
  */
 
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { lastName, ownerPath } from "../adapter/paths.ts";
 import { checkAgainst } from "../adapter/match.ts";
-import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
+import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
@@ -33,7 +34,7 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
   const { modules } = checkPlaces(layers, adapter);
   for (const [path, module] of modules) placeModule(layers.byPath.get(path)!, name, module);
   for (const [tensor, values] of adapter.replacements) {
-    const { path, part } = splitName(tensor);
+    const [path, part] = [ownerPath(tensor), lastName(tensor)];
     await replacePart(layers, { name, path, part }, values, adapter.config.ensureWeightTying);
   }
   for (const [path, rows] of adapter.tokenRows) {
@@ -48,12 +49,7 @@ export async function placeAdapter(layers: ModelLayers, name: string, adapter: A
 
 /** Returns the adapter's modules as the model has them. */
 function checkPlaces(layers: ModelLayers, adapter: Adapter): Pick<Adapter, "modules"> {
-  if (adapter.baseChange !== null) {
-    const field = baseFieldOf(adapter.baseChange);
-    const message = `Cannot run ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
-      `changed the base first: ${BASE_REMEDY}`;
-    throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
-  }
+  requirePublishedBase(adapter, "run");
   const placed = withFusedExperts(adapter, (name) => expertShape(layers.byPath.get(name)));
   checkAgainst(placed, shapesFor(layers, placed));
   for (const { name, kind } of placed.modules.values()) {
@@ -103,13 +99,8 @@ function placeModule(layer: ModelLayer, name: string, module: LoraModule): void 
   }
 }
 
-function splitName(tensor: string): { path: string; part: string } {
-  const split = tensor.lastIndexOf(".");
-  return { path: tensor.slice(0, split), part: tensor.slice(split + 1) };
-}
-
 function takesPart({ byPath }: ModelLayers, tensor: string): boolean {
-  const { path, part } = splitName(tensor);
+  const [path, part] = [ownerPath(tensor), lastName(tensor)];
   const layer = byPath.get(path);
   if (layer === undefined || layer instanceof LoraExperts) return false;
   return part === "weight" || (part === "bias" && !(layer instanceof LoraEmbedding));

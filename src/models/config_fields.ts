@@ -118,6 +118,27 @@ export class ConfigFields {
   }
 
   /**
+   * The name of GELU, or of its approximation by tanh: `"tanh"` for that, undefined for GELU itself.
+   *
+   * @throws {FormatError} If it is another activation.
+   */
+  gelu(field: string, absent: "gelu" | "gelu_new"): "tanh" | undefined {
+    const names = ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"] as const;
+    return this.choice(field, names, absent) === "gelu" ? undefined : "tanh";
+  }
+
+  /**
+   * Checks fields that change the mathematics: each is absent, null, or the only value supported.
+   *
+   * @throws {FormatError} If one has another value.
+   */
+  requireNeutral(values: readonly (readonly [field: string, value: JsonValue])[]): void {
+    for (const [field, value] of values) {
+      if ((this.value(field) ?? value) !== value) this.refuse(field, JSON.stringify(value));
+    }
+  }
+
+  /**
    * A nested object; null where the field is absent or null.
    *
    * @throws {FormatError} If it is anything else.

@@ -190,8 +190,8 @@ async function openTokenizer(folder: Folder | GgufFolder, options: ReadOptions):
     if (!folder.gguf.metadata.has("tokenizer.ggml.model")) return null;
     return (await import("../text/mod.ts")).ggufTokenizer(folder.gguf.metadata);
   }
-  if (!await folder.has("tokenizer.json", options)) return null;
-  return await (await import("../text/mod.ts")).loadTokenizer(folder, options);
+  const { hasTokenizer, loadTokenizer } = await import("../text/load.ts");
+  return await hasTokenizer(folder, options) ? await loadTokenizer(folder, options) : null;
 }
 
 /** `generation_config.json` overrules what the config says. */

@@ -5,6 +5,7 @@
  */
 
 import type { BaseModule } from "../adapter/create_options.ts";
+import { lastName } from "../adapter/paths.ts";
 import type { Backend } from "../backend.ts";
 import { LoraEmbedding } from "../lora/lora_embedding.ts";
 import { LoraExperts } from "../lora/lora_experts.ts";
@@ -93,7 +94,7 @@ export function baseModules({ byPath }: ModelLayers): BaseModule[] {
   return [...byPath].flatMap(([name, layer]): BaseModule[] => {
     if (layer instanceof LoraExperts) {
       const { inFeatures, outFeatures, experts } = layer;
-      const parameter = name.slice(name.lastIndexOf(".") + 1);
+      const parameter = lastName(name);
       return [{ name, kind: "experts", parameter, experts: experts.length, inFeatures, outFeatures }];
     }
     if (layer instanceof Norm || (name.endsWith(".gate") && routers.includes(name))) return [];

@@ -29,7 +29,7 @@ import { readAlpha } from "./stored_alpha.ts";
 import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
-export const KOHYA_FILE = "lora.safetensors";
+const KOHYA_FILE = "lora.safetensors";
 /** Key with the paths, which the names alone do not tell. */
 const MODULES_KEY = "peft_modules";
 const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight", "….alpha" or "….dora_scale"';

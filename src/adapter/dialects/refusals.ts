@@ -5,6 +5,7 @@
  */
 
 import { FormatError } from "../../errors.ts";
+import { lastName } from "../paths.ts";
 import type { StoredTensor } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 
@@ -128,8 +129,4 @@ export function isTokenTable(module: string): boolean {
  */
 export function isConvolution(module: string): boolean {
   return CONVOLUTION.test(lastName(module));
-}
-
-function lastName(module: string): string {
-  return module.slice(module.lastIndexOf(".") + 1);
 }

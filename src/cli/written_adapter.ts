@@ -1,7 +1,9 @@
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
+import { saveAdapter } from "../adapter/save.ts";
+import { folder } from "../fs/mod.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { dimTitles, formatBytes, formatCount, print, printable, tableWidth } from "./terminal.ts";
+import { dimTitles, formatBytes, formatCount, print, printable, printJson, tableWidth } from "./terminal.ts";
 
 interface Group {
   readonly ranks: number[];
@@ -19,7 +21,7 @@ export function formatError(error: number): string {
 }
 
 /** What an adapter became: ranks and errors of its modules, those that differ in the layer only in one row. */
-export function formatErrors({ modules, report }: Adapter): string {
+function formatErrors({ modules, report }: Adapter): string {
   const groups = new Map<string, Group>();
   for (const { module, error } of report) {
     const found = modules.get(module);
@@ -54,14 +56,19 @@ function oneForEachReason(lines: readonly ReportLine[]): ReportLine[] {
   });
 }
 
-/** Prints what was written: the table, a line about the whole, and the report on stderr. */
-export function printResult(out: string, adapter: Adapter): void {
-  print(formatReport(oneForEachReason(adapter.report.filter(({ error }) => error === undefined))), "stderr");
-  const counts = `${formatCount(adapter.modules.size)} modules, ${formatCount(adapter.parameters)} parameters`;
-  print(`${formatErrors(adapter)}\n${printable(out)}: ${counts}, ${formatBytes(adapter.bytes)}\n`);
-}
-
-/** What a written adapter is, for programs. */
-export function describeResult(out: string, { sha256, bytes, parameters, modules, report }: Adapter): unknown {
-  return { out, sha256, bytes, parameters, modules: modules.size, report };
+/**
+ * Writes an adapter to a folder and says what it became: the table, a line about the whole, and the report on stderr; or
+ * all of it as JSON.
+ */
+export async function writeResult(
+  adapter: Adapter,
+  out: string,
+  { json, signal }: { readonly json: boolean; readonly signal: AbortSignal },
+): Promise<void> {
+  await saveAdapter(adapter, folder(out), { signal });
+  const { sha256, bytes, parameters, modules, report } = adapter;
+  if (json) return printJson({ out, sha256, bytes, parameters, modules: modules.size, report });
+  print(formatReport(oneForEachReason(report.filter(({ error }) => error === undefined))), "stderr");
+  const counts = `${formatCount(modules.size)} modules, ${formatCount(parameters)} parameters`;
+  print(`${formatErrors(adapter)}\n${printable(out)}: ${counts}, ${formatBytes(bytes)}\n`);
 }
