@@ -7,7 +7,7 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import type { Source } from "../src/formats/source.ts";
 import { ggufFolder, loadModel } from "../src/models/mod.ts";
 import { assertSameBits } from "./compare.ts";
-import { convert, HEADS, LLAMA, llamaGguf, metadata, QWEN3, type Tensors } from "./gguf_models.ts";
+import { convert, HEADS, llamaGguf, metadata, QWEN3, type Tensors } from "./gguf_models.ts";
 import { ggufSource } from "./gguf_writer.ts";
 import { fixture, loadBase, logitsOf, readCheckpoint } from "./models_support.ts";
 import { forEachBackend } from "./backends.ts";
