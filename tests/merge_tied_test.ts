@@ -138,6 +138,22 @@ test("replicated layers are written as layers of their own, each with its own up
   });
 });
 
+test("replicated layers have as many kinds of attention in config.json as there are layers", async () => {
+  const name = (layer: number) => `layers.${layer}.q_proj`;
+  const base = Object.fromEntries([0, 1].map((layer) => [`${name(layer)}.weight`, noise([6, 4], layer)]));
+  const parts = { [`${name(0)}.lora_A.weight`]: noise([2, 4], 3), [`${name(0)}.lora_B.weight`]: noise([6, 2], 4) };
+  const typesOf = async (ranges: readonly (readonly number[])[]) => {
+    const adapter = await adapterOf(parts, { layer_replication: ranges });
+    const config = { num_hidden_layers: 2, layer_types: ["full_attention", "sliding_attention"] };
+    const merged = await merge(base, [adapter], { config, strict: false });
+    return (merged.config.layer_types as string[]).map((type) => type.slice(0, 4)).join(" ");
+  };
+  assert.equal(await typesOf([[0, 2], [1, 2], [0, 1]]), "full slid slid full");
+  // As far as the base's list reaches, PEFT's model reads it by the number of the layer.
+  assert.equal(await typesOf([[0, 1], [0, 1]]), "full slid");
+  assert.equal(await typesOf([[1, 2]]), "full");
+});
+
 test("new tensors of a sharded base are in its index", async () => {
   const [first, second] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
   const map = { [TABLE]: first, "q.weight": second };
