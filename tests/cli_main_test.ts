@@ -7,7 +7,7 @@ import { numberOption } from "../src/cli/options.ts";
 import { UsageError } from "../src/cli/command.ts";
 import { formatProgress } from "../src/cli/progress.ts";
 import { formatTable } from "../src/cli/table.ts";
-import { formatBytes, formatDuration, printable } from "../src/cli/terminal.ts";
+import { formatBytes, formatDuration, oneLine, printable } from "../src/cli/terminal.ts";
 import { lora, TINY } from "./cli_support.ts";
 
 const COMMANDS = ["inspect", "merge", "generate", "convert", "combine", "extract", "resize", "compare", "bench"];
@@ -190,4 +190,11 @@ test("tables align their columns, and numbers read as people write them", () => 
     "3 min 20 s",
   ]);
   assert.equal(printable("a\x1b]0;x\x07\n\tb\x9b"), "a\u{fffd}]0;x\u{fffd}\n\tb\u{fffd}");
+  assert.equal(oneLine("a\n\tb\u202ec\u2028"), "a\u{fffd}\u{fffd}b\u{fffd}c\u{fffd}");
+});
+
+test("--json escapes what a terminal may obey", async () => {
+  const { stdout, stderr } = await lora("inspect", "no\x9bsuch\u202efolder", "--json");
+  assert.match(JSON.parse(stdout).error.message, /no\x9bsuch\u202efolder/);
+  for (const text of [stdout, stderr]) assert.doesNotMatch(text, /[\x9b\u202e]/);
 });

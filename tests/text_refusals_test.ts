@@ -161,6 +161,10 @@ test("chat() gives up on a template that takes too many steps", async () => {
     "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     doubling("[1]", "+"),
     doubling("'x'", "~"),
+    ...["ns.x[::-1]", "'y' in ns.x", "ns.x is upper", "ns.x.strip() == ''", "ns.x|trim|length"].map((read) =>
+      `${doubling("'xxxxxxxx'", "~").replace("60", "20")}{% for i in range(3000) %}{% set y = ${read} %}{% endfor %}`
+    ),
+    `${doubling("[{'a': 1}]", "+").replace("60", "15")}{{ ns.x|sort(attribute="${"a.".repeat(20_000)}a")|length }}`,
   ];
   for (const template of templates) {
     const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
@@ -170,8 +174,37 @@ test("chat() gives up on a template that takes too many steps", async () => {
       message: /takes more than 2000000 steps/,
     });
   }
+  const pairs = "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+  const chain = "{% set a = namespace(x=1) %}{% set b = namespace(x=[a, a]) %}{{ b.x|length }}";
+  for (const template of [`${pairs}{{ ns.x }}`, `${pairs}{{ ns.x|tojson }}`, `${pairs}{{ ns.x ~ '' }}`, chain]) {
+    const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
+    assert.throws(() => tokenizer.chat([{ role: "user", content: "a" }]), {
+      name: "FormatError",
+      message: /takes more than 2000000 steps to be written|a namespace is held/,
+    });
+  }
   const long = Array.from({ length: 500 }, () => ({ role: "user", content: "word ".repeat(100) }));
   const template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}";
   const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
   assert.ok(tokenizer.chat(long).length > 50_000);
+});
+
+test("a letter with a megabyte of marks is refused, where sorting them would take minutes", async () => {
+  const bert = {
+    type: "BertNormalizer",
+    clean_text: true,
+    handle_chinese_chars: false,
+    strip_accents: true,
+    lowercase: true,
+  };
+  for (const normalizer of [{ type: "NFC" }, { type: "NFKD" }, bert]) {
+    const tokenizer = await fromFiles({ "tokenizer.json": changed("normalizer", normalizer) });
+    for (const pair of ["\u0301\u0327", "\u0301\u200b\u0327\u200b", "\u0301\uff9e"]) {
+      // What lies between two marks is taken out by BERT's normalizer only, and made a mark by NFKD only.
+      if ((pair.length > 2 && normalizer !== bert) || (pair.endsWith("\uff9e") && normalizer.type !== "NFKD")) continue;
+      const limit = { name: "LimitError", field: "normalizer", limit: 1000 };
+      assert.throws(() => tokenizer.encode(`e${pair.repeat(500_000)}`), limit, `${normalizer.type} ${pair}`);
+    }
+    assert.ok(tokenizer.encode(`e${"\u0301\u0327".repeat(500)}x`.repeat(20)).length > 0);
+  }
 });

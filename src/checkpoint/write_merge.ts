@@ -13,7 +13,7 @@ import { openStaging } from "./staging.ts";
 import { type MergeOutput, type OutputFile, Transaction } from "./transaction.ts";
 
 /** Digests of all files of a merged folder, in the form that `sha256sum --check` reads. */
-export const DIGESTS_FILE = "SHA256SUMS";
+const DIGESTS_FILE = "SHA256SUMS";
 
 /** A merge that has been planned. */
 export interface PlannedMerge {

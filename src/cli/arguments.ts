@@ -46,7 +46,7 @@ function missingFile(message: string, path: string): MismatchError {
  *
  * @throws {UsageError} If it begins as one and is none.
  */
-export function urlArgument(path: string): URL | undefined {
+function urlArgument(path: string): URL | undefined {
   if (!/^https?:\/\//i.test(path)) return undefined;
   const url = URL.parse(path);
   if (url) return url;

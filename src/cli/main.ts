@@ -16,7 +16,7 @@ import process from "node:process";
 import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { asUsageError, type Command, meant, UsageError } from "./command.ts";
-import { isTerminal, print, printable, printJson } from "./terminal.ts";
+import { isTerminal, oneLine, print, printJson } from "./terminal.ts";
 
 /** Exit code when the reader of stdout went away. */
 const BROKEN_PIPE = 1;
@@ -89,7 +89,7 @@ function report(error: unknown, name: string, { json, help }: { json: boolean; h
   const usage = asUsageError(error, help);
   const told = usage ?? error;
   if (json) printJson({ error: describe(told) });
-  const message = printable(told instanceof Error ? told.message : String(told));
+  const message = oneLine(told instanceof Error ? told.message : String(told));
   print(message + (usage ? `\nTry: ${["lora", name, "--help"].filter(Boolean).join(" ")}` : "") + "\n", "stderr");
   return usage ? 2 : 1;
 }

@@ -144,7 +144,7 @@ async function loadParts<Network extends PlacedNetwork>(
     try {
       const reading = { ...options, ...blocks, dtype, exact: loading.exact ?? false, nameOf, isTransposed };
       const parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
-      const network = build(new ModelLayers(backend, parameters, isTransposed));
+      const network = build(new ModelLayers(backend, parameters, tensors));
       return new Placement({ backend, ownsBackend, network, parameters });
     } catch (error) {
       if (ownsBackend) backend.dispose();

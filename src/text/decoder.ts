@@ -20,7 +20,7 @@ export type DecoderPlan =
 const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
 
 /** The 256 characters that stand for bytes in byte-level vocabularies, by byte. */
-export function byteCharacters(): string[] {
+function byteCharacters(): string[] {
   const printable = (byte: number) => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
   let next = 256;
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));

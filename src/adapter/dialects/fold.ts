@@ -27,7 +27,7 @@ export interface Folded {
  * @returns The product and its error.
  * @throws {NumericError} If a value leaves the range of 32-bit floats.
  */
-export function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
+function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
   const values = toFloat32(tensor);
   // from() with a function walks an iterator: 10 times as long.
   const products = new Float64Array(values).map((value) => value * factor);
