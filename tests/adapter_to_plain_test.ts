@@ -156,3 +156,16 @@ test("an initial adapter of half the rank counts as held only where its factors 
   const other = { name: "MismatchError", tensor: "a" };
   await assert.rejects(toPlainLora(await create(4, 3), { initial }), other);
 });
+
+test("a head whose changed weight is in the file, as PEFT saves it, is not changed once more", async () => {
+  const head = { lm_head: noise([OUT, IN], 5), "lm_head.lora_A.weight": noise([2, IN], 6) };
+  const b = noise([OUT, 2], 7);
+  const adapter = await adapterOf({
+    "lm_head.base_layer.weight": head.lm_head,
+    "lm_head.lora_A.weight": head["lm_head.lora_A.weight"],
+    "lm_head.lora_B.weight": b,
+  }, { init_lora_weights: "pissa", target_modules: ["lm_head"] });
+  const { tensors } = await merge({ "lm_head.weight": W }, [adapter]);
+  const want = plus(at(head.lm_head), product(head["lm_head.lora_A.weight"], b, 1.5));
+  assertClose(tensors.get("lm_head.weight"), want);
+});

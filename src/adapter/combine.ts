@@ -22,6 +22,7 @@ import {
   truncates,
 } from "./combine_module.ts";
 import { requireAdditive } from "./additive.ts";
+import { sharedTables } from "./base_tables.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
 import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
@@ -93,8 +94,8 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  * @param adapters The adapters with their weights; the first one's config is the result's.
  * @param options The method and what it takes.
  * @returns The combination.
- * @throws {MismatchError} If the adapters fit no common base, are more than such sums, or their ranks differ where the
- * method adds factors.
+ * @throws {MismatchError} If the adapters fit no common base, hold different tables of one, are more than such sums, or
+ * their ranks differ where the method adds factors.
  * @throws {LimitError} If a rank passes the cap, or a `_svd` method would have to decompose too large an update.
  * @throws {NumericError} If a weight is not finite, or a value does not fit `dtype`.
  * @throws {RangeError} If an option is out of its range or does nothing for the method.
@@ -138,9 +139,10 @@ export async function combineAdapters(
   }
   if (hasBias && isOfPeft) report.push(LOST_BIASES);
   const config = combinedConfig(plain, modules, options.limits);
-  const weights = encodeWeights(modules.values());
+  const parts = { modules, replacements: sharedTables(plain), trainingState: new Map<string, StoredTensor>() };
+  const weights = encodeWeights(modules.values(), parts);
   const { sha256, id } = await identify(weights, config);
-  return new Adapter({ name, config, modules, trainingState: new Map(), sha256, id, bytes: weights.length, report });
+  return new Adapter({ name, config, ...parts, sha256, id, bytes: weights.length, report });
 }
 
 /**

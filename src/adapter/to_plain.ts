@@ -12,6 +12,7 @@ import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
 import { alphaOf } from "./dialects/scale_config.ts";
 import { baseFieldOf, isRepeatable } from "./variant_fields.ts";
+import { isBaseTable } from "./base_tables.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { readFactors, storeFactors } from "./factors.ts";
 import { identify } from "./identity.ts";
@@ -47,11 +48,11 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
+ * import { fromFloat32 } from "@lowrank/lora";
  * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
- * const values = Float32Array.of(3, 0, 0, 1);
- * const weight = { dtype: "F32", shape: [2, 2], bytes: new Uint8Array(values.buffer) } as const;
+ * const weight = fromFloat32(Float32Array.of(3, 0, 0, 1), [2, 2]);
  * const modules = [{ name: "q", inFeatures: 2, outFeatures: 2 }];
  * const weightOf = () => weight;
  * const pissa = await createAdapter({ modules, targetModules: ["q"], r: 1, init: "pissa", weightOf });
@@ -104,12 +105,18 @@ function holdsInitial({ modules }: Adapter, initial: Adapter): boolean {
 
 /**
  * A module over the original base. PEFT begins embeddings with B A = 0 whatever the initialisation is: they took nothing
- * from theirs, and only their alpha is told without rsLoRA.
+ * from theirs, and only their alpha is told without rsLoRA. So it is where the file holds the weight that the
+ * initialisation left, as PEFT saves a head's.
  */
 async function plainModule(adapter: Adapter, module: LoraModule, options: ToPlainOptions): Promise<LoraModule> {
-  const { kind, scaling, rank } = module;
-  if (kind === "embedding" && adapter.baseChange !== "kasa") return { ...module, alpha: alphaOf(scaling, rank) };
+  const { name, kind, scaling, rank } = module;
+  const isWhole = kind === "embedding" && adapter.baseChange !== "kasa";
+  if (isWhole || hasTable(adapter, `${name}.weight`)) return { ...module, alpha: alphaOf(scaling, rank) };
   return join(module, await takenFrom(adapter, module, options));
+}
+
+function hasTable(adapter: Adapter, tensor: string): boolean {
+  return isBaseTable(adapter, tensor) && adapter.replacements.has(tensor);
 }
 
 /** The line that {@linkcode reportAdapter} has for such an adapter. */

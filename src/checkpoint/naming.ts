@@ -50,3 +50,36 @@ export function namings(first: string, tensors: BaseTensors): readonly Naming[] 
   }));
   return [same, shorter, ...longer];
 }
+
+const ROUTERS: readonly [RegExp, string][] = [
+  [/\.mlp\.gate(?=$|\.)/, ".block_sparse_moe.gate"],
+  [/\.block_sparse_moe\.gate(?=$|\.)/, ".mlp.gate"],
+];
+
+/**
+ * Mixtral's router has one name beside single experts and another beside fused ones: the base may have the one, and the
+ * adapter the other.
+ *
+ * @param naming A correspondence.
+ * @param tensors The base.
+ * @param modules The adapter's modules.
+ * @returns The same, and that of routers.
+ */
+export function withRouters(naming: Naming, tensors: BaseTensors, modules: ReadonlyMap<string, unknown>): Naming {
+  const turn = (name: string) => {
+    const [form, other] = ROUTERS.find(([form]) => form.test(name)) ?? [/$^/, ""];
+    return name.replace(form, other);
+  };
+  return {
+    ...naming,
+    toBase: (name) => {
+      const [found, other] = [naming.toBase(name), naming.toBase(turn(name))];
+      return tensors.has(found) || !tensors.has(other) ? found : other;
+    },
+    toAdapter: (name) => {
+      const own = naming.toAdapter(name);
+      const path = own.replace(/\.weight$/, "");
+      return !modules.has(path) && modules.has(turn(path)) ? turn(own) : own;
+    },
+  };
+}

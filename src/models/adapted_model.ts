@@ -99,8 +99,7 @@ export abstract class AdaptedModel implements Disposable {
     const loaded = await (source instanceof Adapter ? subtractInitial(source, options) : loadAdapter(source, options));
     const adapter = isRepeatable(loaded.baseChange) ? await this.#overBase(loaded, options) : loaded;
     this.requireLive();
-    await this.#placement.adapters.add(name, adapter);
-    return adapter;
+    return await this.#placement.adapters.add(name, adapter);
   }
 
   async #overBase(adapter: Adapter, options: ReadOptions): Promise<Adapter> {
