@@ -48,11 +48,11 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
+ * import { fromFloat32 } from "@lowrank/lora";
  * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
- * const values = Float32Array.of(3, 0, 0, 1);
- * const weight = { dtype: "F32", shape: [2, 2], bytes: new Uint8Array(values.buffer) } as const;
+ * const weight = fromFloat32(Float32Array.of(3, 0, 0, 1), [2, 2]);
  * const modules = [{ name: "q", inFeatures: 2, outFeatures: 2 }];
  * const weightOf = () => weight;
  * const pissa = await createAdapter({ modules, targetModules: ["q"], r: 1, init: "pissa", weightOf });

@@ -43,6 +43,8 @@ export const SINGLE_FILE = "model.safetensors";
 /** File name of the index of a sharded checkpoint. */
 export const INDEX_FILE = "model.safetensors.index.json";
 
+/** What tells an adapter's folder from a model's. */
+const ADAPTER_FILE = "adapter_config.json";
 const MAX_INDEX_BYTES = 64_000_000;
 const MAX_SHARDS = 4096;
 const SHARD_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$/;
@@ -82,8 +84,9 @@ export async function openCheckpoint(folder: Folder, options: SafetensorsOptions
       );
     }
   }
+  const what = await folder.has(ADAPTER_FILE, options) ? ", which holds an adapter" : " without weights";
   throw new MismatchError(
-    `Cannot open a checkpoint in ${quote(folder.name)} without weights: expected ${SINGLE_FILE} or ${INDEX_FILE}`,
+    `Cannot open a checkpoint in ${quote(folder.name)}${what}: expected ${SINGLE_FILE} or ${INDEX_FILE}`,
     { code: "missing-file", file: folder.name, missing: [SINGLE_FILE, INDEX_FILE] },
   );
 }

@@ -66,14 +66,10 @@ export interface ConvBackwardOptions extends LoraForwardOptions {
  *
  * @example
  * ```ts
- * import { LoraConv, openBackend } from "@lowrank/lora";
+ * import { fromFloat32, LoraConv, openBackend } from "@lowrank/lora";
  * import assert from "node:assert/strict";
  *
- * const stored = (shape: number[], ...values: number[]) => ({
- *   shape,
- *   dtype: "F32" as const,
- *   bytes: new Uint8Array(Float32Array.from(values).buffer),
- * });
+ * const stored = (shape: number[], ...values: number[]) => fromFloat32(Float32Array.from(values), shape);
  * const backend = await openBackend();
  * const edges = { loraA: stored([1, 1, 2], -1, 1), loraB: stored([1, 1, 1], 1), scaling: 10 };
  * const layer = new LoraConv(backend, { weight: stored([1, 1, 2], 1, 1), adapters: { edges } });

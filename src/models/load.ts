@@ -47,6 +47,8 @@ export interface LoadModelOptions extends ReadOptions {
 }
 
 const MAX_CONFIG_BYTES = 1_000_000;
+/** What tells an adapter's folder from a model's. */
+const ADAPTER_FILE = "adapter_config.json";
 
 /**
  * Loads a causal language model: Llama, SmolLM2, Mistral, Mixtral, Qwen2, Qwen3, GPT-2.
@@ -179,6 +181,11 @@ async function openFolder(source: Folder | Source, options: ReadOptions): Promis
   const files = await source.list?.(options) ?? [];
   const ggufs = files.filter((file) => file.endsWith(".gguf"));
   if (ggufs.length === 1) return await ggufFolder(source.open(ggufs[0]!), options);
+  if (await source.has(ADAPTER_FILE, options)) {
+    const message = `Cannot load a model from ${quote(source.name)}, which holds an adapter: expected its base model`;
+    const details = { code: "missing-file", file: source.name, missing: ["config.json"], unexpected: [ADAPTER_FILE] };
+    throw new MismatchError(message, details);
+  }
   const message =
     `Cannot load a model from ${quote(source.name)} with ${ggufs.length} GGUF files and no "config.json": ` +
     "expected a Hugging Face folder or one GGUF file";
