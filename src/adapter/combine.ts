@@ -24,12 +24,11 @@ import {
 import { requireAdditive } from "./additive.ts";
 import { sharedTables } from "./base_tables.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
-import { identify } from "./identity.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
 import type { MajoritySign } from "./pruning.ts";
 import { CONFIG_FILE } from "./lora_config.ts";
-import { encodeWeights } from "./save.ts";
+import { newAdapter } from "./new_adapter.ts";
 import { type Factors, productNorm } from "./svd.ts";
 import { checkWeighted, type WeightedAdapter } from "./weighted_adapter.ts";
 
@@ -139,10 +138,7 @@ export async function combineAdapters(
   }
   if (hasBias && isOfPeft) report.push(LOST_BIASES);
   const config = combinedConfig(plain, modules, options.limits);
-  const parts = { modules, replacements: sharedTables(plain), trainingState: new Map<string, StoredTensor>() };
-  const weights = encodeWeights(modules.values(), parts);
-  const { sha256, id } = await identify(weights, config);
-  return new Adapter({ name, config, ...parts, sha256, id, bytes: weights.length, report });
+  return await newAdapter({ name, config, modules, replacements: sharedTables(plain), report });
 }
 
 /**
