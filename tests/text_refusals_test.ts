@@ -239,3 +239,9 @@ test("encode() and chat() refuse texts that hold half of a long added token ever
   assert.throws(() => tokenizer.chat([{ role: "user", content: text }]), limit);
   assert.deepEqual(tokenizer.encode(`${"<".repeat(20_000)}x`.repeat(3)), [1, 1, 1]);
 });
+
+test("encode() refuses a word that is too long for the engine's matcher by type", async () => {
+  const grow = { type: "Replace", pattern: { String: "a" }, content: "b".repeat(16) };
+  const tokenizer = await fromFiles({ "tokenizer.json": changed("normalizer", grow) });
+  assert.throws(() => tokenizer.encode("a".repeat(500_000)), { name: "LimitError", limit: 1_000_000 });
+});
