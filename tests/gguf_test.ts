@@ -145,7 +145,7 @@ test("readGguf() gives tensors of no elements and of no dimensions", async () =>
 
 const HUGE = 2n ** 63n;
 const REFUSED: readonly (readonly [what: string, file: Uint8Array, message: RegExp])[] = [
-  ["an empty file", new Uint8Array(), /beyond the file's 0 bytes/],
+  ["an empty file", new Uint8Array(), /of 0 bytes: expected "GGUF"/],
   ["another magic", new Header().u32(0x46554746).u32(3).u64(0).u64(0).file(), /"magic"/],
   ["version 1", new Header().start(0, 0, 1).file(), /"version" 1/],
   ["version 4", new Header().start(0, 0, 4).file(), /"version" 4/],

@@ -5,6 +5,7 @@ import type { Backend, Tensor } from "../src/backend.ts";
 import { LimitError, ShapeError } from "../src/errors.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { type ConvFactors, LoraConv, type LoraConvOptions } from "../src/lora/lora_conv.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear, fixture, readTruth } from "./models_support.ts";
@@ -136,9 +137,7 @@ function arraysOf(c: Case) {
 
 function setUp(backend: Backend, c: Case) {
   const arrays = arraysOf(c);
-  const stored = ({ shape, values }: Array64) => {
-    return { dtype: "F32" as const, shape, bytes: new Uint8Array(Float32Array.from(values).buffer) };
-  };
+  const stored = ({ shape, values }: Array64) => fromFloat32(Float32Array.from(values), shape);
   const adapters = { a: { loraA: stored(arrays.loraA), loraB: stored(arrays.loraB), scaling: 0.5 } };
   const layer = new LoraConv(backend, { ...c, weight: stored(arrays.weight), adapters });
   return { ...arrays, layer, input: backend.tensor(arrays.x.shape, Float32Array.from(arrays.x.values)) };

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
-import type { StoredTensor } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { INDEX, readTensors, text } from "./adapter_fixtures.ts";
@@ -41,7 +41,7 @@ test("a tied table is untied where embedding and head come apart, and config.jso
 test("a tied table stays tied where both change as one", async () => {
   const transposedHead = (name: string, [rows, columns]: readonly [number, number]): StoredTensor => {
     const values = Float32Array.from(transposed(at(embeddingPart[name as keyof typeof embeddingPart]), rows));
-    return { dtype: "F32", shape: [rows, columns], bytes: new Uint8Array(values.buffer) };
+    return fromFloat32(values, [rows, columns]);
   };
   const twin = {
     "lm_head.lora_A.weight": transposedHead("model.embed_tokens.lora_embedding_B", [2, 4]),

@@ -8,6 +8,7 @@ import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Folder } from "../src/formats/source.ts";
 import { type LanguageModel, loadModel } from "../src/models/mod.ts";
 import { findStart, tokenMixes } from "../src/models/token_mixes.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import {
@@ -31,8 +32,7 @@ const TABLE = "model.embed_tokens.weight";
 
 function adapterFolder(tensors: Readonly<Record<string, Matrix>>, config: Readonly<Record<string, unknown>>): Folder {
   const stored = Object.entries(tensors).map(([name, { shape, values }]) => {
-    const bytes = new Uint8Array(Float32Array.from(values).buffer);
-    return [`base_model.model.${name}`, { dtype: "F32" as const, shape, bytes }] as const;
+    return [`base_model.model.${name}`, fromFloat32(Float32Array.from(values), shape)] as const;
   });
   const json = { peft_type: "LORA", r: RANK, lora_alpha: 2 * RANK, target_modules: [], ...config };
   return memoryFolder(

@@ -15,10 +15,9 @@ import { baseFieldOf, isRepeatable } from "./variant_fields.ts";
 import { isBaseTable } from "./base_tables.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { readFactors, storeFactors } from "./factors.ts";
-import { identify } from "./identity.ts";
 import { scale, stackRows } from "./linear_algebra.ts";
 import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
-import { encodeWeights } from "./save.ts";
+import { newAdapter } from "./new_adapter.ts";
 import type { Factors } from "./svd.ts";
 import { readWeight } from "./weight_matrix.ts";
 
@@ -50,11 +49,11 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
+ * import { fromFloat32 } from "@lowrank/lora";
  * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
- * const values = Float32Array.of(3, 0, 0, 1);
- * const weight = { dtype: "F32", shape: [2, 2], bytes: new Uint8Array(values.buffer) } as const;
+ * const weight = fromFloat32(Float32Array.of(3, 0, 0, 1), [2, 2]);
  * const modules = [{ name: "q", inFeatures: 2, outFeatures: 2 }];
  * const weightOf = () => weight;
  * const pissa = await createAdapter({ modules, targetModules: ["q"], r: 1, init: "pissa", weightOf });
@@ -77,13 +76,10 @@ export async function toPlainLora(adapter: Adapter, options: ToPlainOptions): Pr
     modules.set(name, await plainModule(adapter, module, options));
   }
   const config = plainConfig(adapter.config, modules);
-  const weights = encodeWeights(modules.values(), adapter);
   const what = `it is plain LoRA of twice the rank now, over the base before ${baseChange ?? "its initialisation"}`;
   const why = initial ? "its initial factors are subtracted" : "what the initialisation took is computed again";
-  const { sha256, id } = await identify(weights, config);
-  const parts = { ...adapter, config, modules, baseChange: null, sha256, id, bytes: weights.length };
   const report = adapter.report.filter(({ what }) => !isBaseLine(what));
-  return withLine(new Adapter({ ...parts, report }), what, why);
+  return withLine(await newAdapter({ ...adapter, config, modules, baseChange: null, report }), what, why);
 }
 
 function withLine(adapter: Adapter, what: string, why: string): Adapter {

@@ -87,6 +87,10 @@ export async function checkAdapterPath({ path, source }: AdapterArgument): Promi
   if (source instanceof URL) return;
   const entry = await stat(path).catch(() => undefined);
   if (entry?.isDirectory()) return;
+  const [, before = "", weight = ""] = /^(.+)=(.*)$/.exec(path) ?? [];
+  if (!entry && await stat(before).catch(() => undefined)) {
+    throw new UsageError(`Cannot use ${quote(weight)} as the weight of ${quote(before)}: a number is wanted`);
+  }
   const why = entry ? 'it is a file, expected a PEFT folder ("lora convert" makes one)' : "there is no such folder";
   throw missingFile(`Cannot load an adapter from ${quote(path)}: ${why}`, path);
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CONFIG_FILE } from "../adapter/lora_config.ts";
 import type { Backend, CacheDtype } from "../backend.ts";
 import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
@@ -179,6 +180,11 @@ async function openFolder(source: Folder | Source, options: ReadOptions): Promis
   const files = await source.list?.(options) ?? [];
   const ggufs = files.filter((file) => file.endsWith(".gguf"));
   if (ggufs.length === 1) return await ggufFolder(source.open(ggufs[0]!), options);
+  if (await source.has(CONFIG_FILE, options)) {
+    const message = `Cannot load a model from ${quote(source.name)}, which holds an adapter: expected its base model`;
+    const details = { code: "missing-file", file: source.name, missing: ["config.json"], unexpected: [CONFIG_FILE] };
+    throw new MismatchError(message, details);
+  }
   const message =
     `Cannot load a model from ${quote(source.name)} with ${ggufs.length} GGUF files and no "config.json": ` +
     "expected a Hugging Face folder or one GGUF file";
