@@ -32,6 +32,8 @@ const KNOWN = [
   /"[^"]*\.lora_fc\..*expected PEFT's names/, // full tensors of a layer that has "lora_" in its path
   /with a lora_alpha that makes its scale/,
   /with new token rows and factors for the head/,
+  /with ensure_weight_tying its factors are those of/, // with PiSSA, which PEFT gives the head alone
+  /^Cannot combine .* of another fan_in_fan_out/,
   /^Cannot combine .* with (?:modules_to_save|bias)/,
 ];
 

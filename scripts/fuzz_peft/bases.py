@@ -126,7 +126,8 @@ class Net(nn.Module):
         super().__init__()
         self.layers_by_path: dict[str, dict] = {}
         # Of a square weight among others of both orientations nothing tells which it has.
-        kinds = rng.choice([["linear", "linear", "attention", "embedding", "conv"]] * 4 + [["conv1d", "embedding", "conv"]])
+        mixed = ["linear", "linear", "attention", "embedding", "conv"]
+        kinds = rng.choice([mixed, mixed, mixed, ["linear", "embedding", "conv"], ["conv1d", "embedding", "conv"]])
         for _ in range(rng.randint(2, 6)):
             path = rng.choice(PATHS).format(leaf=rng.choice(LEAVES), i=rng.randint(0, 3), j=rng.randint(0, 2))
             if path in self.layers_by_path or not self.is_free(path):

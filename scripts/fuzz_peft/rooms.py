@@ -56,7 +56,8 @@ def set_active(model: PeftModel, weights: dict[str, float]) -> None:
 
 def only_factors(config: Config) -> Config:
     """Without what PEFT cannot have of two adapters at once, or what is another room's."""
-    return beside_others({key: config[key] for key in config if key not in ("modules_to_save", "trainable_token_indices")})
+    whole = ("modules_to_save", "trainable_token_indices")
+    return beside_others({key: value for key, value in config.items() if key not in whole})
 
 
 def beside_others(config: Config) -> Config:
@@ -88,6 +89,8 @@ def make_several(kind: str, seed: str, folder: Path) -> dict:
     """Up to three adapters: each alone, all at once with weights, and another one per row."""
     rng, base = begin(kind, seed, folder)
     plain = bases.load_base(kind, base)
+    if kind == "modules" and any(layer["kind"] == "attention" for layer in plain.layers_by_path.values()):
+        raise Refused("several: an attention that is adapted whole by one, and its projection by another")
     names = ["a", "b", "c"][: rng.randint(2, 3)]
     configs = {}
     # Of what is held in full PEFT has one adapter's at a time.
