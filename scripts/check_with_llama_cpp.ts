@@ -31,7 +31,7 @@ import { loadModel } from "../src/models/load.ts";
 import { convert, HEADS, LLAMA, metadata, QWEN3 } from "../tests/gguf_models.ts";
 import { ggufSource } from "../tests/gguf_writer.ts";
 import { readCheckpoint } from "../tests/models_support.ts";
-import { FIXTURES, type InteropCase, readCases, requireNear, type Rows, Tally, TOLERANCE } from "./interop_cases.ts";
+import { FIXTURES, type InteropCase, readCases, requireNear, type Rows, Tally } from "./interop_cases.ts";
 
 interface Sequence {
   clearHistory(): Promise<void>;
@@ -53,8 +53,6 @@ interface LlamaModel {
 }
 
 const HOME = process.env.LOWRANK_HOME ?? join(homedir(), ".cache", "lowrank");
-/** llama.cpp rounds the inputs of a product to the type of the factor: these are its digits, not those of the files. */
-const HALF_TOLERANCES: Readonly<Record<string, number>> = { "llama-bf16": 1e-2, "llama-f16": 2e-3 };
 const PEER = join(HOME, "peers", "node-llama-cpp", "node_modules", "node-llama-cpp");
 execFileSync("bash", [fileURLToPath(new URL("setup_peers.sh", import.meta.url)), "node-llama-cpp"], {
   stdio: ["ignore", "ignore", "inherit"],
@@ -110,7 +108,7 @@ async function logitsOf(sequence: Sequence, ids: readonly number[], last: number
 async function checkPrompts(
   model: string,
   lora: string | null,
-  { name, ids }: InteropCase,
+  { ids }: InteropCase,
   want: Rows,
 ): Promise<string> {
   const got = await withSequence(model, lora, async (sequence) => {
@@ -118,7 +116,7 @@ async function checkPrompts(
     for (const prompt of ids) rows.push(...await logitsOf(sequence, prompt));
     return rows;
   });
-  return requireNear(got, want, lora === null ? TOLERANCE : HALF_TOLERANCES[name]);
+  return requireNear(got, want);
 }
 
 async function writeGguf(adapter: Adapter, facts: WriteDialectOptions): Promise<string> {

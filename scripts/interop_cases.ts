@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { readTruth } from "../tests/models_support.ts";
 
 /** The most that logits may be off, of the largest: twice what float32 takes of llama-rslora, which amplifies it. */
-export const TOLERANCE = 2e-5;
+const TOLERANCE = 2e-5;
 
 /** The folder of the fixtures. */
 export const FIXTURES: string = fileURLToPath(new URL("../tests/fixtures/", import.meta.url));

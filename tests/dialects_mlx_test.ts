@@ -98,7 +98,8 @@ test("factors of a tied embedding go where both tools let them act in the head t
     await refused(alone, to, table);
     await refused(heads, to, head);
     for (const adapter of [alone, heads]) {
-      assert.deepEqual(await writeAdapter(adapter, to, memorySink(), { ...facts, tied: false }), [], to);
+      const report = await writeAdapter(adapter, to, memorySink(), { ...facts, tied: false });
+      assert.deepEqual(report.filter(({ what }) => !what.includes("written as F32")), [], to);
     }
   }
   await refused(both, "gguf", "ensure_weight_tying");

@@ -2,7 +2,7 @@ import { NumericError } from "../../errors.ts";
 import { type FloatDtype, fromFloat32, isSameTensor, type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import type { LoraModule, ReportLine } from "../adapter.ts";
-import { isFloatTensor } from "../factor_values.ts";
+import { isFloatTensor } from "../../formats/float_bits.ts";
 import { alphaOf } from "./scale_config.ts";
 
 /** A little more than 2⁻²⁴, so that rounding to F32 and a division in F64 stay below. */
