@@ -30,6 +30,8 @@ export interface ToPlainOptions {
   readonly initial?: Adapter;
   /** The weights of the original base by module path, for `pissa`, `olora` and `kasa`. */
   readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
+  /** Whether the weight of a module is stored (in, out), where it is square; as the config says if absent. */
+  readonly isTransposed?: (module: LoraModule) => boolean;
 }
 
 const PLAIN_ALREADY = "its factors hold those of the initial adapter: it was made plain when it was saved";
@@ -123,9 +125,9 @@ function isBaseLine(what: string): boolean {
 async function takenFrom(
   adapter: Adapter,
   module: LoraModule,
-  { initial, weightOf }: ToPlainOptions,
+  { initial, weightOf, isTransposed: isTurned = () => adapter.config.fanInFanOut }: ToPlainOptions,
 ): Promise<Factors> {
-  const { baseChange, config } = adapter;
+  const { baseChange } = adapter;
   if (initial) return initialFactors(adapter, module, initial);
   const { takenFactors } = await import("./base_change.ts");
   if (!weightOf || !isRepeatable(baseChange)) {
@@ -139,7 +141,7 @@ async function takenFrom(
     });
   }
   if (module.kind !== "linear") throw refuseKind(adapter, module);
-  const { matrix, isTransposed } = readWeight(await weightOf(module.name), module, config.fanInFanOut);
+  const { matrix, isTransposed } = readWeight(await weightOf(module.name), module, isTurned(module));
   if (isTransposed && baseChange !== "pissa") {
     const message =
       `Cannot convert ${quote(module.name)} of ${quote(adapter.name)}: PEFT's ${baseChange} is not defined ` +

@@ -154,7 +154,7 @@ async function loadParts<Network extends PlacedNetwork>(
   const placement = await place(loading);
   try {
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    return { placement, place, readWeight, tokenizer: await openTokenizer(folder, loading) };
+    return { placement, place, readWeight, isTransposed, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
     placement.dispose();
     throw error;
