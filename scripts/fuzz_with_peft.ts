@@ -29,6 +29,7 @@ const CASES_PER_WORKER = 300;
 const KNOWN = [
   /with init_lora_weights "pissa_niter"/, // a random SVD, which does not come out the same again
   /of rank \d+: expected \d+, by the config/, // PiSSA and OLoRA of a rank that the weight does not have
+  /"[^"]*\.lora_fc\..*expected PEFT's names/, // full tensors of a layer that has "lora_" in its path
   /with a lora_alpha that makes its scale/,
   /with new token rows and factors for the head/,
   /^Cannot combine .* with (?:modules_to_save|bias)/,

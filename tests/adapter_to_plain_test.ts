@@ -8,7 +8,7 @@ import { singularVectors } from "../src/adapter/svd.ts";
 import { toPlainLora } from "../src/adapter/to_plain.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySink } from "../src/formats/memory.ts";
-import { adapterOf, assertClose, at, merge, noise, plus, product } from "./merge_support.ts";
+import { adapterOf, assertClose, at, merge, noise, plus, product, transposed } from "./merge_support.ts";
 
 const [OUT, IN] = [12, 9];
 const W = noise([OUT, IN], 3);
@@ -168,4 +168,19 @@ test("a head whose changed weight is in the file, as PEFT saves it, is not chang
   const { tensors } = await merge({ "lm_head.weight": W }, [adapter]);
   const want = plus(at(head.lm_head), product(head["lm_head.lora_A.weight"], b, 1.5));
   assertClose(tensors.get("lm_head.weight"), want);
+});
+
+test("of a square weight that is stored (in, out) the same is taken again, whatever fan_in_fan_out says", async () => {
+  const [stored, name] = [noise([4, 4], 8), "h.c_proj"];
+  const modules = [{ name, inFeatures: 4, outFeatures: 4 }];
+  const sides = { modules, targetModules: ["c_proj"], r: 2, loraAlpha: 3, init: "pissa" } as const;
+  const initial = await createAdapter({ ...sides, weightOf: () => stored, fanInFanOut: true });
+  const { config, ...parts } = trained(initial);
+  const adapter = new Adapter({ ...parts, config: { ...config, fanInFanOut: false } });
+  const { loraA, loraB, scaling } = adapter.modules.get(name)!;
+  const before = initial.modules.get(name)!;
+  const change = plus(product(loraA, loraB, scaling), product(before.loraA, before.loraB, scaling), -1);
+  const witness = { "h.c_attn.weight": noise([4, 12], 9), "h.c_attn.bias": noise([12], 10) };
+  const { tensors } = await merge({ [`${name}.weight`]: stored, ...witness }, [adapter]);
+  assertClose(tensors.get(`${name}.weight`), plus(at(stored), transposed(change, 4)));
 });

@@ -2,11 +2,24 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Adapter } from "../src/adapter/adapter.ts";
-import { type LanguageModel, loadEncoder } from "../src/models/mod.ts";
+import type { Backend } from "../src/backend.ts";
+import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
+import type { StoredTensor } from "../src/formats/dtype.ts";
+import { memoryFolder, memorySink } from "../src/formats/memory.ts";
+import { type LanguageModel, loadEncoder, loadModel } from "../src/models/mod.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { adapterOf, noise } from "./merge_support.ts";
-import { assertNear, fixture, IDS, loadBase, logitsOf } from "./models_support.ts";
+import {
+  assertNear,
+  fixture,
+  IDS,
+  loadBase,
+  logitsOf,
+  modelFolder,
+  readCheckpoint,
+  readFiles,
+} from "./models_support.ts";
 
 const [VOCAB, DIM, TOLERANCE] = [131, 48, 2e-5];
 const Q = "model.layers.0.self_attn.q_proj";
@@ -93,4 +106,44 @@ test("an adapter of a part that the answer does not depend on runs as one withou
   const answer = async (adapter: string) => (await model.forward(IDS, { adapter })).values;
   assertSameBits(await answer("all"), await answer("dense"), "as without it");
   model.dispose();
+});
+
+/** A table of the fixtures' qwen3, whose head is tied, and the model with another one. */
+async function otherTable(backend: Backend) {
+  const [name, base] = ["model.embed_tokens.weight", fixture("base/qwen3")];
+  const [tensors, files] = [await readCheckpoint(base), await readFiles(base)];
+  const { shape, values } = tensors.get(name)!;
+  const stored = (values: Float32Array): StoredTensor => ({
+    dtype: "F32",
+    shape,
+    bytes: new Uint8Array(values.buffer),
+  });
+  const other = values.map((value, i) => value + 0.1 * Math.sin(i));
+  tensors.set(name, { shape, values: other });
+  const config = JSON.parse(new TextDecoder().decode(files.get("config.json")));
+  const model = await loadModel(modelFolder(config, tensors), { backend, dtype: "f32" });
+  return { base: stored(values), other: stored(other), model };
+}
+
+forEachBackend("a tied table that is saved beside a head's factors is the embedding's too", async (backend) => {
+  const model = await loadBase(backend, "qwen3");
+  const { base, other, model: changed } = await otherTable(backend);
+  const config = { target_modules: ["lm_head"] };
+  const [a, b] = [noise([2, DIM], 1), noise([VOCAB, 2], 2)];
+  const factors = { "lm_head.lora_A.weight": a, "lm_head.lora_B.weight": b };
+  const zero = { ...factors, "lm_head.lora_B.weight": { ...b, bytes: new Uint8Array(8 * VOCAB) } };
+  const beside = await adapterOf({ ...zero, "lm_head.base_layer.weight": other }, config);
+  const found = await answers(model, {
+    same: await adapterOf({ ...factors, "lm_head.base_layer.weight": base }, config),
+    plain: await adapterOf(factors, config),
+    beside,
+  });
+  assertSameBits(found["same"]!, found["plain"]!, "the base's table");
+  const want = await logitsOf(changed, IDS);
+  assertNear(found["beside"]!, want, TOLERANCE, "another table");
+  const sink = memorySink();
+  await mergeCheckpoint(fixture("base/qwen3"), [{ adapter: beside }], sink, { backend });
+  const merged = await loadModel(memoryFolder(sink.files), { backend, dtype: "f32" });
+  assertNear(await logitsOf(merged, IDS), want, TOLERANCE, "merged");
+  for (const one of [model, changed, merged]) one.dispose();
 });

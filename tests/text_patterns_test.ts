@@ -70,14 +70,19 @@ test("encode() takes no longer for a pattern that backtracks", async () => {
       const tokenizer = await fromFiles({ "tokenizer.json": { ...file, normalizer: null, ...changed } });
       const start = performance.now();
       tokenizer.encode("a".repeat(20_000) + "1".repeat(20_000) + " ".repeat(20_000));
-      assert.ok(performance.now() - start < 3000, `${Regex}: ${performance.now() - start} ms`);
+      assert.ok(performance.now() - start < 10_000, `${Regex}: ${performance.now() - start} ms`);
     }
   }
 });
 
 test("loadTokenizer() refuses a pattern that cannot be bounded, by what it has", async () => {
   const file = small().files.qwen2!;
-  for (const [Regex, has] of [["(a)\\1", "refers back"], ["(?<=a+)b", "looks behind"], ["(a?)*b", "may be empty"]]) {
+  for (
+    const [Regex, has] of [["(a)\\1", "refers back"], ["(?<=a+)b", "looks behind"], ["(a?)*b", "may be empty"], [
+      "a{1000000}",
+      "4096",
+    ]]
+  ) {
     const preTokenizer = { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
     await assert.rejects(fromFiles({ "tokenizer.json": { ...file, pre_tokenizer: preTokenizer } }), (error: Error) => {
       return error.name === "FormatError" && error.message.includes(has!);

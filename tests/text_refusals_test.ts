@@ -54,6 +54,16 @@ const UNSUPPORTED: [path: string, value: unknown, field: string][] = [
   ["decoder", { type: "CTC" }, "decoder.type"],
   ["decoder", { type: "Sequence", decoders: [{ type: "Fuse" }, { type: "ByteFallback" }] }, "decoder.decoders[1].type"],
   ["post_processor", { type: "Other" }, "post_processor.type"],
+  ["pre_tokenizer", { type: "Sequence", pretokenizers: Array(33).fill(split({})) }, "pre_tokenizer.pretokenizers"],
+  ["decoder", {
+    type: "Sequence",
+    decoders: [{ type: "Replace", pattern: { String: "a" }, content: "a".repeat(17) }],
+  }, "decoder.decoders[0].content"],
+  ["post_processor", {
+    type: "TemplateProcessing",
+    single: Array(2000).fill({ SpecialToken: { id: "x" } }),
+    special_tokens: { x: { ids: [1] } },
+  }, "post_processor.single"],
   ["added_tokens", [{ id: "0", content: "a" }], "added_tokens[0].id"],
   ["added_tokens", [{ id: 0, content: "" }], "added_tokens[0].content"],
 ];
@@ -207,4 +217,31 @@ test("a letter with a megabyte of marks is refused, where sorting them would tak
     }
     assert.ok(tokenizer.encode(`e${"\u0301\u0327".repeat(500)}x`.repeat(20)).length > 0);
   }
+});
+
+test("decode() refuses replacements that grow without bounds, before they end the process", async () => {
+  const twice = { type: "Replace", pattern: { String: "a" }, content: "aa" };
+  const decoder = { type: "Sequence", decoders: Array(1000).fill(twice) };
+  const tokenizer = await fromFiles({ "tokenizer.json": changed("decoder", decoder) });
+  const ids = Array.from({ length: tokenizer.vocabSize }, (_, id) => id);
+  assert.throws(() => tokenizer.decode(ids), { name: "LimitError", field: "decoder" });
+});
+
+test("encode() and chat() refuse texts that hold half of a long added token everywhere", async () => {
+  const token = { id: 1, content: `${"<".repeat(20_000)}x`, special: true };
+  const template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+  const tokenizer = await fromFiles({
+    "tokenizer.json": changed("added_tokens", [token]),
+    "chat_template.jinja": template,
+  });
+  const [text, limit] = ["<".repeat(60_000), { name: "LimitError", field: "added_tokens" }];
+  assert.throws(() => tokenizer.encode(text), limit);
+  assert.throws(() => tokenizer.chat([{ role: "user", content: text }]), limit);
+  assert.deepEqual(tokenizer.encode(`${"<".repeat(20_000)}x`.repeat(3)), [1, 1, 1]);
+});
+
+test("encode() refuses a word that is too long for the engine's matcher by type", async () => {
+  const grow = { type: "Replace", pattern: { String: "a" }, content: "b".repeat(16) };
+  const tokenizer = await fromFiles({ "tokenizer.json": changed("normalizer", grow) });
+  assert.throws(() => tokenizer.encode("a".repeat(500_000)), { name: "LimitError", limit: 1_000_000 });
 });

@@ -125,11 +125,13 @@ class Net(nn.Module):
     def __init__(self, rng: Random):
         super().__init__()
         self.layers_by_path: dict[str, dict] = {}
+        # Of a square weight among others of both orientations nothing tells which it has.
+        kinds = rng.choice([["linear", "linear", "attention", "embedding", "conv"]] * 4 + [["conv1d", "embedding", "conv"]])
         for _ in range(rng.randint(2, 6)):
             path = rng.choice(PATHS).format(leaf=rng.choice(LEAVES), i=rng.randint(0, 3), j=rng.randint(0, 2))
             if path in self.layers_by_path or not self.is_free(path):
                 continue
-            layer, spec = random_layer(rng)
+            layer, spec = random_layer(rng, rng.choice(kinds))
             self.put(path, layer)
             self.layers_by_path[path] = spec
 
@@ -156,8 +158,7 @@ class Net(nn.Module):
         return outputs
 
 
-def random_layer(rng: Random) -> tuple[nn.Module, dict]:
-    kind = rng.choice(["linear", "linear", "linear", "embedding", "conv", "conv", "conv1d", "attention"])
+def random_layer(rng: Random, kind: str) -> tuple[nn.Module, dict]:
     n, m = rng.randint(1, 17), rng.randint(1, 17)
     if kind == "linear":
         return nn.Linear(n, m, bias=rng.random() < 0.6), {"kind": kind, "input": [rng.randint(1, 5), n]}

@@ -178,7 +178,8 @@ export function compareMerged(
     const wanted = expected.get(`merged.${cut(name)}`) ?? expected.get(`merged.${prefixOf(kind)}${name}`);
     const old = before.get(name);
     const values = toFloat32(tensor);
-    if (wanted) findings.compare(`merged ${name}`, values, wanted, tolerance / 2);
+    const rounded = { F32: 0, BF16: 2 ** -8, F16: 2 ** -11 }[tensor.dtype as string] ?? 0;
+    if (wanted) findings.compare(`merged ${name}`, values, wanted, tolerance / 2 + rounded);
     else if (old) findings.compare(`untouched ${name}`, values, wide(old), 0);
     else if (!isTwin(name)) findings.problems.push(`merged ${name} is not in PEFT's result`);
   }

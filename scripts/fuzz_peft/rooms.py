@@ -56,7 +56,11 @@ def set_active(model: PeftModel, weights: dict[str, float]) -> None:
 
 def only_factors(config: Config) -> Config:
     """Without what PEFT cannot have of two adapters at once, or what is another room's."""
-    whole = ("modules_to_save", "trainable_token_indices", "layer_replication", "bias", "target_parameters")
+    return beside_others({key: config[key] for key in config if key not in ("modules_to_save", "trainable_token_indices")})
+
+
+def beside_others(config: Config) -> Config:
+    whole = ("layer_replication", "bias", "target_parameters")
     kept = {key: value for key, value in config.items() if key not in whole}
     if kept.get("task_type") == "SEQ_CLS":  # which saves the classifier in full
         del kept["task_type"]
@@ -66,32 +70,44 @@ def only_factors(config: Config) -> Config:
     return kept | ({} if kept["target_modules"] else {"target_modules": "all-linear"})
 
 
+def add_mix(rng: Random, model: PeftModel, plain: nn.Module, inputs, case: dict) -> dict:
+    """The sum of all adapters with weights, and what merging it gives."""
+    case["weights"] = {name: rng.choice([1.0, 0.5, -0.75, 2.0]) for name in case["names"]}
+    set_active(model, case["weights"])
+    mix = answers64(model, inputs)
+    tensors = {f"mix.{key}": y for key, y in mix.items()}
+    try:
+        changed, case["gap"] = merged_weights(model, plain.double(), inputs, mix)
+        return tensors | {f"merged.{name}": tensor.double() for name, tensor in changed.items()}
+    except Exception as error:  # noqa: BLE001
+        case["merge"] = f"{type(error).__name__}: {str(error)[:200]}"
+        return tensors
+
+
 def make_several(kind: str, seed: str, folder: Path) -> dict:
     """Up to three adapters: each alone, all at once with weights, and another one per row."""
     rng, base = begin(kind, seed, folder)
     plain = bases.load_base(kind, base)
     names = ["a", "b", "c"][: rng.randint(2, 3)]
     configs = {}
+    # Of what is held in full PEFT has one adapter's at a time.
+    is_whole = kind != "modules" and rng.random() < 0.3
+    change = beside_others if is_whole else only_factors
     for name in names:
-        configs[name], _ = make_random(kind, rng, base, folder / name, only_factors, plain=rng.random() < 0.6)
+        plainly = not is_whole and rng.random() < 0.6
+        configs[name], _ = make_random(kind, rng, base, folder / name, change, plain=plainly)
     inputs = inputs_for(kind, rng, plain)
     model = load_adapter(kind, base, {name: folder / name for name in names}).double()
     tensors = write_inputs(inputs)
     for name in names:
-        set_active(model, {name: 1.0})
+        refuse("set", lambda: model.set_adapter(name))
         tensors |= {f"{name}.{key}": y for key, y in answers64(model, inputs).items()}
-    weights = {name: rng.choice([1.0, 0.5, -0.75, 2.0]) for name in names}
-    case = {"configs": configs, "names": names, "weights": weights}
-    set_active(model, weights)
-    mix = answers64(model, inputs)
-    tensors |= {f"mix.{key}": y for key, y in mix.items()}
-    try:
-        changed, case["gap"] = merged_weights(model, plain.double(), inputs, mix)
-        tensors |= {f"merged.{name}": tensor.double() for name, tensor in changed.items()}
-    except Exception as error:  # noqa: BLE001
-        case["merge"] = f"{type(error).__name__}: {str(error)[:200]}"
+    case = {"configs": configs, "names": names}
+    if not is_whole:
+        tensors |= add_mix(rng, model, plain, inputs, case)
     if kind != "modules":
-        set_active(model, {name: 1.0 for name in names})
+        if not is_whole:
+            set_active(model, {name: 1.0 for name in names})
         rows = [rng.choice(["__base__", *names]) for _ in range(inputs.shape[0])]
         try:
             tensors |= {f"rows.{key}": y for key, y in answers64(model, inputs, adapter_names=rows).items()}

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type FormatError, MismatchError } from "../errors.ts";
+import { FormatError, MismatchError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { ConfigFields } from "./config_fields.ts";
@@ -137,6 +137,28 @@ export function readVariants(raw: ReadonlyMap<string, JsonValue>, fields: Config
       ? positive(fields, "qalora_group_size", raw.get("qalora_group_size") ?? 16)
       : null,
   };
+}
+
+/**
+ * Refuses Arrow, which routes every token over several adapters.
+ *
+ * @param raw The keys of the config.
+ * @param file Name of the file.
+ * @throws {FormatError} If the config asks for it.
+ */
+export function refuseArrow(raw: ReadonlyMap<string, JsonValue>, file: string): void {
+  const field = "arrow_config";
+  const found = raw.get(field) ?? null;
+  // Python takes every value but these for true, so a value of the wrong type is refused too.
+  if (found === null || found === false) return;
+  const what = "Arrow, which routes every token over several adapters";
+  const message = `Cannot load an adapter with ${quote(field)} set in ${quote(file)} (${what})`;
+  throw new FormatError(`${message}: not supported yet, serve it with PEFT: it cannot be merged`, {
+    code: "unsupported",
+    file,
+    field,
+    found,
+  });
 }
 
 /** Whether Python takes a value for true. */

@@ -7,7 +7,6 @@
  */
 
 import type { LoraModule } from "../adapter/adapter.ts";
-import { ownerOf } from "../adapter/module_places.ts";
 import type { CheckpointTensor } from "../formats/checkpoint.ts";
 
 /** The tensors of a base by name. */
@@ -26,11 +25,6 @@ export interface Naming {
 /** Name of the tensor that a module adapts, as the adapter has it; null where only the base can tell. */
 export function weightName({ name, parameter }: Pick<LoraModule, "name" | "parameter">): string | null {
   return parameter === undefined ? `${name}.weight` : parameter === null ? null : name;
-}
-
-/** Name of the bias of a module, as the adapter has it. */
-export function biasName({ name, parameter }: Pick<LoraModule, "name" | "parameter">): string {
-  return parameter ? `${ownerOf(name, parameter)}.in_proj_bias` : `${name}.bias`;
 }
 
 /** The namings to try, the plain one first. */

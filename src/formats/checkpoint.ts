@@ -114,6 +114,7 @@ async function openSharded(folder: Folder, options: SafetensorsOptions): Promise
       value: shards.length,
     });
   }
+  checkTwins(file, shards);
   await checkPresence(folder, shards, options);
   const checkpoint = await openFiles(folder, shards, index, options);
   compareWithIndex(folder.name, wanted, checkpoint.tensors);
@@ -127,6 +128,22 @@ function checkShardName(file: string, tensor: string, shard: JsonValue): string 
     `Cannot read ${quote(file)} with ${found} as the shard of ${quote(tensor)}: expected a plain .safetensors name`,
     { file, tensor, field: "weight_map", found: shard, expected: SHARD_NAME.source },
   );
+}
+
+/** A merge writes files of these names, perhaps where two of them are one file. */
+function checkTwins(file: string, shards: readonly string[]): void {
+  const seen = new Map<string, string>();
+  for (const shard of shards) {
+    const twin = seen.get(shard.toLowerCase());
+    seen.set(shard.toLowerCase(), shard);
+    if (twin === undefined) continue;
+    throw new FormatError(
+      `Cannot read ${quote(file)} with shards ${quote(twin)} and ${
+        quote(shard)
+      }: expected names that differ in more than case`,
+      { file, field: "weight_map", found: [twin, shard] },
+    );
+  }
 }
 
 async function checkPresence(folder: Folder, shards: readonly string[], options: ReadOptions): Promise<void> {

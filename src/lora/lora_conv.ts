@@ -12,7 +12,7 @@ import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
 import type { LoraFactors } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LoraLinear } from "./lora_linear.ts";
 import { putRows } from "./rows.ts";
@@ -95,7 +95,7 @@ export class LoraConv implements LoraLayer {
    * @throws {TypeError} If the padding mode is none of the four.
    */
   constructor(backend: Backend, options: LoraConvOptions) {
-    const { weight, bias, groups = 1, adapters = {} } = options;
+    const { weight, bias, groups = 1 } = options;
     const [out = 0, perGroup = 0, ...kernel] = weight.shape;
     this.#backend = backend;
     this.#groups = groups;
@@ -109,12 +109,7 @@ export class LoraConv implements LoraLayer {
     }
     this.#weight = backend.weight(packKernel(toFloat32(weight), { out, perGroup, groups, positions: sizeOf(kernel) }));
     this.linear = new LoraLinear(backend, { weight: this.#weight, ...(bias && { bias }) });
-    try {
-      for (const [name, factors] of Object.entries(adapters)) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Names of the adapters, in the order in which they came. */

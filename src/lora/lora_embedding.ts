@@ -10,7 +10,7 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
 import { embedBackward, type EmbeddingTerm, embedRows, putOwnRows, type SparseRows } from "./embedding_rows.ts";
 import type { LoraFactors } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import { MergeState } from "./merge_state.ts";
 import { assemble, coverRows } from "./rows.ts";
 import {
@@ -94,12 +94,7 @@ export class LoraEmbedding implements LoraLayer {
     this.#scale = options.scale ?? 1;
     this.#paddingId = options.paddingId ?? null;
     this.#state = new MergeState(backend, options.weight, options.shared ?? false);
-    try {
-      for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Names of the adapters, in the order in which they came. */

@@ -6,6 +6,7 @@
 
 import type { Adapter, LoraModule, TokenRows } from "../adapter/adapter.ts";
 import { lastName, ownerPath } from "../adapter/paths.ts";
+import { isBaseTable } from "../adapter/base_tables.ts";
 import { checkAgainst } from "../adapter/match.ts";
 import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
@@ -38,7 +39,9 @@ export async function placeAdapter(layers: ModelLayers, name: string, whole: Ada
   for (const [path, module] of modules) placeModule(layers.byPath.get(path)!, name, module);
   for (const [tensor, values] of adapter.replacements) {
     const [path, part] = [ownerPath(tensor), lastName(tensor)];
-    await replacePart(layers, { name, path, part }, values, adapter.config.ensureWeightTying);
+    // A tied table that is saved beside the factors of one side is the base's, which both sides have.
+    const isShared = adapter.config.ensureWeightTying || isBaseTable(adapter, tensor);
+    await replacePart(layers, { name, path, part }, values, isShared);
   }
   for (const [path, rows] of adapter.tokenRows) {
     const layer = layers.byPath.get(path);
@@ -129,6 +132,9 @@ async function replacePart(
     const head = layers.tied?.embedding === path ? layers.byPath.get(layers.tied.head) : undefined;
     if (tie && head instanceof LoraLinear) head.replaceFor(name, { weight: values });
   } else if (layer instanceof LoraLinear && part === "weight") {
+    if (tie && await isSameTable(layers, layer, values)) return;
+    const table = tie && layers.tied?.head === path ? layers.byPath.get(layers.tied.embedding) : undefined;
+    if (table instanceof LoraEmbedding) table.replaceFor(name, { weight: values });
     layer.replaceFor(name, { weight: layers.isTransposed(`${path}.weight`) ? turned(name, values) : values });
   } else layer.replaceFor(name, { [part]: values });
 }
@@ -143,7 +149,11 @@ function turned(name: string, values: StoredTensor): StoredTensor {
  * Whether values are those of a table, bit for bit once they are stored as it is. While adapters are merged into the
  * table nobody knows: an adapter then keeps its own.
  */
-async function isSameTable({ backend }: ModelLayers, layer: LoraEmbedding, values: StoredTensor): Promise<boolean> {
+async function isSameTable(
+  { backend }: ModelLayers,
+  layer: LoraEmbedding | LoraLinear,
+  values: StoredTensor,
+): Promise<boolean> {
   const table = layer.weight;
   if (values.shape[0] !== table.shape[0] || values.shape[1] !== table.shape[1]) return false;
   const other = backend.weight(matrixValues("", "weight", values), { dtype: table.dtype });

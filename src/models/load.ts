@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CONFIG_FILE } from "../adapter/lora_config.ts";
 import type { Backend, CacheDtype } from "../backend.ts";
 import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
@@ -47,8 +48,6 @@ export interface LoadModelOptions extends ReadOptions {
 }
 
 const MAX_CONFIG_BYTES = 1_000_000;
-/** What tells an adapter's folder from a model's. */
-const ADAPTER_FILE = "adapter_config.json";
 
 /**
  * Loads a causal language model: Llama, SmolLM2, Mistral, Mixtral, Qwen2, Qwen3, GPT-2.
@@ -155,7 +154,7 @@ async function loadParts<Network extends PlacedNetwork>(
   const placement = await place(loading);
   try {
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    return { placement, place, readWeight, tokenizer: await openTokenizer(folder, loading) };
+    return { placement, place, readWeight, isTransposed, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
     placement.dispose();
     throw error;
@@ -181,9 +180,9 @@ async function openFolder(source: Folder | Source, options: ReadOptions): Promis
   const files = await source.list?.(options) ?? [];
   const ggufs = files.filter((file) => file.endsWith(".gguf"));
   if (ggufs.length === 1) return await ggufFolder(source.open(ggufs[0]!), options);
-  if (await source.has(ADAPTER_FILE, options)) {
+  if (await source.has(CONFIG_FILE, options)) {
     const message = `Cannot load a model from ${quote(source.name)}, which holds an adapter: expected its base model`;
-    const details = { code: "missing-file", file: source.name, missing: ["config.json"], unexpected: [ADAPTER_FILE] };
+    const details = { code: "missing-file", file: source.name, missing: ["config.json"], unexpected: [CONFIG_FILE] };
     throw new MismatchError(message, details);
   }
   const message =

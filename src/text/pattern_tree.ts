@@ -171,8 +171,9 @@ function isLoop(tree: PatternTree): tree is Repeat {
 
 /** Whether it has no loop but one over single characters. */
 function isPlain(tree: PatternTree): boolean {
-  if (tree.kind === "repeat" && tree.body.kind === "set") return true;
-  return tree.kind === "set" || isBounded(tree);
+  // Engines write out what is repeated many times.
+  const isPlainLoop = tree.kind === "repeat" && tree.body.kind === "set" && tree.max === Infinity && tree.min <= MANY;
+  return isPlainLoop || isBounded(tree);
 }
 
 /** Whether it goes over few characters, in few ways. */

@@ -41,7 +41,7 @@ export interface TextNormalizer {
   normalize(text: string): string;
 }
 
-/** Most steps of a normaliser, and most characters that one of them writes in place of another or before all. */
+/** Most steps of a normaliser or of a pre-tokeniser, and most characters that one of them writes in place of another or before all. */
 const MAX_STEPS = 32;
 const MAX_WRITTEN = 16;
 /** Longest text between two steps, in UTF-16 units. */
@@ -60,6 +60,9 @@ export function buildNormalizer(config: Fields | null): TextNormalizer | null {
 export function buildPreTokenizer(config: Fields | null): PreTokenizer | null {
   const pretokenizers = preTokenizerSteps(config);
   if (pretokenizers.length === 0) return null;
+  if (pretokenizers.length > MAX_STEPS) {
+    throw config!.refusal("pretokenizers", `${pretokenizers.length} steps`, `at most ${MAX_STEPS}`);
+  }
   return guarded(config, () => preTokenizerOf(pretokenizers));
 }
 
