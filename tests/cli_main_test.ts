@@ -74,6 +74,7 @@ test("a slip of the pen, and a folder or file of another kind, are called what t
   const slips: [args: string[], status: number, message: RegExp][] = [
     [["inspekt"], 2, /is wanted; is inspect meant\?\n/],
     [["inspect", news, "--jsn"], 2, /^Cannot read the options: [^\n]*'--jsn'[^\n]*; is --json meant\?\n/],
+    [["generate", "--model", base, "--max-tokens", "4"], 2, /; is --max-new-tokens meant\?\n/],
     [["merge", "--base", base, "--adaptr", news, "--out", "o"], 2, /; is --adapter meant\?\n/],
     [["compare", news, `${news}=x`], 2, /^Cannot use "x" as the weight of "[^"]*news": a number is wanted\n/],
     [

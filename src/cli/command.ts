@@ -23,12 +23,9 @@ export class UsageError extends Error {
   }
 }
 
-/** Edits that a slip of the pen takes. */
-const SLIP = 2;
-
-/** The word that was meant, to end a message with; nothing if none is near. */
+/** The word that was meant, to end a message with; nothing if none is near: two edits, or one in three letters. */
 export function meant(word: string, words: Iterable<string>): string {
-  const nearest = nearestName(word, words, SLIP);
+  const nearest = nearestName(word, words, Math.max(2, Math.floor(word.length / 3)));
   return nearest === undefined ? "" : `; is ${nearest} meant?`;
 }
 

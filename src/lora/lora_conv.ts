@@ -11,7 +11,7 @@ import { quote } from "../formats/quote.ts";
 import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
-import type { LoraFactors } from "./factors.ts";
+import { type LoraFactors, refuseFactors } from "./factors.ts";
 import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LoraLinear } from "./lora_linear.ts";
@@ -135,10 +135,8 @@ export class LoraConv implements LoraLayer {
     const isA = formatShape(inner) === formatShape([channels, ...kernel]);
     const isB = out === this.linear.outFeatures && columns * groups === rank && ones.every((size) => size === 1);
     if (!isA || !isB) {
-      const found = `A ${formatShape(factors.loraA.shape)} and B ${formatShape(factors.loraB.shape)}`;
       const a = formatShape([channels, ...kernel]).slice(1);
-      const wanted = `[rank, ${a} and [${this.linear.outFeatures}, rank / ${groups}, 1…]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+      throw refuseFactors(name, factors, `[rank, ${a} and [${this.linear.outFeatures}, rank / ${groups}, 1…]`);
     }
     const whole = { groups: 1, positions: sizeOf(kernel) };
     const loraA = packKernel(toFloat32(factors.loraA), { out: rank, perGroup: channels, ...whole });

@@ -12,7 +12,7 @@ import { embedBackward, type EmbeddingTerm, embedRows, putOwnRows, type SparseRo
 import type { LoraFactors } from "./factors.ts";
 import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import { MergeState } from "./merge_state.ts";
-import { assemble, coverRows } from "./rows.ts";
+import { assemble, coverRows, rowsOf } from "./rows.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
@@ -227,9 +227,8 @@ export class LoraEmbedding implements LoraLayer {
     backend.scope(() => {
       for (const { start, end, terms } of this.#ranges(ids, this.#resolve(ids, adapter))) {
         if (terms.length === 0) continue;
-        const rows = Uint32Array.from({ length: end - start }, (_, i) => start + i);
-        const part = { dy: backend.takeRows(dy, rows), ids: ids.subarray(start, end), terms, sinks };
-        embedBackward(backend, this.#base, part);
+        const rows = rowsOf(backend, dy, { start, end });
+        embedBackward(backend, this.#base, { dy: rows, ids: ids.subarray(start, end), terms, sinks });
       }
     });
   }

@@ -7,7 +7,7 @@
 import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { MismatchError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
-import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
+import { floatMatrix, floatsOf, type LoraFactors, matrixValues, refuseFactors } from "./factors.ts";
 import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LinearAdapter } from "./linear_adapter.ts";
@@ -103,9 +103,7 @@ export class LoraExperts implements LoraLayer {
     const count = this.experts.length;
     const [out, inner] = this.#shape;
     if (rows % count !== 0 || columns !== rows || loraA.shape[1] !== inner || loraB.shape[0] !== out) {
-      const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
-      const wanted = `[rank · ${count}, ${inner}] and [${out}, rank · ${count}]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+      throw refuseFactors(name, { loraA, loraB }, `[rank · ${count}, ${inner}] and [${out}, rank · ${count}]`);
     }
     const [a, b] = [floatsOf(loraA), floatsOf(loraB)];
     const packed: LinearAdapter[] = [];

@@ -83,15 +83,15 @@ export class ConfigFields {
   }
 
   /**
-   * A finite number above 0.
+   * A number above 0 and finite, as f32 too: that is what kernels compute with.
    *
    * @throws {FormatError} If it is absent and required, or is anything else.
    */
   positive(field: string, options: PositiveOptions = {}): number {
     const found = this.value(field);
     if (found === null && options.absent !== undefined) return options.absent;
-    if (typeof found !== "number" || !(found > 0) || found === Infinity) {
-      return this.refuse(field, "a finite number above 0");
+    if (typeof found !== "number" || !(Math.fround(found) > 0) || Math.fround(found) === Infinity) {
+      return this.refuse(field, "a number above 0 that is finite in 32 bits");
     }
     return found;
   }
