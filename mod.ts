@@ -74,7 +74,14 @@ export { type BaseModules, checkAgainst, type Match, type MatchOptions } from ".
 export { saveAdapter } from "./src/adapter/save.ts";
 export type { BaseChange, BlockDiagonal, LoraVariants } from "./src/adapter/variant_fields.ts";
 export * from "./src/errors.ts";
-export { type Dtype, type StoredTensor, toFloat32 } from "./src/formats/dtype.ts";
+export {
+  type Dtype,
+  type FloatDtype,
+  type FloatTensor,
+  fromFloat32,
+  type StoredTensor,
+  toFloat32,
+} from "./src/formats/dtype.ts";
 export type { JsonNumber, JsonValue } from "./src/formats/json.ts";
 export { memoryFolder, memorySink, memorySource } from "./src/formats/memory.ts";
 export type { Folder, HeldSource, ReadOptions, Sink, SinkFile, Source, Workspace } from "./src/formats/source.ts";

@@ -93,7 +93,7 @@ async function timed<T>(body: () => Promise<T>): Promise<[result: T, ms: number]
 }
 
 /** A mix in words: 0.5 news + 0.5 tweets. */
-export function formatMix(mix: Readonly<Record<string, number>>): string {
+function formatMix(mix: Readonly<Record<string, number>>): string {
   return Object.entries(mix).map(([name, weight]) => `${weight} ${name}`).join(" + ");
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the libraries that `deno task bench` measures beside this one, from npm and PyPI, without install scripts and
 # without root. A second run takes no time; what cannot be installed is named, and the bench then names it as absent.
-#   bash scripts/setup_peers.sh         into ${LOWRANK_HOME:-$HOME/.cache/lowrank}/peers
+#   bash scripts/setup_peers.sh [NAME]  all, or those with that name in theirs, into
+#                                       ${LOWRANK_HOME:-$HOME/.cache/lowrank}/peers
 # The models come from setup_models.sh; wllama runs in the Chromium of setup_gpu.sh.
 set -euo pipefail
 
@@ -44,7 +45,10 @@ install_numpy() {
   echo "$numpy" >"$home/numpy/.done"
 }
 
+only="${1:-}"
 for names in "${packages[@]}"; do
+  [[ $names == *$only* ]] || continue
   if install_npm "$names"; then echo "in place: $names"; else echo "ABSENT: $names"; fi
 done
+[[ $numpy == *$only* ]] || exit 0
 if install_numpy; then echo "in place: $numpy"; else echo "ABSENT: $numpy"; fi

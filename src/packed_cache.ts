@@ -7,7 +7,7 @@
 import type { Cache, CacheDtype, CacheShape, Tensor } from "./backend.ts";
 
 /** Words of 4 bytes that a position takes per head: the block of `rust-kernels/src/cache.rs`. */
-export function blockWords(d: number, dtype: CacheDtype): number {
+function blockWords(d: number, dtype: CacheDtype): number {
   const groups = Math.ceil(d / 8);
   return { f32: d, f16: 4 * groups, int8: 1 + 2 * groups }[dtype];
 }

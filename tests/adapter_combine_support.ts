@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import type { Adapter, LoraModule } from "../src/adapter/adapter.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { add, type Matrix, matrix, product, scaled } from "./reference.ts";
 import { random } from "./values.ts";
@@ -26,8 +26,7 @@ export async function makeAdapter(
 ): Promise<Adapter> {
   const next = random(seed);
   const factor = (rows: number, columns: number): StoredTensor => {
-    const values = Float32Array.from({ length: rows * columns }, next);
-    return { dtype: "F32", shape: [rows, columns], bytes: new Uint8Array(values.buffer) };
+    return fromFloat32(Float32Array.from({ length: rows * columns }, next), [rows, columns]);
   };
   const tensors = new Map<string, StoredTensor>();
   for (const [path, { rank, inFeatures = 12, outFeatures = 9 }] of Object.entries(modules)) {

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Adapter } from "../src/adapter/adapter.ts";
+import { Adapter } from "../src/adapter/adapter.ts";
 import { combineAdapters, type CombineOptions, resizeAdapter } from "../src/adapter/combine.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { singularVectors } from "../src/adapter/svd.ts";
-import { toFloat32 } from "../src/formats/dtype.ts";
+import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySink } from "../src/formats/memory.ts";
 import { deltaOf, distance, makeAdapter, norm, reportedError, valuesOf, wantedSum } from "./adapter_combine_support.ts";
 import { expectedTensors, fixture, fixtureFolder, readTensors, relativeError } from "./adapter_fixtures.ts";
@@ -248,4 +248,24 @@ test("combineAdapters() by dare drops by its seed, keeps the share and divides b
   const svd = await dare({ method: "dare_linear_svd", seed: 1, rank: 60 });
   const share = deltaOf(svd.modules.get(Q)!).values.filter((value) => Math.abs(value) > 1e-5).length / 6000;
   assert.ok(Math.abs(share - 0.25) < 0.03, `${share} of the update kept`);
+});
+
+test("combineAdapters() keeps the base's table that PEFT saves beside a head's factors, and refuses two of them", async () => {
+  const [one, two] = [await makeAdapter(1, { lm_head: { rank: 2 } }), await makeAdapter(2, { lm_head: { rank: 3 } })];
+  const table = one.modules.get("lm_head")!.loraB;
+  const withTable = (adapter: Adapter, tensor: StoredTensor) =>
+    new Adapter({ ...adapter, replacements: new Map([["lm_head.weight", tensor]]) });
+  const [first, second] = [withTable(one, table), withTable(two, { ...table, bytes: table.bytes.slice() })];
+  const combined = await combineAdapters([{ adapter: first, weight: 0.5 }, { adapter: second }, { adapter: one }]);
+  assert.deepEqual([...combined.replacements], [["lm_head.weight", table]]);
+  assert.equal(combined.modules.get("lm_head")!.rank, 7);
+  const sink = memorySink();
+  await saveAdapter(combined, sink);
+  assert.deepEqual((await loadAdapter(sink.files)).replacements.get("lm_head.weight")!.bytes, table.bytes);
+  assert.equal((await resizeAdapter(first, { rank: 1 })).replacements.size, 1);
+  const other = withTable(two, two.modules.get("lm_head")!.loraB);
+  await assert.rejects(combineAdapters([{ adapter: first }, { adapter: other }]), {
+    name: "MismatchError",
+    tensor: "lm_head.weight",
+  });
 });

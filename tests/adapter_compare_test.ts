@@ -5,14 +5,14 @@ import { compareAdapters, deltaNorm } from "../src/adapter/compare.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { createAdapter } from "../src/adapter/create.ts";
 import { MismatchError } from "../src/errors.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { deltaOf, makeAdapter, norm } from "./adapter_combine_support.ts";
 import { smallAdapter } from "./adapter_fixtures.ts";
 
 const Q = "layers.0.q_proj";
 
 function stored(rows: readonly (readonly number[])[]) {
-  const bytes = new Uint8Array(Float32Array.from(rows.flat()).buffer);
-  return { dtype: "F32", shape: [rows.length, rows[0]!.length], bytes } as const;
+  return fromFloat32(Float32Array.from(rows.flat()), [rows.length, rows[0]!.length]);
 }
 
 /** An adapter whose A has singular values 2 and 1, directions given. */

@@ -115,6 +115,33 @@ test("createAdapter() refuses weights that are not finite or not whole, names tw
   await assert.rejects(create(weight(2), { modules: huge }), { name: "OutOfMemoryError", tensor: "a" });
 });
 
+test("the first key of a pattern that matches counts, in the order given, in the file too", async () => {
+  const rankPattern = { "layers.0.*": 3, ".*": 2 };
+  const alphaPattern = { v_proj: 5, ".*_proj": 7 };
+  const adapter = await createAdapter({ ...base, rankPattern, alphaPattern });
+  const sink = memorySink();
+  await saveAdapter(adapter, sink);
+  for (const { modules } of [adapter, await loadAdapter(sink.files)]) {
+    assert.deepEqual([...modules.values()].map(({ rank, alpha }) => [rank, alpha]), [[3, 7], [3, 5], [2, 7]]);
+  }
+  const plain = await createAdapter({ ...base, rankPattern: { q_proj: 3, v_proj: 2 } });
+  assert.deepEqual([...plain.config.rankPattern], [["q_proj", 3], ["v_proj", 2]]);
+});
+
+test("a head that PEFT saves in full is no target, and the report says that PEFT wants it", async () => {
+  const modules = [{ name: "query", inFeatures: 4, outFeatures: 4 }, {
+    name: "classifier",
+    inFeatures: 4,
+    outFeatures: 2,
+  }];
+  const targetModules = ["query", "classifier"];
+  const adapter = await createAdapter({ modules, targetModules, taskType: "SEQ_CLS" });
+  assert.deepEqual([...adapter.modules.keys()], ["query"]);
+  assert.match(adapter.report[0]!.what, /"classifier" or "score" in full for task_type "SEQ_CLS"/);
+  const other = await createAdapter({ modules, targetModules, taskType: "FEATURE_EXTRACTION" });
+  assert.deepEqual([other.modules.size, other.report], [2, []]);
+});
+
 test("createAdapter() speaks of its options, by their names", async () => {
   const wrong: [option: string, value: unknown, message: RegExp][] = [
     ["r", 0, /with r 0: expected a whole number from 1$/],

@@ -6,11 +6,12 @@
 import { readdirSync, readFileSync } from "node:fs";
 import type { Adapter } from "../src/adapter/adapter.ts";
 import { mergeCheckpoint, type MergeOptions } from "../src/checkpoint/merge.ts";
-import type { StoredTensor } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import { readSafetensorsHeader, readTensor } from "../src/formats/safetensors.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Folder, Sink } from "../src/formats/source.ts";
+import { sizeOf } from "../src/shape.ts";
 
 /** File names of a checkpoint. */
 export const MODEL = "model.safetensors";
@@ -72,8 +73,7 @@ export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): 
 
 /** An F32 tensor of one repeated value. */
 export function filled(shape: readonly number[], value = 0.5): StoredTensor {
-  const size = shape.reduce((product, length) => product * length, 1);
-  return { dtype: "F32", shape, bytes: new Uint8Array(new Float32Array(size).fill(value).buffer) };
+  return fromFloat32(new Float32Array(sizeOf(shape)).fill(value), shape);
 }
 
 /** A PEFT folder of one module "layers.0.q_proj" (4 in, 6 out) with rank 2, and what a test changes. */

@@ -19,7 +19,7 @@ import { RandomStream } from "../src/adapter/random.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { productNorm, type SingularVectors, singularVectors } from "../src/adapter/svd.ts";
 import { symmetricEigen } from "../src/adapter/symmetric_eigen.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySink } from "../src/formats/memory.ts";
 import { noise } from "./merge_support.ts";
 
@@ -173,7 +173,7 @@ test("eva gives ranks to the layers whose inputs vary in fewer directions, and k
     // Three directions, and an offset that does not count.
     const [x, y] = [noise([60, 3], 1), noise([3, IN], 2)];
     const values = Float32Array.from(multiply(matrix(x), matrix(y)).values, (value) => value + 5);
-    return { dtype: "F32", shape: [60, IN], bytes: new Uint8Array(values.buffer) };
+    return fromFloat32(values, [60, IN]);
   };
   const { adapter } = await created({ modules: two, init: "eva", inputsOf: inputs });
   const [first, second] = [...adapter.modules.values()] as [LoraModule, LoraModule];

@@ -3,8 +3,9 @@ import { test } from "node:test";
 import type { Adapter } from "../src/adapter/adapter.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySink } from "../src/formats/memory.ts";
+import { sizeOf } from "../src/shape.ts";
 import { filled, fixture, fixtureFiles, fixtureFolder, readTensors, smallAdapter } from "./adapter_fixtures.ts";
 
 const PREFIX = "base_model.model.";
@@ -21,8 +22,7 @@ const small = (
 
 /** Values 1, 2, 3 … in an F32 tensor. */
 function counted(...shape: number[]): StoredTensor {
-  const size = shape.reduce((product, length) => product * length, 1);
-  return { dtype: "F32", shape, bytes: new Uint8Array(Float32Array.from({ length: size }, (_, i) => i + 1).buffer) };
+  return fromFloat32(Float32Array.from({ length: sizeOf(shape) }, (_, i) => i + 1), shape);
 }
 
 async function saved(adapter: Adapter): Promise<ReadonlyMap<string, Uint8Array>> {

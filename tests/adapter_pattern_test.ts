@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { compilePatternKey, Pattern } from "../src/adapter/pattern.ts";
+import { compilePatternKey, MAX_STEPS, Pattern } from "../src/adapter/pattern.ts";
+import { compilePatternMap } from "../src/adapter/target_modules.ts";
 import { FormatError, LimitError } from "../src/errors.ts";
 
 const NAMES = [
@@ -130,4 +131,15 @@ test("patterns that share their steps are refused together", () => {
   assert.throws(() => {
     for (let i = 0; i < 1000; i++) patterns[i % 2]!.fullMatch("a".repeat(100));
   }, LimitError);
+});
+
+test("patterns that unfold are refused together, before they take the memory of all", () => {
+  const start = performance.now();
+  const patterns = new Map(Array.from({ length: 4000 }, (_, i) => [`(x{0,200}){0,8}${i}`, 1]));
+  assert.throws(() => compilePatternMap(patterns, 1, { field: "rank_pattern", work: { steps: MAX_STEPS } }), {
+    name: "LimitError",
+    field: "rank_pattern",
+    limit: 781_250,
+  });
+  assert.ok(performance.now() - start < 3000);
 });

@@ -8,7 +8,7 @@ import { singularVectors } from "../src/adapter/svd.ts";
 import { toPlainLora } from "../src/adapter/to_plain.ts";
 import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySink } from "../src/formats/memory.ts";
-import { adapterOf, assertClose, at, merge, noise, plus, product } from "./merge_support.ts";
+import { adapterOf, assertClose, at, merge, noise, plus, product, transposed } from "./merge_support.ts";
 
 const [OUT, IN] = [12, 9];
 const W = noise([OUT, IN], 3);
@@ -155,4 +155,32 @@ test("an initial adapter of half the rank counts as held only where its factors 
   // Of another run: what it adds would be left in silently.
   const other = { name: "MismatchError", tensor: "a" };
   await assert.rejects(toPlainLora(await create(4, 3), { initial }), other);
+});
+
+test("a head whose changed weight is in the file, as PEFT saves it, is not changed once more", async () => {
+  const head = { lm_head: noise([OUT, IN], 5), "lm_head.lora_A.weight": noise([2, IN], 6) };
+  const b = noise([OUT, 2], 7);
+  const adapter = await adapterOf({
+    "lm_head.base_layer.weight": head.lm_head,
+    "lm_head.lora_A.weight": head["lm_head.lora_A.weight"],
+    "lm_head.lora_B.weight": b,
+  }, { init_lora_weights: "pissa", target_modules: ["lm_head"] });
+  const { tensors } = await merge({ "lm_head.weight": W }, [adapter]);
+  const want = plus(at(head.lm_head), product(head["lm_head.lora_A.weight"], b, 1.5));
+  assertClose(tensors.get("lm_head.weight"), want);
+});
+
+test("of a square weight that is stored (in, out) the same is taken again, whatever fan_in_fan_out says", async () => {
+  const [stored, name] = [noise([4, 4], 8), "h.c_proj"];
+  const modules = [{ name, inFeatures: 4, outFeatures: 4 }];
+  const sides = { modules, targetModules: ["c_proj"], r: 2, loraAlpha: 3, init: "pissa" } as const;
+  const initial = await createAdapter({ ...sides, weightOf: () => stored, fanInFanOut: true });
+  const { config, ...parts } = trained(initial);
+  const adapter = new Adapter({ ...parts, config: { ...config, fanInFanOut: false } });
+  const { loraA, loraB, scaling } = adapter.modules.get(name)!;
+  const before = initial.modules.get(name)!;
+  const change = plus(product(loraA, loraB, scaling), product(before.loraA, before.loraB, scaling), -1);
+  const witness = { "h.c_attn.weight": noise([4, 12], 9), "h.c_attn.bias": noise([12], 10) };
+  const { tensors } = await merge({ [`${name}.weight`]: stored, ...witness }, [adapter]);
+  assertClose(tensors.get(`${name}.weight`), plus(at(stored), transposed(change, 4)));
 });

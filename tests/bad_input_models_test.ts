@@ -46,6 +46,8 @@ const BAD_MODELS: readonly (readonly [field: string, value: unknown, name: strin
   ["vocab_size", 100, "MismatchError", "model.embed_tokens.weight"],
   ["rope_theta", "NaN", "FormatError"],
   ["rms_norm_eps", 0, "FormatError"],
+  ["rms_norm_eps", 1e39, "FormatError"],
+  ["rope_theta", 1e-46, "FormatError"],
   ["rope_scaling", { rope_type: "yarn", factor: 2 }, "FormatError"],
   ["rope_scaling", { rope_type: "linear", factor: 2 }, "FormatError"],
   ["max_position_embeddings", -1, "FormatError"],

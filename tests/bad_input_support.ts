@@ -29,7 +29,7 @@ export interface Row {
 /** Three times what is promised: others share the machine. */
 export const MAX_MS = 300;
 /** What all rows together may add to the process; the bombs among them claim petabytes. */
-export const MAX_GROWTH = 100e6;
+const MAX_GROWTH = 100e6;
 
 /** A safetensors file whose header is the text given, or claims another length. */
 export function safetensors(header: unknown, data = 0, claimed?: bigint): Uint8Array {

@@ -20,7 +20,7 @@ import { median, summarize, timeInTurns } from "../src/cli/bench_timing.ts";
 import { dequantizer } from "../src/formats/gguf_quants.ts";
 import { encodeGguf } from "../src/formats/gguf_writer.ts";
 import { readGguf, readGgufTensor } from "../src/formats/gguf.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySource } from "../src/formats/memory.ts";
 
 const MAIN = fileURLToPath(new URL("../bench/main.ts", import.meta.url));
@@ -151,7 +151,7 @@ test("encodeBlocks() writes what the dequantisers read, within half a step", () 
 
 test("rewriteGguf() keeps metadata and writes every matrix as f32", async () => {
   const halves = { dtype: "F16", shape: [2, 32], bytes: new Uint8Array(128).fill(0x3c) } as const;
-  const gain = { dtype: "F32", shape: [3], bytes: new Uint8Array(Float32Array.of(1, 2, 3).buffer) } as const;
+  const gain = fromFloat32(Float32Array.of(1, 2, 3), [3]);
   const metadata = new Map([["general.architecture", { type: "string", value: "llama" } as const]]);
   const file = await rewriteGguf(
     encodeGguf(metadata, new Map<string, StoredTensor>([["gain", gain], ["matrix", halves]])),

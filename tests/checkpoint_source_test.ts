@@ -217,3 +217,13 @@ test("memorySink() shows a file only once it is committed", async () => {
   assert.deepEqual([...sink.files.keys()], ["a"]);
   await assert.rejects(sink.create("../a"), { name: "FormatError" });
 });
+
+test("openCheckpoint() refuses shards whose names differ in case only, which some systems take for one file", async () => {
+  const [lower, upper] = ["part.safetensors", "PART.safetensors"];
+  const files = { [lower]: shard({ a: 1 }), [upper]: shard({ b: 2 }), [INDEX_FILE]: index({ a: lower, b: upper }) };
+  await assert.rejects(openCheckpoint(folderOf(files)), {
+    name: "FormatError",
+    field: "weight_map",
+    message: /"PART.safetensors" and "part.safetensors"/,
+  });
+});

@@ -1,13 +1,14 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { adapterArguments, adapterMix, parseAdapter } from "../src/cli/arguments.ts";
 import { numberOption } from "../src/cli/options.ts";
 import { UsageError } from "../src/cli/command.ts";
 import { formatProgress } from "../src/cli/progress.ts";
 import { formatTable } from "../src/cli/table.ts";
-import { formatBytes, formatDuration, printable } from "../src/cli/terminal.ts";
-import { lora } from "./cli_support.ts";
+import { formatBytes, formatDuration, oneLine, printable } from "../src/cli/terminal.ts";
+import { lora, TINY } from "./cli_support.ts";
 
 const COMMANDS = ["inspect", "merge", "generate", "convert", "combine", "extract", "resize", "compare", "bench"];
 
@@ -64,6 +65,44 @@ test("wrong usage exits 2, says what is wanted on stderr, and nothing on stdout"
     assert.equal(stdout, "");
     assert.match(stderr, message);
     assert.match(stderr, /^[^\n]+\nTry: lora (?:\w+ )?--help\n$/);
+  }
+});
+
+test("a slip of the pen, and a folder or file of another kind, are called what they are", async () => {
+  const [base, news] = [`${TINY}/base`, `${TINY}/news`];
+  const text = fileURLToPath(new URL("../LICENSE", import.meta.url));
+  const slips: [args: string[], status: number, message: RegExp][] = [
+    [["inspekt"], 2, /is wanted; is inspect meant\?\n/],
+    [["inspect", news, "--jsn"], 2, /^Cannot read the options: [^\n]*'--jsn'[^\n]*; is --json meant\?\n/],
+    [["generate", "--model", base, "--max-tokens", "4"], 2, /; is --max-new-tokens meant\?\n/],
+    [["merge", "--base", base, "--adaptr", news, "--out", "o"], 2, /; is --adapter meant\?\n/],
+    [["compare", news, `${news}=x`], 2, /^Cannot use "x" as the weight of "[^"]*news": a number is wanted\n/],
+    [
+      ["inspect", base],
+      1,
+      /^Cannot load an adapter from "base", which holds a model: expected a folder with "adapter_/,
+    ],
+    [
+      ["generate", "--model", news, "--prompt", "x"],
+      1,
+      /from "news", which holds an adapter: expected its base model\n/,
+    ],
+    [
+      ["merge", "--base", news, "--adapter", news, "--out", "o"],
+      1,
+      /in "news", which holds an adapter: expected model/,
+    ],
+    [
+      ["convert", text, "--to", "peft", "--out", "o"],
+      1,
+      /from "LICENSE": expected a file of safetensors, GGUF or torch/,
+    ],
+  ];
+  const answers = await Promise.all(slips.map(([args]) => lora(...args)));
+  for (const [index, [args, status, message]] of slips.entries()) {
+    const answer = answers[index]!;
+    assert.deepEqual([answer.status, answer.stdout], [status, ""], `${args}: ${answer.stderr}`);
+    assert.match(answer.stderr, message);
   }
 });
 
@@ -152,4 +191,11 @@ test("tables align their columns, and numbers read as people write them", () => 
     "3 min 20 s",
   ]);
   assert.equal(printable("a\x1b]0;x\x07\n\tb\x9b"), "a\u{fffd}]0;x\u{fffd}\n\tb\u{fffd}");
+  assert.equal(oneLine("a\n\tb\u202ec\u2028"), "a\u{fffd}\u{fffd}b\u{fffd}c\u{fffd}");
+});
+
+test("--json escapes what a terminal may obey", async () => {
+  const { stdout, stderr } = await lora("inspect", "no\x9bsuch\u202efolder", "--json");
+  assert.match(JSON.parse(stdout).error.message, /no\x9bsuch\u202efolder/);
+  for (const text of [stdout, stderr]) assert.doesNotMatch(text, /[\x9b\u202e]/);
 });

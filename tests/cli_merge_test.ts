@@ -4,28 +4,20 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { encodeBf16 } from "../src/formats/bfloat16.ts";
 import { concat } from "../src/formats/concat.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
-import { readSafetensorsHeader, readTensor } from "../src/formats/safetensors.ts";
+import { toFloat32 } from "../src/formats/dtype.ts";
 import { layoutSafetensors } from "../src/formats/safetensors_writer.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { loadModel } from "../src/models/mod.ts";
 import { loadTokenizer } from "../src/text/mod.ts";
+import { readTensors } from "./adapter_fixtures.ts";
 import { type Ended, FIXTURES, kill, lora, loraJson, startLora, TINY } from "./cli_support.ts";
 import { GGUF, NEEDS_GGUF } from "./smollm2.ts";
 import { inTemporaryFolder } from "./temporary_folder.ts";
 
-async function readAll(path: string): Promise<Map<string, StoredTensor>> {
-  const source = file(path);
-  const { tensors } = await readSafetensorsHeader(source);
-  const all = new Map<string, StoredTensor>();
-  for (const info of tensors.values()) all.set(info.name, await readTensor(source, info));
-  return all;
-}
-
 /** The llama of the fixtures with a tensor of 256 MiB behind its own, as holes: time to stop a merge in its middle. */
 async function writeLongBase(path: string): Promise<void> {
   cpSync(join(FIXTURES, "base", "llama"), path, { recursive: true });
-  const tensors = await readAll(join(path, "model.safetensors"));
+  const tensors = await readTensors(new Uint8Array(readFileSync(join(path, "model.safetensors"))));
   const specs = Array.from(tensors, ([name, { dtype, shape }]) => ({ name, dtype, shape }));
   const { header, order } = layoutSafetensors([...specs, { name: "z", dtype: "F32", shape: [8192, 8192] }]);
   const parts = [header, ...order.map((name) => tensors.get(name)?.bytes ?? new Uint8Array())];
@@ -128,7 +120,7 @@ test("lora merge writes a GGUF base as a Hugging Face folder with its tokenizer"
     assert.deepEqual(tokenizer.chat(chat), model.tokenizer!.chat(chat));
     assert.deepEqual(tokenizer.eosIds, model.tokenizer!.eosIds);
     model.dispose();
-    const merged = await readAll(join(path, "model.safetensors"));
+    const merged = await readTensors(new Uint8Array(readFileSync(join(path, "model.safetensors"))));
     assert.equal(merged.size, 272);
     const norm = merged.get("model.norm.weight")!;
     assert.deepEqual(norm.bytes, encodeBf16(toFloat32(norm)));

@@ -9,7 +9,7 @@ import { readGguf } from "../src/formats/gguf.ts";
 import { toFloat32 } from "../src/formats/dtype.ts";
 import { encodeGguf, type GgufField } from "../src/formats/gguf_writer.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
-import { assertSame, FACTS, foreign, peftFiles, store } from "./dialects_support.ts";
+import { assertSame, deltaError, FACTS, foreign, peftFiles, store } from "./dialects_support.ts";
 import { random } from "./values.ts";
 
 /** Made by gguf-py 0.19 as convert_lora_to_gguf.py does: alpha 6; q in F16 and F32 of 4 heads, gate in Q8_0 and BF16. */
@@ -83,14 +83,14 @@ async function aloraFiles(more: Readonly<Record<string, unknown>> = {}, bias = f
 test("the invocation tokens of aLoRA go into GGUF files as llama.cpp reads them, and come back", async () => {
   const adapter = await aloraFiles();
   const sink = memorySink();
-  assert.deepEqual(await writeAdapter(adapter, "gguf", sink, FACTS), []);
+  const report = await writeAdapter(adapter, "gguf", sink, FACTS);
+  assert.deepEqual(report.map(({ what }) => what), ["2 factors of BF16 are written as F32"]);
   const { metadata } = await readGguf(memorySource("a.gguf", sink.files.get("adapter.gguf")!));
   assert.deepEqual(metadata.get("adapter.alora.invocation_tokens"), [7, 128000, 0]);
-  for (const folder of [memoryFolder(sink.files), await foreign(sink.files)]) {
-    const { adapter: read } = await readAdapter(folder);
-    assertSame(read, adapter, "alora");
-    assert.deepEqual(read.invocationTokens, [7, 128000, 0]);
-  }
+  const [own, alone] = [await readAdapter(memoryFolder(sink.files)), await readAdapter(await foreign(sink.files))];
+  assertSame(own.adapter, adapter, "alora");
+  assert.equal(deltaError(alone.adapter, adapter), 0);
+  for (const read of [own, alone]) assert.deepEqual(read.adapter.invocationTokens, [7, 128000, 0]);
   const others = memorySink();
   const options = { ...FACTS, allowLoss: true };
   await writeAdapter(await aloraFiles({ bias: "all" }, true), "gguf", others, options);
@@ -117,5 +117,30 @@ test("the tokens of a GGUF file count before those of the config in it, and are 
   for (const to of ["kohya", "diffusers", "mlx", "loralib"] as const) {
     const loss = { name: "MismatchError", code: "loss", tensor: "alora_invocation_tokens" };
     await assert.rejects(writeAdapter(await aloraFiles(), to, memorySink(), FACTS), loss, to);
+  }
+});
+
+test("factors of 16 bits are F32 in a GGUF file, and come back as they were unless they were changed", async () => {
+  const next = random(9);
+  for (const dtype of ["F16", "BF16"]) {
+    const path = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
+    const tensors = new Map([[`${path}A.weight`, store(dtype, 2, 6, next)], [
+      `${path}B.weight`,
+      store("F32", 16, 2, next),
+    ]]);
+    const config = { r: 2, lora_alpha: 3, target_modules: ["q_proj"] };
+    const { adapter } = await readAdapter(memoryFolder(peftFiles(config, tensors)));
+    const sink = memorySink();
+    await writeAdapter(adapter, "gguf", sink, FACTS);
+    const bytes = sink.files.get("adapter.gguf")!;
+    const { metadata, tensors: infos } = await readGguf(memorySource("a.gguf", bytes));
+    assert.deepEqual(Array.from(infos.values(), ({ type }) => type), ["F32", "F32"]);
+    assert.deepEqual(JSON.parse(metadata.get("lowrank.dtypes") as string), { "blk.0.attn_q.weight.lora_a": dtype });
+    assertSame((await readAdapter(memorySource("a.gguf", bytes))).adapter, adapter, dtype);
+    const changed = bytes.slice();
+    changed[infos.get("blk.0.attn_q.weight.lora_a")!.offset]! ^= 1;
+    const { adapter: other } = await readAdapter(memorySource("a.gguf", changed));
+    const dtypes = Array.from(other.modules.values(), ({ loraA }) => loraA.dtype);
+    assert.deepEqual(dtypes, ["F32"]);
   }
 });

@@ -5,7 +5,7 @@ import { readAdapter } from "../src/adapter/dialects/convert.ts";
 import type { ReadDialectOptions } from "../src/adapter/dialects/options.ts";
 import { readFactors } from "../src/adapter/factors.ts";
 import { singularVectors } from "../src/adapter/svd.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memorySource } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { store } from "./dialects_support.ts";
@@ -13,7 +13,7 @@ import { random } from "./values.ts";
 
 const NAME = "lora_unet_mid_block_attentions_0_proj_in";
 const PATH = "mid_block.attentions.0.proj_in";
-const ALPHA: StoredTensor = { dtype: "F32", shape: [], bytes: new Uint8Array(Float32Array.of(3).buffer) };
+const ALPHA = fromFloat32(Float32Array.of(3), []);
 
 /** A file of one module. */
 async function read(parts: Record<string, StoredTensor>, options: ReadDialectOptions = {}): Promise<Adapter> {

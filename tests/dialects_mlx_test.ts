@@ -1,9 +1,10 @@
 /** What mlx-lm itself asks of a folder, beyond names and orientation. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Adapter } from "../src/adapter/adapter.ts";
+import type { Adapter, LoraModule } from "../src/adapter/adapter.ts";
 import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
 import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
+import { transposeStored } from "../src/adapter/dialects/matrix_bytes.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import type { StoredTensor } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
@@ -98,7 +99,8 @@ test("factors of a tied embedding go where both tools let them act in the head t
     await refused(alone, to, table);
     await refused(heads, to, head);
     for (const adapter of [alone, heads]) {
-      assert.deepEqual(await writeAdapter(adapter, to, memorySink(), { ...facts, tied: false }), [], to);
+      const report = await writeAdapter(adapter, to, memorySink(), { ...facts, tied: false });
+      assert.deepEqual(report.filter(({ what }) => !what.includes("written as F32")), [], to);
     }
   }
   await refused(both, "gguf", "ensure_weight_tying");
@@ -118,6 +120,15 @@ test("factors of an embedding that mlx-lm trained are those of a tied head too",
   const [tied, untied, untold] = [await read(true), await read(false), await read()];
   assert.deepEqual([tied, untied, untold].map(({ config }) => config.ensureWeightTying), [true, false, false]);
   assert.deepEqual([tied.report, untied.report], [[], []]);
+  // As PEFT saves it: the head has the same factors, transposed, and mlx-lm is given the table's alone.
+  assert.deepEqual([...tied.modules.keys()], ["model.embed_tokens", "lm_head"]);
+  const [table, head] = [...tied.modules.values()] as [LoraModule, LoraModule];
+  const turned = (tensor: StoredTensor) => [...transposeStored(tensor).bytes];
+  assert.deepEqual([[...head.loraA.bytes], [...head.loraB.bytes]], [turned(table.loraB), turned(table.loraA)]);
+  const again = memorySink();
+  const [line] = await writeAdapter(tied, "mlx", again, { tied: true });
+  assert.deepEqual([line!.module, line!.what], ["lm_head", "its factors are left out"]);
+  assert.deepEqual(readConfig(again.files).lora_parameters.keys, ["model.embed_tokens"]);
   assert.match(untold.report[0]!.what, /acts in the embedding alone/);
 });
 

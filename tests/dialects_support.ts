@@ -8,9 +8,7 @@ import fc from "fast-check";
 import type { Adapter, LoraModule } from "../src/adapter/adapter.ts";
 import type { BaseFacts } from "../src/adapter/dialects/options.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
-import { encodeBf16 } from "../src/formats/bfloat16.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
-import { encodeF16 } from "../src/formats/float16.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { readGguf, readGgufTensor } from "../src/formats/gguf.ts";
 import { encodeGguf, type GgufField } from "../src/formats/gguf_writer.ts";
 import { memoryFolder, memorySource } from "../src/formats/memory.ts";
@@ -39,10 +37,7 @@ const ROWS: Readonly<Record<string, number>> = { k_proj: 8, v_proj: 8, q_proj: 1
 /** A matrix of a type. */
 export function store(dtype: string, rows: number, columns: number, value: () => number): StoredTensor {
   const values = Float32Array.from({ length: rows * columns }, value);
-  const shape = [rows, columns];
-  if (dtype === "BF16") return { dtype, shape, bytes: encodeBf16(values) };
-  if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };
-  return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
+  return fromFloat32(values, [rows, columns], dtype === "BF16" || dtype === "F16" ? dtype : "F32");
 }
 
 /** A matrix of small whole numbers, of which every product and sum is exact. */

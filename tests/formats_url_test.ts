@@ -239,3 +239,20 @@ test("urlFolder() refuses names that would leave the folder, before any request"
     assert.equal(log.length, 0);
   });
 });
+
+test("urlSource() of which two first calls get two files refuses one of them", async () => {
+  for (const changed of [{ etag: '"v2"' }, { "content-range": "bytes 0-65535/300000" }]) {
+    let requests = 0;
+    const second = ranges(FILE, (headers) => Object.assign(headers, changed));
+    await serve(
+      (request, response) => (requests++ === 0 ? ranges(FILE) : second)(request, response),
+      async (origin) => {
+        const source = urlSource(origin);
+        const ends = await Promise.allSettled([source.size(), source.read(0, 10)]);
+        const [refused, ...others] = ends.filter((end) => end.status === "rejected");
+        assert.equal(others.length, 0);
+        assert.equal(refused?.reason.name, "IntegrityError");
+      },
+    );
+  }
+});

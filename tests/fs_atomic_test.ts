@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
@@ -177,6 +177,24 @@ test("a new folder goes again with what was not finished in it, and stays with w
     assert.deepEqual(readdirSync(join(path, "mine")), []);
     const name = "n".repeat(250);
     await assert.rejects(folder(join(path, "other")).create(name), IntegrityError);
+    await assert.rejects(folder(join(path, "other", "deep", `${name}${name}`)).create("a"), IntegrityError);
     assert.deepEqual(readdirSync(path).sort(), ["mine", "new"]);
+  });
+});
+
+test("a place that takes no folder is refused at once", { timeout: 10_000 }, async () => {
+  await inTemporaryFolder(async (path) => {
+    writeFileSync(join(path, "file"), "");
+    const taken = /: something else has its name or its folder's$/;
+    const places: [string, RegExp][] = [[join(path, "file"), taken], [join(path, "file", "deep"), taken]];
+    // Linux answers there as if the folder around it were missing.
+    if (existsSync("/proc")) {
+      places.push(["/proc", /the folder "\/proc": the system takes nothing there$/]);
+      places.push(["/proc/none/deep", /the folder "\/proc\/none": the system takes nothing there$/]);
+    }
+    for (const [place, message] of places) {
+      await assert.rejects(folder(place).create("a"), { message }, place);
+      await assert.rejects(folder(place).lock!("work"), { message }, place);
+    }
   });
 });

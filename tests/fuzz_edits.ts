@@ -27,7 +27,7 @@ function pick<T>(items: readonly T[], choice: number): T {
 export type Tree = Raw | Members | Tree[];
 
 /** Text that goes into the document as it is. */
-export class Raw {
+class Raw {
   readonly text: string;
   constructor(text: string) {
     this.text = text;

@@ -42,7 +42,7 @@ export function safetensorsFile(header: string, data: Uint8Array): Uint8Array {
 }
 
 /** Holds when the bytes of a tensor fill its shape. */
-export function assertFilled({ dtype, shape, bytes }: StoredTensor): void {
+function assertFilled({ dtype, shape, bytes }: StoredTensor): void {
   const bits = shape.reduce((product, length) => product * length, bitsPerElement(dtype));
   assert.equal(8 * bytes.length, bits);
 }

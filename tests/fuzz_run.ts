@@ -62,7 +62,7 @@ const TYPED = [errors.FormatError, errors.MismatchError, errors.LimitError, erro
 const ARRAYS = ["Uint8Array", "Uint16Array", "Uint32Array", "Int32Array", "Float32Array", "Float64Array"] as const;
 
 /** Counts the bytes of every buffer that is made by its length while it is on. */
-export function meterAllocations(): { bytes: number; stop(): void } {
+function meterAllocations(): { bytes: number; stop(): void } {
   const realm = globalThis as unknown as Record<string, unknown>;
   const kept = new Map(["ArrayBuffer", ...ARRAYS].map((name) => [name, realm[name]]));
   const meter = {

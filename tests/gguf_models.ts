@@ -77,6 +77,14 @@ export const LLAMA = {
 };
 /** Its heads. */
 export const HEADS = { q: 4, k: 2 };
+/** The qwen3 of the fixtures. */
+export const QWEN3: typeof LLAMA & Readonly<Record<string, number>> = {
+  ...LLAMA,
+  "feed_forward_length": 80,
+  "rope.dimension_count": 16,
+  "attention.key_length": 16,
+  "attention.value_length": 16,
+};
 
 /** What makes {@linkcode llamaGguf} another file than the fixture. */
 export interface GgufChanges {

@@ -130,8 +130,9 @@ test("readGguf() reads a long header in windows, and no tensor data", async () =
   const { metadata, tensors } = await readGguf(source);
   assert.equal((metadata.get("k") as string[]).length, count);
   assert.equal(tensors.get("w")!.length, 4_000_000);
-  const mib = 1 << 20;
-  assert.deepEqual(ranges, [[0, mib], [mib, mib], [2 * mib, 2 * mib]]);
+  // The first window, then as much as so many texts take at least, then twice that.
+  const [mib, least] = [1 << 20, 49 + 8 * count];
+  assert.deepEqual(ranges, [[0, mib], [mib, least - mib], [least, least]]);
   await assert.rejects(readGguf(source, { maxHeaderBytes: 2_000_000 }), { name: "LimitError", limit: 2_000_000 });
 });
 
@@ -144,7 +145,7 @@ test("readGguf() gives tensors of no elements and of no dimensions", async () =>
 
 const HUGE = 2n ** 63n;
 const REFUSED: readonly (readonly [what: string, file: Uint8Array, message: RegExp])[] = [
-  ["an empty file", new Uint8Array(), /beyond the file's 0 bytes/],
+  ["an empty file", new Uint8Array(), /of 0 bytes: expected "GGUF"/],
   ["another magic", new Header().u32(0x46554746).u32(3).u64(0).u64(0).file(), /"magic"/],
   ["version 1", new Header().start(0, 0, 1).file(), /"version" 1/],
   ["version 4", new Header().start(0, 0, 4).file(), /"version" 4/],
@@ -208,13 +209,46 @@ test("readGguf() caps counts that a large file could hold", async () => {
     [new Header().start(10_000_001, 0), 10_000_000],
     [new Header().start(0, 100_001), 100_000],
     [new Header().start(0, 1).u64(10_000_001), 10_000_000],
-    [array().u32(0).u64(10_000_001), 10_000_000],
-    [array().u32(9).u64(5).u32(0).u64(9_999_996), 10_000_000],
+    [array().u32(0).u64(4_194_305), 4_194_304],
+    [array().u32(9).u64(5).u32(0).u64(4_194_300), 4_194_304],
     [nested, 4],
   ];
   for (const [header, limit] of cases) {
     await assert.rejects(readGguf(claim(header)), { name: "LimitError", file: "large.gguf", limit, value: limit + 1 });
   }
+});
+
+test("readGguf() reads texts of any length and script, and refuses bytes that are none", async () => {
+  const texts = ["", "a", "twelve chars", "thirteen char", "é", "twelve charé", "▁the", "字", "\u0000", "\ufeffa"];
+  const header = new Header().start(0, 1).text("k").u32(9).u32(8).u64(texts.length);
+  for (const text of texts) header.text(text);
+  assert.deepEqual((await read(header.file())).metadata.get("k"), texts);
+  for (const bytes of [[0xff], [0x61, 0xc3], [0xed, 0xa0, 0x80]]) {
+    const broken = new Header().start(0, 1).text("k").u32(8).u64(bytes.length);
+    for (const byte of bytes) broken.u8(byte);
+    await assert.rejects(read(broken.file()), { name: "FormatError", expected: "UTF-8" });
+  }
+});
+
+test("readGguf() reads a header of the most texts in a few pieces", async () => {
+  const count = 1 << 22;
+  const head = new Header().start(0, 1).text("k").u32(9).u32(8).u64(count).file();
+  const length = head.length;
+  const file = memorySource("a.gguf", new Uint8Array(length + 8 * count));
+  const pieces: number[] = [];
+  const source: Source = {
+    name: "a.gguf",
+    size: () => file.size(),
+    read: async (offset, wanted) => {
+      pieces.push(wanted);
+      const bytes = await file.read(offset, wanted);
+      if (offset === 0) bytes.set(head.subarray(0, 49));
+      return bytes;
+    },
+  };
+  const { metadata } = await readGguf(source);
+  assert.equal((metadata.get("k") as unknown[]).length, count);
+  assert.ok(pieces.length <= 3, `${pieces}`);
 });
 
 test("readGguf() rejects with the signal's reason", async () => {

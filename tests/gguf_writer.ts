@@ -6,9 +6,12 @@
 import { memorySource } from "../src/formats/memory.ts";
 import type { Source } from "../src/formats/source.ts";
 
+/** A value: whole numbers become uint32, others float32, as those do that are marked. */
+export type MetadataValue = string | number | boolean | readonly string[] | { readonly f32: number };
+
 /** What a GGUF file is made of. */
 export interface GgufParts {
-  readonly metadata: Readonly<Record<string, string | number | boolean | readonly string[]>>;
+  readonly metadata: Readonly<Record<string, MetadataValue>>;
   readonly tensors: ReadonlyMap<string, { readonly shape: readonly number[]; readonly values: Float32Array }>;
 }
 
@@ -37,14 +40,17 @@ class Writer {
     this.bytes(bytes);
   }
 
-  /** A value with its type before it; whole numbers are uint32, others float32. */
-  value(value: string | number | boolean | readonly string[]): void {
+  /** A value with its type before it. */
+  value(value: MetadataValue): void {
     if (typeof value === "string") {
       this.u32(8);
       this.text(value);
     } else if (typeof value === "boolean") {
       this.u32(7);
       this.bytes(Uint8Array.of(Number(value)));
+    } else if (typeof value === "object" && "f32" in value) {
+      this.u32(6);
+      this.bytes(new Uint8Array(Float32Array.of(value.f32).buffer));
     } else if (typeof value === "object") {
       this.u32(9);
       this.u32(8);

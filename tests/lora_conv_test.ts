@@ -5,6 +5,8 @@ import type { Backend, Tensor } from "../src/backend.ts";
 import { LimitError, ShapeError } from "../src/errors.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
 import { type ConvFactors, LoraConv, type LoraConvOptions } from "../src/lora/lora_conv.ts";
+import { sizeOf } from "../src/shape.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear, fixture, readTruth } from "./models_support.ts";
@@ -77,6 +79,14 @@ const [BATCH, IN, OUT, RANK] = [3, 4, 8, 4];
 
 type Array64 = { readonly shape: readonly number[]; readonly values: Float64Array };
 
+/** The indices of all elements, in row-major order. */
+function indices(sizes: readonly number[]): number[][] {
+  return sizes.reduce<number[][]>(
+    (all, n) => all.flatMap((index) => Array.from({ length: n }, (_, i) => [...index, i])),
+    [[]],
+  );
+}
+
 /** A convolution by its definition; the weight is (out, in / groups, k…). */
 function convolve(x: Array64, weight: Array64, { size, kernel, ...rest }: Case): Array64 {
   const { groups = 1, paddingMode = "zeros" } = rest;
@@ -87,9 +97,6 @@ function convolve(x: Array64, weight: Array64, { size, kernel, ...rest }: Case):
   const outSize = size.map((n, d) => {
     return Math.floor((n + 2 * padding[d]! - dilation[d]! * (kernel[d]! - 1) - 1) / stride[d]!) + 1;
   });
-  const product = (sizes: readonly number[]) => sizes.reduce((a, b) => a * b, 1);
-  const indexOf = (flat: number, sizes: readonly number[]) =>
-    sizes.map((_, d) => Math.floor(flat / product(sizes.slice(d + 1))) % sizes[d]!);
   const wrap = (at: number, n: number) => {
     if (at >= 0 && at < n) return at;
     const outside = {
@@ -100,19 +107,21 @@ function convolve(x: Array64, weight: Array64, { size, kernel, ...rest }: Case):
     };
     return outside[paddingMode];
   };
-  const read = (b: number, c: number, at: readonly number[]) => {
-    const flat = at.reduce((sum, position, d) => sum * size[d]! + wrap(position, size[d]!), 0);
-    return Number.isNaN(flat) ? 0 : x.values[(b * IN + c) * product(size) + flat]!;
-  };
-  const [outputs, positions] = [product(outSize), product(kernel)];
+  // Which element of a channel each output sees at each place of the kernel; NaN in a padding of zeros.
+  const seen = indices(outSize).map((at) =>
+    indices(kernel).map((k) => {
+      const place = at.map((position, d) => position * stride[d]! + k[d]! * dilation[d]! - padding[d]!);
+      return place.reduce((sum, position, d) => sum * size[d]! + wrap(position, size[d]!), 0);
+    })
+  );
+  const [outputs, positions, inputs] = [sizeOf(outSize), sizeOf(kernel), sizeOf(size)];
   const values = new Float64Array(BATCH * out * outputs);
   for (let i = 0; i < values.length; i++) {
-    const [b, o, at] = [Math.floor(i / (out * outputs)), Math.floor(i / outputs) % out, indexOf(i % outputs, outSize)];
+    const [b, o] = [Math.floor(i / (out * outputs)), Math.floor(i / outputs) % out];
     for (let j = 0; j < perGroup * positions; j++) {
-      const [c, k] = [Math.floor(j / positions), indexOf(j % positions, kernel)];
-      const place = at.map((position, d) => position * stride[d]! + k[d]! * dilation[d]! - padding[d]!);
-      const channel = Math.floor(o / (out / groups)) * perGroup + c;
-      values[i]! += weight.values[o * perGroup * positions + j]! * read(b, channel, place);
+      const channel = Math.floor(o / (out / groups)) * perGroup + Math.floor(j / positions);
+      const element = x.values[(b * IN + channel) * inputs + seen[i % outputs]![j % positions]!] ?? 0;
+      values[i]! += weight.values[o * perGroup * positions + j]! * element;
     }
   }
   return { shape: [BATCH, out, ...outSize], values };
@@ -136,9 +145,7 @@ function arraysOf(c: Case) {
 
 function setUp(backend: Backend, c: Case) {
   const arrays = arraysOf(c);
-  const stored = ({ shape, values }: Array64) => {
-    return { dtype: "F32" as const, shape, bytes: new Uint8Array(Float32Array.from(values).buffer) };
-  };
+  const stored = ({ shape, values }: Array64) => fromFloat32(Float32Array.from(values), shape);
   const adapters = { a: { loraA: stored(arrays.loraA), loraB: stored(arrays.loraB), scaling: 0.5 } };
   const layer = new LoraConv(backend, { ...c, weight: stored(arrays.weight), adapters });
   return { ...arrays, layer, input: backend.tensor(arrays.x.shape, Float32Array.from(arrays.x.values)) };

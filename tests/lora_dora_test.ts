@@ -4,6 +4,7 @@ import type { Backend, MatrixValues, Tensor, WeightDtype } from "../src/backend.
 import { MismatchError, ShapeError } from "../src/errors.ts";
 import { LoraLinear } from "../src/lora/lora_linear.ts";
 import type { AdapterSelection } from "../src/lora/selection.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import { assertNear } from "./models_support.ts";
@@ -15,8 +16,7 @@ import { random, randomBranch, randomMatrix, storedF32, tensorOf, vectorOf, weig
 const [IN, OUT, ROWS] = [5, 7, 4];
 
 function storedVector({ values }: Matrix) {
-  const bytes = new Uint8Array(Float32Array.from(values).buffer);
-  return { dtype: "F32" as const, shape: [values.length], bytes };
+  return fromFloat32(Float32Array.from(values), [values.length]);
 }
 
 const factorsOf = ({ branch, loraBias, magnitude }: Part) => ({

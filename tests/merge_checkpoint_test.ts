@@ -6,7 +6,7 @@ import { loadAdapter } from "../src/adapter/load.ts";
 import type { Backend } from "../src/backend.ts";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
 import { encodeBf16 } from "../src/formats/bfloat16.ts";
-import { toFloat32 } from "../src/formats/dtype.ts";
+import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { encodeF16 } from "../src/formats/float16.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
@@ -150,6 +150,30 @@ test("mergeCheckpoint() turns the delta where the weight is stored (in, out), sq
     const stored = await merged(new Map([[MODEL, encodeSafetensors(both)]]), alone);
     const want = delta(adapter.modules.get("h.c_proj")!, fanInFanOut);
     assert.ok(relativeError(toFloat32(stored.get("h.c_proj.weight")!), want) < 1e-6, `fanInFanOut ${fanInFanOut}`);
+  }
+});
+
+test("of a square weight, others of its name or its block beside a bias tell that it is stored (in, out)", async () => {
+  const modules = [
+    { name: "h.attn.c_proj", inFeatures: 4, outFeatures: 4 },
+    { name: "lm_head", inFeatures: 4, outFeatures: 9 },
+  ];
+  // Not square and not turned, as PEFT's config has it after the last layer.
+  const adapter = await randomised(await createAdapter({ modules, targetModules: ["attn.c_proj", "lm_head"], r: 2 }));
+  const plain = { "lm_head.weight": filled([9, 4], 0), "h.attn.c_proj.weight": filled([4, 4], 0), norm: filled([4]) };
+  const witnesses: Readonly<Record<string, StoredTensor>>[] = [
+    { "h.mlp.c_proj.weight": filled([8, 4]), "h.mlp.c_proj.bias": filled([4]) },
+    { "h.attn.c_attn.weight": filled([4, 12]), "h.attn.c_attn.bias": filled([12]) },
+    { "h.attn.k_norm.weight": filled([4]), "h.mlp.c_proj.weight": filled([4, 8]), "h.mlp.c_proj.bias": filled([4]) },
+    {},
+  ];
+  for (const [i, witness] of witnesses.entries()) {
+    const base = encodeSafetensors(new Map(Object.entries({ ...plain, ...witness })));
+    const got = await merged(new Map([[MODEL, base]]), adapter);
+    for (const [name, module] of adapter.modules) {
+      const want = delta(module, i < 2 && name !== "lm_head");
+      assert.ok(relativeError(toFloat32(got.get(`${name}.weight`)!), want) < 1e-6, `${i} ${name}`);
+    }
   }
 });
 

@@ -92,3 +92,15 @@ test("a base with parameters that the config targets and the adapter lacks is re
   const { report } = await merge(base, [adapter], { strict: false });
   assert.deepEqual(report.report.map(({ module }) => module), missing);
 });
+
+test("a router is found under the name that it has beside single experts, and beside fused ones", async () => {
+  const [fused, single] = ["layers.0.mlp.gate", "layers.0.block_sparse_moe.gate"];
+  const [weight, a, b] = [noise([3, 4], 1), noise([2, 4], 2), noise([3, 2], 3)];
+  for (const [own, other] of [[fused, single], [single, fused]] as const) {
+    for (const config of [{ target_modules: ["gate"] }, { target_modules: [], target_parameters: ["gate.weight"] }]) {
+      const adapter = await adapterOf({ [`${own}.lora_A.weight`]: a, [`${own}.lora_B.weight`]: b }, config);
+      const { tensors } = await merge({ [`${other}.weight`]: weight }, [adapter]);
+      assertClose(tensors.get(`${other}.weight`), plus(at(weight), product(a, b, 1.5)), other);
+    }
+  }
+});

@@ -235,6 +235,27 @@ test("the projections of an attention in one module are merged into its paramete
   assertClose(tensors.get("attn.out_proj.weight"), plus(at(base["attn.out_proj.weight"]), product(oa, ob, 3)));
 });
 
+test("of the biases of B of an attention in one module, PEFT adds that of the output once and the others never", async () => {
+  const parts = {
+    "attn.lora_A.weight": noise([2, 4], 1),
+    "attn.lora_B.weight": noise([12, 2], 2),
+    "attn.lora_B.bias": noise([12], 3),
+    "attn.base_layer.out_proj.lora_A.weight": noise([2, 4], 4),
+    "attn.base_layer.out_proj.lora_B.weight": noise([4, 2], 5),
+    "attn.base_layer.out_proj.lora_B.bias": noise([4], 6),
+  };
+  const base = {
+    "attn.in_proj_weight": noise([12, 4], 7),
+    "attn.in_proj_bias": noise([12], 8),
+    "attn.out_proj.weight": noise([4, 4], 9),
+    "attn.out_proj.bias": noise([4], 10),
+  };
+  const { tensors, report } = await merge(base, [await adapterOf(parts, { lora_bias: true })]);
+  assertClose(tensors.get("attn.in_proj_bias"), at(base["attn.in_proj_bias"]));
+  assertClose(tensors.get("attn.out_proj.bias"), plus(at(base["attn.out_proj.bias"]), at(noise([4], 6)), 1.5));
+  assert.match(report.report.map(({ what }) => what).join(), /its bias of B has no effect/);
+});
+
 test("adapters that no weight can hold are refused by the field that says so", async () => {
   const parts = { "q.lora_A.weight": A, "q.lora_B.weight": B };
   const cases = [

@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import type { Adapter } from "../src/adapter/adapter.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { mergeCheckpoint, type MergeOptions, type MergeReport } from "../src/checkpoint/merge.ts";
-import { type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor, toFloat32 } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { MODEL, readTensors, relativeError, text } from "./adapter_fixtures.ts";
@@ -22,7 +22,7 @@ export function noise(shape: readonly number[], seed: number): StoredTensor {
     const x = 43758.5453 * Math.sin(12.9898 * (i + 1) + 78.233 * seed);
     values[i] = 2 * (x - Math.floor(x)) - 1;
   }
-  return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
+  return fromFloat32(values, shape);
 }
 
 /** The values in float64. */

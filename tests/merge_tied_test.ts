@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { mergeCheckpoint } from "../src/checkpoint/merge.ts";
-import type { StoredTensor } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor } from "../src/formats/dtype.ts";
 import { memoryFolder, memorySink } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { INDEX, readTensors, text } from "./adapter_fixtures.ts";
@@ -41,7 +41,7 @@ test("a tied table is untied where embedding and head come apart, and config.jso
 test("a tied table stays tied where both change as one", async () => {
   const transposedHead = (name: string, [rows, columns]: readonly [number, number]): StoredTensor => {
     const values = Float32Array.from(transposed(at(embeddingPart[name as keyof typeof embeddingPart]), rows));
-    return { dtype: "F32", shape: [rows, columns], bytes: new Uint8Array(values.buffer) };
+    return fromFloat32(values, [rows, columns]);
   };
   const twin = {
     "lm_head.lora_A.weight": transposedHead("model.embed_tokens.lora_embedding_B", [2, 4]),
@@ -136,6 +136,22 @@ test("replicated layers are written as layers of their own, each with its own up
     limit: 4096,
     value: 4098,
   });
+});
+
+test("replicated layers have as many kinds of attention in config.json as there are layers", async () => {
+  const name = (layer: number) => `layers.${layer}.q_proj`;
+  const base = Object.fromEntries([0, 1].map((layer) => [`${name(layer)}.weight`, noise([6, 4], layer)]));
+  const parts = { [`${name(0)}.lora_A.weight`]: noise([2, 4], 3), [`${name(0)}.lora_B.weight`]: noise([6, 2], 4) };
+  const typesOf = async (ranges: readonly (readonly number[])[]) => {
+    const adapter = await adapterOf(parts, { layer_replication: ranges });
+    const config = { num_hidden_layers: 2, layer_types: ["full_attention", "sliding_attention"] };
+    const merged = await merge(base, [adapter], { config, strict: false });
+    return (merged.config.layer_types as string[]).map((type) => type.slice(0, 4)).join(" ");
+  };
+  assert.equal(await typesOf([[0, 2], [1, 2], [0, 1]]), "full slid slid full");
+  // As far as the base's list reaches, PEFT's model reads it by the number of the layer.
+  assert.equal(await typesOf([[0, 1], [0, 1]]), "full slid");
+  assert.equal(await typesOf([[1, 2]]), "full");
 });
 
 test("new tensors of a sharded base are in its index", async () => {

@@ -7,6 +7,7 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { planCausal, planEncoder } from "../src/models/architectures.ts";
 import { loadEncoder, loadModel } from "../src/models/mod.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { assertSameBits } from "./compare.ts";
 import { fixture, logitsOf, modelFolder, readCheckpoint, readFiles } from "./models_support.ts";
 import { random } from "./values.ts";
@@ -57,7 +58,7 @@ test("a layer that an adapter trained in full is read as its base stores it, squ
   const values = Float32Array.from({ length: 1600 }, () => next() / 8);
   const files = await readFiles(fixture("gpt2-plain/adapter"));
   const adapter = await readCheckpointOf(files);
-  adapter.set(`base_model.model.${name}`, { dtype: "F32", shape: [40, 40], bytes: new Uint8Array(values.buffer) });
+  adapter.set(`base_model.model.${name}`, fromFloat32(values, [40, 40]));
   const json = JSON.parse(new TextDecoder().decode(files.get("adapter_config.json")));
   const full = { ...json, modules_to_save: ["h.0.attn.c_proj"] };
   const folder = memoryFolder(

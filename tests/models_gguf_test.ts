@@ -7,12 +7,11 @@ import { memoryFolder } from "../src/formats/memory.ts";
 import type { Source } from "../src/formats/source.ts";
 import { ggufFolder, loadModel } from "../src/models/mod.ts";
 import { assertSameBits } from "./compare.ts";
-import { convert, HEADS, LLAMA, llamaGguf, metadata, type Tensors } from "./gguf_models.ts";
+import { convert, HEADS, llamaGguf, metadata, QWEN3, type Tensors } from "./gguf_models.ts";
 import { ggufSource } from "./gguf_writer.ts";
 import { fixture, loadBase, logitsOf, readCheckpoint } from "./models_support.ts";
 import { forEachBackend } from "./backends.ts";
 
-const QWEN3 = { ...LLAMA, "feed_forward_length": 80, "rope.dimension_count": 16, "attention.key_length": 16 };
 const IDS = [[5, 17, 99, 4, 42, 7]];
 
 forEachBackend("loadModel() computes the same bits from a GGUF as from the folder it was made of", async (backend) => {

@@ -5,7 +5,7 @@ import { splitExperts } from "../src/adapter/expert_forms.ts";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { MismatchError } from "../src/errors.ts";
 import { openCheckpoint } from "../src/formats/checkpoint.ts";
-import type { StoredTensor } from "../src/formats/dtype.ts";
+import { fromFloat32, type StoredTensor } from "../src/formats/dtype.ts";
 import { memoryFolder } from "../src/formats/memory.ts";
 import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import { readExactly } from "../src/formats/source.ts";
@@ -108,8 +108,7 @@ test("a mixture of single experts answers as the fused one, with adapters of bot
 test("an adapter on the router finds it under either name", async () => {
   const model = await loadModel(await folderOf(await singleExperts()), { dtype: "f32" });
   const values = (shape: readonly number[]) => {
-    const bytes = new Uint8Array(Float32Array.from({ length: shape[0]! * shape[1]! }, (_, i) => Math.sin(i)).buffer);
-    return { dtype: "F32", shape, bytes } as const;
+    return fromFloat32(Float32Array.from({ length: shape[0]! * shape[1]! }, (_, i) => Math.sin(i)), shape);
   };
   const outputs: Float32Array[] = [];
   for (const path of ["mlp", "block_sparse_moe"]) {

@@ -13,6 +13,7 @@ import type { Folder } from "../src/formats/source.ts";
 import { file, folder } from "../src/fs/mod.ts";
 import { type LanguageModel, loadModel } from "../src/models/mod.ts";
 import { openBackend } from "../src/open.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 
 export function fixture(path: string): Folder {
   return folder(new URL(`./fixtures/${path}`, import.meta.url));
@@ -87,12 +88,7 @@ export function modelFolder(
   config: SmallConfig,
   tensors: ReadonlyMap<string, { shape: readonly number[]; values: Float32Array }>,
 ): Folder {
-  const stored = new Map(
-    [...tensors].map(([name, { shape, values }]) => {
-      const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-      return [name, { dtype: "F32" as const, shape, bytes }];
-    }),
-  );
+  const stored = new Map([...tensors].map(([name, { shape, values }]) => [name, fromFloat32(values, shape)]));
   return memoryFolder(
     new Map([
       ["config.json", new TextEncoder().encode(JSON.stringify(config))],

@@ -8,6 +8,7 @@ import { encodeSafetensors } from "../src/formats/safetensors_writer.ts";
 import type { Folder } from "../src/formats/source.ts";
 import { type LanguageModel, loadModel } from "../src/models/mod.ts";
 import { findStart, tokenMixes } from "../src/models/token_mixes.ts";
+import { fromFloat32 } from "../src/formats/dtype.ts";
 import { forEachBackend } from "./backends.ts";
 import { assertSameBits } from "./compare.ts";
 import {
@@ -31,8 +32,7 @@ const TABLE = "model.embed_tokens.weight";
 
 function adapterFolder(tensors: Readonly<Record<string, Matrix>>, config: Readonly<Record<string, unknown>>): Folder {
   const stored = Object.entries(tensors).map(([name, { shape, values }]) => {
-    const bytes = new Uint8Array(Float32Array.from(values).buffer);
-    return [`base_model.model.${name}`, { dtype: "F32" as const, shape, bytes }] as const;
+    return [`base_model.model.${name}`, fromFloat32(Float32Array.from(values), shape)] as const;
   });
   const json = { peft_type: "LORA", r: RANK, lora_alpha: 2 * RANK, target_modules: [], ...config };
   return memoryFolder(
@@ -152,7 +152,7 @@ forEachBackend("aLoRA answers from its last invocation on, and before it as the 
   model.dispose();
 });
 
-test("tokenMixes() cuts sequences where an adapter begins, in a prompt and behind a cache", () => {
+test("tokenMixes() gives an adapter weight 0 before it begins, in a prompt and behind a cache", () => {
   assert.deepEqual([findStart([1, 2, 1, 2, 3], [1, 2]), findStart([1, 2], [3]), findStart([], [1])], [
     2,
     Infinity,
@@ -161,14 +161,14 @@ test("tokenMixes() cuts sequences where an adapter begins, in a prompt and behin
   const mixes = [{ start: 0, end: 2, mix: [["a", 1], ["b", 2]] }, { start: 2, end: 3, mix: [] }] as const;
   const starts = new Map([["a", [2, Infinity]]]);
   assert.deepEqual(tokenMixes({ mixes, starts }, { length: 3, pasts: Array(9).fill(0) }), [
-    { start: 0, end: 2, mix: [["b", 2]] },
+    { start: 0, end: 2, mix: [["a", 0], ["b", 2]] },
     { start: 2, end: 3, mix: [["a", 1], ["b", 2]] },
-    { start: 3, end: 6, mix: [["b", 2]] },
+    { start: 3, end: 6, mix: [["a", 0], ["b", 2]] },
     { start: 6, end: 9, mix: [] },
   ]);
   assert.deepEqual(tokenMixes({ mixes, starts }, { length: 1, pasts: Array(9).fill(5) }), [
     { start: 0, end: 1, mix: [["a", 1], ["b", 2]] },
-    { start: 1, end: 2, mix: [["b", 2]] },
+    { start: 1, end: 2, mix: [["a", 0], ["b", 2]] },
     { start: 2, end: 3, mix: [] },
   ]);
 });

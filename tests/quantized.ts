@@ -14,12 +14,12 @@ export const QUANTIZED: readonly WeightDtype[] = ["f16", "f8", "int8", "int4", "
 export const INTEGERS: readonly WeightDtype[] = ["int8", "int4"];
 
 /** To nearest, ties to even. */
-export function round(value: number): number {
+function round(value: number): number {
   return value + 1.5 * 2 ** 52 - 1.5 * 2 ** 52;
 }
 
 /** Rounds to a float of so many mantissa bits and a least exponent, ties to even. */
-export function roundTo(value: number, mantissaBits: number, leastExponent: number): number {
+function roundTo(value: number, mantissaBits: number, leastExponent: number): number {
   if (value === 0) return value;
   const exponent = Math.max(Math.floor(Math.log2(Math.abs(value))), leastExponent);
   const step = 2 ** (exponent - mantissaBits);

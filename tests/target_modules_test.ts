@@ -86,3 +86,11 @@ test("the first key in sorted order that matches gives the value, and disagreeme
   assert.deepEqual(value("layers.1.k_proj").value, 5);
   assert.deepEqual(value("layers.1.xq_proj"), { value: 8, candidates: [8] });
 });
+
+test("what is saved in full is no target, with all inside it", () => {
+  const fields = { target_modules: ".*(q_proj|v_proj|lm_head)", modules_to_save: ["lm_head", "1.self_attn"] };
+  assert.deepEqual(
+    targets(fields, MODEL).modules,
+    MODEL.filter((path) => /layers\.[02].*[qv]_proj/.test(path)),
+  );
+});

@@ -158,6 +158,8 @@ test("chat() refuses a template that is absent or too long", async () => {
   assert.throws(() => none.chat(user("hi")), FormatError);
   const long = await withTemplate("x".repeat(65_537));
   assert.throws(() => long.chat(user("hi")), LimitError);
+  const spaced = await withTemplate("\n".repeat(65_000) + "{%");
+  assert.throws(() => spaced.chat(user("hi")), { name: "LimitError", field: "chat_template", limit: 1000 });
 });
 
 test("loadTokenizer() prefers chat_template.jinja, then the default of several templates", async () => {

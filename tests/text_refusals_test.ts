@@ -54,6 +54,16 @@ const UNSUPPORTED: [path: string, value: unknown, field: string][] = [
   ["decoder", { type: "CTC" }, "decoder.type"],
   ["decoder", { type: "Sequence", decoders: [{ type: "Fuse" }, { type: "ByteFallback" }] }, "decoder.decoders[1].type"],
   ["post_processor", { type: "Other" }, "post_processor.type"],
+  ["pre_tokenizer", { type: "Sequence", pretokenizers: Array(33).fill(split({})) }, "pre_tokenizer.pretokenizers"],
+  ["decoder", {
+    type: "Sequence",
+    decoders: [{ type: "Replace", pattern: { String: "a" }, content: "a".repeat(17) }],
+  }, "decoder.decoders[0].content"],
+  ["post_processor", {
+    type: "TemplateProcessing",
+    single: Array(2000).fill({ SpecialToken: { id: "x" } }),
+    special_tokens: { x: { ids: [1] } },
+  }, "post_processor.single"],
   ["added_tokens", [{ id: "0", content: "a" }], "added_tokens[0].id"],
   ["added_tokens", [{ id: 0, content: "" }], "added_tokens[0].content"],
 ];
@@ -161,6 +171,10 @@ test("chat() gives up on a template that takes too many steps", async () => {
     "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     doubling("[1]", "+"),
     doubling("'x'", "~"),
+    ...["ns.x[::-1]", "'y' in ns.x", "ns.x is upper", "ns.x.strip() == ''", "ns.x|trim|length"].map((read) =>
+      `${doubling("'xxxxxxxx'", "~").replace("60", "20")}{% for i in range(3000) %}{% set y = ${read} %}{% endfor %}`
+    ),
+    `${doubling("[{'a': 1}]", "+").replace("60", "15")}{{ ns.x|sort(attribute="${"a.".repeat(20_000)}a")|length }}`,
   ];
   for (const template of templates) {
     const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
@@ -170,8 +184,64 @@ test("chat() gives up on a template that takes too many steps", async () => {
       message: /takes more than 2000000 steps/,
     });
   }
+  const pairs = "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+  const chain = "{% set a = namespace(x=1) %}{% set b = namespace(x=[a, a]) %}{{ b.x|length }}";
+  for (const template of [`${pairs}{{ ns.x }}`, `${pairs}{{ ns.x|tojson }}`, `${pairs}{{ ns.x ~ '' }}`, chain]) {
+    const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
+    assert.throws(() => tokenizer.chat([{ role: "user", content: "a" }]), {
+      name: "FormatError",
+      message: /takes more than 2000000 steps to be written|a namespace is held/,
+    });
+  }
   const long = Array.from({ length: 500 }, () => ({ role: "user", content: "word ".repeat(100) }));
   const template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}";
   const tokenizer = await fromFiles({ "tokenizer.json": small().files.qwen2!, "chat_template.jinja": template });
   assert.ok(tokenizer.chat(long).length > 50_000);
+});
+
+test("a letter with a megabyte of marks is refused, where sorting them would take minutes", async () => {
+  const bert = {
+    type: "BertNormalizer",
+    clean_text: true,
+    handle_chinese_chars: false,
+    strip_accents: true,
+    lowercase: true,
+  };
+  for (const normalizer of [{ type: "NFC" }, { type: "NFKD" }, bert]) {
+    const tokenizer = await fromFiles({ "tokenizer.json": changed("normalizer", normalizer) });
+    for (const pair of ["\u0301\u0327", "\u0301\u200b\u0327\u200b", "\u0301\uff9e"]) {
+      // What lies between two marks is taken out by BERT's normalizer only, and made a mark by NFKD only.
+      if ((pair.length > 2 && normalizer !== bert) || (pair.endsWith("\uff9e") && normalizer.type !== "NFKD")) continue;
+      const limit = { name: "LimitError", field: "normalizer", limit: 1000 };
+      assert.throws(() => tokenizer.encode(`e${pair.repeat(500_000)}`), limit, `${normalizer.type} ${pair}`);
+    }
+    assert.ok(tokenizer.encode(`e${"\u0301\u0327".repeat(500)}x`.repeat(20)).length > 0);
+  }
+});
+
+test("decode() refuses replacements that grow without bounds, before they end the process", async () => {
+  const twice = { type: "Replace", pattern: { String: "a" }, content: "aa" };
+  const decoder = { type: "Sequence", decoders: Array(1000).fill(twice) };
+  const tokenizer = await fromFiles({ "tokenizer.json": changed("decoder", decoder) });
+  const ids = Array.from({ length: tokenizer.vocabSize }, (_, id) => id);
+  assert.throws(() => tokenizer.decode(ids), { name: "LimitError", field: "decoder" });
+});
+
+test("encode() and chat() refuse texts that hold half of a long added token everywhere", async () => {
+  const token = { id: 1, content: `${"<".repeat(20_000)}x`, special: true };
+  const template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+  const tokenizer = await fromFiles({
+    "tokenizer.json": changed("added_tokens", [token]),
+    "chat_template.jinja": template,
+  });
+  const [text, limit] = ["<".repeat(60_000), { name: "LimitError", field: "added_tokens" }];
+  assert.throws(() => tokenizer.encode(text), limit);
+  assert.throws(() => tokenizer.chat([{ role: "user", content: text }]), limit);
+  assert.deepEqual(tokenizer.encode(`${"<".repeat(20_000)}x`.repeat(3)), [1, 1, 1]);
+});
+
+test("encode() refuses a word that is too long for the engine's matcher by type", async () => {
+  const grow = { type: "Replace", pattern: { String: "a" }, content: "b".repeat(16) };
+  const tokenizer = await fromFiles({ "tokenizer.json": changed("normalizer", grow) });
+  assert.throws(() => tokenizer.encode("a".repeat(500_000)), { name: "LimitError", limit: 1_000_000 });
 });

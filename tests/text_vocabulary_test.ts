@@ -77,3 +77,14 @@ test("models find these vocabularies in their folders, and run without one that 
     model.dispose();
   }
 });
+
+test("a vocab.txt whose lines hold white space without end is read at once, and one of too many lines is refused", async () => {
+  const { files } = folders.bert!;
+  const start = performance.now();
+  const spaces = `${files["vocab.txt"]}${" ".repeat(400_000)}x \u3000\n`;
+  const { vocabSize } = await loadTokenizer(folderOf(files));
+  assert.equal((await loadTokenizer(folderOf({ ...files, "vocab.txt": spaces }))).vocabSize, vocabSize + 1);
+  assert.ok(performance.now() - start < 5000);
+  const empty = loadTokenizer(folderOf({ ...files, "vocab.txt": "\n".repeat(2_000_000) }));
+  await assert.rejects(empty, { name: "LimitError", file: "vocab.txt", value: 2_000_000 });
+});

@@ -107,7 +107,7 @@ export interface AdapterParts {
 export class Adapter {
   /** Name of the folder it came from: an alias, not an identity. */
   readonly name: string;
-  /** Dialect it was read from. */
+  /** Its form: PEFT's, whatever dialect it was read from. */
   readonly format: "peft" = "peft";
   /** Its config. */
   readonly config: LoraConfig;

@@ -1,6 +1,7 @@
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { Adapter, LoraModule } from "./adapter.ts";
+import { isBaseTable } from "./base_tables.ts";
 import { baseFieldOf } from "./variant_fields.ts";
 
 /** What an adapter may be more than sums of B A, and B's biases, over the base as it was published. */
@@ -15,7 +16,8 @@ type Trait = readonly [field: string, found: unknown, isThere: boolean];
  * @throws {MismatchError} If it is more; the error names the field or the module.
  */
 export function requireAdditive(adapter: Adapter, action: string): void {
-  const { config, replacements, tokenRows, invocationTokens, baseChange } = adapter;
+  const { config, tokenRows, invocationTokens, baseChange } = adapter;
+  const whole = [...adapter.replacements.keys()].filter((tensor) => !isBaseTable(adapter, tensor));
   const traits: readonly Trait[] = [
     [baseChange === null ? "init_lora_weights" : baseFieldOf(baseChange), baseChange, baseChange !== null],
     ["use_dora", true, config.useDora],
@@ -23,7 +25,7 @@ export function requireAdditive(adapter: Adapter, action: string): void {
     ["layer_replication", config.layerReplication, config.layerReplication !== null],
     ["ensure_weight_tying", true, config.ensureWeightTying],
     ["trainable_token_indices", [...tokenRows.keys()], tokenRows.size > 0],
-    [config.bias === "none" ? "modules_to_save" : "bias", [...replacements.keys()], replacements.size > 0],
+    [config.bias === "none" ? "modules_to_save" : "bias", whole, whole.length > 0],
   ];
   for (const [field, found, isThere] of traits) if (isThere) throw refuse(adapter, action, { field, found });
   for (const module of adapter.modules.values()) {

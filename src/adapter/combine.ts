@@ -5,83 +5,29 @@
  */
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
-import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
-import { FLOAT_DTYPES, type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
-import type { ReadOptions } from "../formats/source.ts";
+import { type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
-import { isClamp } from "./clamp.ts";
-import { combinedConfig, reportInputs } from "./combine_config.ts";
-import {
-  type CombineMethod,
-  combineModule,
-  concatenate,
-  isCombineMethod,
-  type ModulePart,
-  pruningOf,
-  truncates,
-} from "./combine_module.ts";
 import { requireAdditive } from "./additive.ts";
+import { sharedTables } from "./base_tables.ts";
+import { combinedConfig, reportInputs } from "./combine_config.ts";
+import { combineModule, concatenate, type ModulePart } from "./combine_module.ts";
+import { checkCombineOptions, type CombineOptions, type ResizeOptions } from "./combine_options.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
-import { identify } from "./identity.ts";
-import { type AdapterLimits, DEFAULT_LIMITS } from "./limits.ts";
+import { DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
-import type { MajoritySign } from "./pruning.ts";
 import { CONFIG_FILE } from "./lora_config.ts";
-import { encodeWeights } from "./save.ts";
+import { newAdapter } from "./new_adapter.ts";
 import { type Factors, productNorm } from "./svd.ts";
 import { checkWeighted, type WeightedAdapter } from "./weighted_adapter.ts";
 
-/** Options of {@linkcode combineAdapters}. */
-export interface CombineOptions extends ReadOptions {
-  /**
-   * `"exact"`, the default, PEFT's `"cat"`: the sum, of the summed rank. `"svd"`: the best approximation of a rank. The others are
-   * PEFT's, under its names: on the factors, with their cross terms, or with `_svd` on the updates, which are then
-   * formed in full.
-   */
-  readonly method?: CombineMethod;
-  /** Rank of every module, for `"svd"` and `_svd`; the largest of the module's ranks if absent. */
-  readonly rank?: number;
-  /** Instead of a rank: the share of Σ σ² that every module keeps, above 0 up to 1. */
-  readonly energy?: number;
-  /**
-   * For `"svd"` and `_svd`: clips U S and V at ± this quantile of their values, above 0.5 up to 1, PEFT's `svd_clamp`.
-   * Nothing is clipped if absent; the report's errors tell what it costs.
-   */
-  readonly svdClamp?: number;
-  /** Share of the entries that pruning keeps, above 0 up to 1; required by the methods that prune. */
-  readonly density?: number;
-  /** How TIES votes over the sign of an entry: `"total"`, the default, or `"frequency"`. */
-  readonly majoritySign?: MajoritySign;
-  /** Decides what DARE drops; 0 if absent. */
-  readonly seed?: number;
-  /** Element type of the result, rounded once; F32 if absent. */
-  readonly dtype?: FloatDtype;
-  /** Name of the result; "combined" if absent. */
-  readonly name?: string;
-  /** Caps of the result; `rank` is 256 if absent, as in `loadAdapter()`. */
-  readonly limits?: AdapterLimits;
-}
+export type { CombineOptions, ResizeOptions };
 
 const LOST_BIASES: ReportLine = {
   module: CONFIG_FILE,
   what: "PEFT 0.21.2 would lose the biases of B",
   why: "it combines A and B only; here they are summed as their updates are",
 };
-
-/** The types of what decides the size and the form of a new adapter. */
-export const RESULT_TYPES: Readonly<Record<string, OptionType>> = {
-  rank: "number",
-  energy: "number",
-  svdClamp: "number",
-  seed: "number",
-  dtype: FLOAT_DTYPES,
-  name: "string",
-  limits: "object",
-};
-
-/** Options of {@linkcode resizeAdapter}: a rank or an energy. */
-export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "name" | "limits" | "signal">;
 
 /**
  * Combines adapters of linear layers, embeddings and convolutions: ΔW = Σ weight · s B A per module, and so for biases of
@@ -93,8 +39,8 @@ export type ResizeOptions = Pick<CombineOptions, "rank" | "energy" | "dtype" | "
  * @param adapters The adapters with their weights; the first one's config is the result's.
  * @param options The method and what it takes.
  * @returns The combination.
- * @throws {MismatchError} If the adapters fit no common base, are more than such sums, or their ranks differ where the
- * method adds factors.
+ * @throws {MismatchError} If the adapters fit no common base, hold different tables of one, are more than such sums, or
+ * their ranks differ where the method adds factors.
  * @throws {LimitError} If a rank passes the cap, or a `_svd` method would have to decompose too large an update.
  * @throws {NumericError} If a weight is not finite, or a value does not fit `dtype`.
  * @throws {RangeError} If an option is out of its range or does nothing for the method.
@@ -119,7 +65,7 @@ export async function combineAdapters(
 ): Promise<Adapter> {
   const { method = "exact", dtype = "F32", name = "combined" } = options;
   checkAdapters(adapters);
-  checkOptions(method, options);
+  checkCombineOptions(method, options);
   const plain = adapters.map(({ adapter }) => adapter) as [Adapter, ...Adapter[]];
   const hasBias = plain.some(({ config }) => config.loraBias);
   const isOfPeft = adapters.length > 1 && options.energy === undefined;
@@ -138,9 +84,7 @@ export async function combineAdapters(
   }
   if (hasBias && isOfPeft) report.push(LOST_BIASES);
   const config = combinedConfig(plain, modules, options.limits);
-  const weights = encodeWeights(modules.values());
-  const { sha256, id } = await identify(weights, config);
-  return new Adapter({ name, config, modules, trainingState: new Map(), sha256, id, bytes: weights.length, report });
+  return await newAdapter({ name, config, modules, replacements: sharedTables(plain), report });
 }
 
 /**
@@ -180,33 +124,6 @@ function checkAdapters(adapters: readonly WeightedAdapter[]): void {
     const message = `Cannot combine ${quote(adapter.name)} with weight ${weight}: expected a finite number`;
     throw new NumericError(message, { file: adapter.name, field: "weight", found: weight });
   }
-}
-
-function checkOptions(method: CombineMethod, options: CombineOptions): void {
-  checkOptionTypes("combine adapters", options, { ...RESULT_TYPES, method: "string", density: "number" });
-  const { rank, energy, svdClamp, density, majoritySign, seed = 0 } = options;
-  const refuse = (field: string, expected: string): RangeError => {
-    const found = options[field as keyof CombineOptions];
-    return new RangeError(`Cannot combine adapters by ${quote(String(method))} with ${field} ${found}: ${expected}`);
-  };
-  if (!isCombineMethod(method)) throw refuse("method", "expected exact, svd, linear or a method of PEFT");
-  const sized = (["rank", "energy", "svdClamp"] as const).find((field) => options[field] !== undefined);
-  if (!truncates(method) && sized) throw refuse(sized, "expected none, only svd methods take one");
-  if (svdClamp !== undefined && !isClamp(svdClamp)) throw refuse("svdClamp", "expected above 0.5 up to 1");
-  if (rank !== undefined && energy !== undefined) throw refuse("energy", "expected it or a rank, not both");
-  if (rank !== undefined && !(Number.isSafeInteger(rank) && rank >= 1)) {
-    throw refuse("rank", "expected an integer from 1");
-  }
-  if (energy !== undefined && !(energy > 0 && energy <= 1)) throw refuse("energy", "expected above 0 up to 1");
-  if (pruningOf(method) === undefined) {
-    if (density !== undefined) throw refuse("density", "expected none, as it prunes nothing");
-  } else if (!(density !== undefined && density > 0 && density <= 1)) {
-    throw refuse("density", "expected above 0 up to 1");
-  }
-  if (majoritySign !== undefined && majoritySign !== "total" && majoritySign !== "frequency") {
-    throw refuse("majoritySign", 'expected "total" or "frequency"');
-  }
-  if (!Number.isSafeInteger(seed)) throw refuse("seed", "expected an integer");
 }
 
 function readParts(adapters: readonly WeightedAdapter[], module: string): readonly ModulePart[] {

@@ -2,13 +2,11 @@ import { LimitError, MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { LoraModule } from "./adapter.ts";
 import { clampFactors } from "./clamp.ts";
+import { type CombineMethod, type CombineOptions, pruningOf, truncates } from "./combine_options.ts";
 import { addScaled, firstRows, type Matrix, multiply, scale, stackRows, transpose, zeros } from "./linear_algebra.ts";
-import { type MajoritySign, mergeTensors, type PruningMethod } from "./pruning.ts";
+import { mergeTensors } from "./pruning.ts";
 import { RandomStream } from "./random.ts";
 import { type Factors, productVectors, type SingularVectors, singularVectors } from "./svd.ts";
-
-/** Ways to combine adapters, by the names of PEFT's `combination_type`; `"exact"` is its `"cat"`. */
-export type CombineMethod = "exact" | "cat" | "svd" | "linear" | PruningMethod | `${PruningMethod}_svd`;
 
 /** What one adapter contributes to a module: weight · scaling · B A. */
 export interface ModulePart {
@@ -25,23 +23,12 @@ export interface ModulePart {
 }
 
 /** How a module is combined. */
-export interface ModuleOptions {
+export interface ModuleOptions
+  extends Pick<CombineOptions, "rank" | "energy" | "svdClamp" | "density" | "majoritySign" | "seed"> {
   /** Path of the module. */
   readonly module: string;
   /** The method. */
   readonly method: CombineMethod;
-  /** Rank, where the method takes one. */
-  readonly rank?: number;
-  /** Share of Σ σ² instead. */
-  readonly energy?: number;
-  /** The quantile at which truncated factors are clipped. */
-  readonly svdClamp?: number;
-  /** Share of the entries that pruning keeps. */
-  readonly density?: number;
-  /** How votes count. */
-  readonly majoritySign?: MajoritySign;
-  /** Decides what is dropped at random. */
-  readonly seed?: number;
 }
 
 /** A combined module, and what the report says of it. */
@@ -54,32 +41,8 @@ export interface CombinedModule {
   readonly why: string;
 }
 
-const PRUNING: readonly PruningMethod[] = ["ties", "dare_linear", "dare_ties", "magnitude_prune"];
-
-/** All methods. */
-export const COMBINE_METHODS: readonly CombineMethod[] = [
-  ...(["exact", "cat", "svd", "linear"] as const),
-  ...PRUNING,
-  ...PRUNING.map((name) => `${name}_svd` as const),
-];
-
 /** Shorter side of the largest update that is decomposed in full: some seconds of rotations. */
 const MAX_DENSE = 512;
-
-/** The pruning method in the name of a method, if there is one. */
-export function pruningOf(method: CombineMethod): PruningMethod | undefined {
-  return PRUNING.find((name) => method === name || method === `${name}_svd`);
-}
-
-/** Whether a method gives the best approximation of a rank. */
-export function truncates(method: CombineMethod): boolean {
-  return method === "svd" || method.endsWith("_svd");
-}
-
-/** Whether a text is the name of a method. */
-export function isCombineMethod(method: string): method is CombineMethod {
-  return COMBINE_METHODS.some((name) => name === method);
-}
 
 /**
  * The exact sum as factors: A the rows cᵢ Aᵢ below each other, B the columns of all Bᵢ side by side, c = weight · s.

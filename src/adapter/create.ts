@@ -3,14 +3,14 @@ import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
 import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
-import { Adapter, type LoraModule } from "./adapter.ts";
+import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
 import { readBase } from "./base_layers.ts";
 import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
-import { planAdapter, sizesOf } from "./create_plan.ts";
+import { planAdapter, SAVED_HEADS, sizesOf } from "./create_plan.ts";
 import type { EvaDirections, EvaLayer } from "./eva.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { identify } from "./identity.ts";
-import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
+import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { encodeWeights } from "./save.ts";
 import { readWeight } from "./weight_matrix.ts";
@@ -88,7 +88,17 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
   const trainingState = new Map<string, StoredTensor>();
-  return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report: [] });
+  const report = reportHeads(config);
+  return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report });
+}
+
+/** PEFT does not load an adapter of these tasks without the head. */
+function reportHeads({ taskType }: LoraConfig): readonly ReportLine[] {
+  const heads = SAVED_HEADS.get(taskType ?? "");
+  if (!heads) return [];
+  const what = `PEFT trains and saves ${heads.map(quote).join(" or ")} in full for task_type ${quote(taskType!)}`;
+  const why = "the new adapter lacks the head: PEFT loads it with the head's weight and bias among its replacements";
+  return [{ module: CONFIG_FILE, what, why }];
 }
 
 /** Checks the options that are no fields of a config. */

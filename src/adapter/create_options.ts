@@ -45,9 +45,9 @@ export interface CreateAdapterOptions {
   readonly loraAlpha?: number;
   /** Whether s = alpha / √rank; false if absent. */
   readonly useRslora?: boolean;
-  /** Ranks by pattern of module path. */
+  /** Ranks by pattern of module path; the first key that matches counts. */
   readonly rankPattern?: Readonly<Record<string, number>>;
-  /** Alphas by pattern of module path. */
+  /** Alphas by pattern of module path, likewise. */
   readonly alphaPattern?: Readonly<Record<string, number>>;
   /** Modules that are not adapted in any case. */
   readonly excludeModules?: readonly string[] | string;
@@ -59,7 +59,10 @@ export interface CreateAdapterOptions {
   readonly fanInFanOut?: boolean;
   /** Probability of dropout in training; 0 if absent. */
   readonly loraDropout?: number;
-  /** `"CAUSAL_LM"` and the like. */
+  /**
+   * `"CAUSAL_LM"` and the like. Those of classifiers and of question answering save their head in full, so that it is no
+   * target; the adapter's report says what PEFT then wants.
+   */
   readonly taskType?: string;
   /** Name of the base model, as a hint for readers. */
   readonly baseModel?: string;

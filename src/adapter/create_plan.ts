@@ -4,9 +4,11 @@ import { quote } from "../formats/quote.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
 import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import type { NewModule } from "./create_module.ts";
+import { exactKeys } from "./exact_keys.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { registeredFirst } from "./module_places.ts";
-import { listTargets } from "./target_modules.ts";
+import { compilePatternKey, MAX_STEPS } from "./pattern.ts";
+import { compilePatternMap, listTargets } from "./target_modules.ts";
 
 const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
   ["targetModules", "target_modules"],
@@ -27,6 +29,13 @@ const FIELDS: readonly (readonly [keyof CreateAdapterOptions, string])[] = [
   ["useDora", "use_dora"],
   ["loraBias", "lora_bias"],
 ];
+
+/** The heads that PEFT trains and saves in full, whatever else a config of that task says. */
+export const SAVED_HEADS: ReadonlyMap<string, readonly string[]> = new Map([
+  ["SEQ_CLS", ["classifier", "score"]],
+  ["TOKEN_CLS", ["classifier", "score"]],
+  ["QUESTION_ANS", ["qa_outputs"]],
+]);
 
 const OPTION_NAMES: ReadonlyMap<string, string> = new Map(FIELDS.map(([option, field]) => [field, option]));
 
@@ -52,6 +61,8 @@ export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<str
   for (const [option, field] of FIELDS) {
     if (options[option] !== undefined) raw.set(field, asJson(options[option]));
   }
+  const heads = SAVED_HEADS.get(options.taskType ?? "");
+  if (heads) raw.set("modules_to_save", [...heads]);
   if (options.targetModules === undefined && options.targetParameters !== undefined) raw.set("target_modules", []);
   if (options.init === "loftq") {
     const { loftqBits = 4, loftqIterations = 1 } = options;
@@ -68,10 +79,32 @@ export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<str
   if (targets.length === 0 && !isEmpty(config.targetModules)) {
     throw noTarget("targetModules", options.targetModules, base);
   }
-  const experts = expertTargets(config, base);
-  if (targets.length + experts.length === 0) throw noTarget("targetModules", options.targetModules, base);
-  const named = all ? readLoraConfig(raw.set("target_modules", targets.map(({ name }) => name))) : config;
-  return { config: named, targets: [...targets, ...experts] };
+  const whole = [...targets, ...expertTargets(config, base)];
+  if (whole.length === 0) throw noTarget("targetModules", options.targetModules, base);
+  if (all) raw.set("target_modules", targets.map(({ name }) => name));
+  const names = whole.map(({ name }) => name);
+  raw.set("rank_pattern", settlePatterns(config.rankPattern, names, { field: "rank_pattern", fallback: config.r }));
+  const alphas = { field: "alpha_pattern", fallback: config.loraAlpha };
+  raw.set("alpha_pattern", settlePatterns(config.alphaPattern, names, alphas));
+  return { config: readLoraConfig(raw, { optionNames: OPTION_NAMES }), targets: whole };
+}
+
+/**
+ * The first key that matches counts, in the order given; in a file, where they are sorted, that may be another one. Then
+ * every layer has a key of its own.
+ */
+function settlePatterns(
+  patterns: ReadonlyMap<string, number>,
+  names: readonly string[],
+  { field, fallback }: { readonly field: string; readonly fallback: number },
+): Map<string, JsonValue> {
+  const options = { field, work: { steps: MAX_STEPS } };
+  const tests = [...patterns].map(([key, value]) => ({ value, test: compilePatternKey(key, options) }));
+  const values = new Map(names.map((name) => [name, tests.find(({ test }) => test(name))?.value ?? fallback]));
+  const stored = compilePatternMap(patterns, fallback, options);
+  if (names.every((name) => stored(name).value === values.get(name))) return new Map(patterns);
+  const keyOf = exactKeys(names);
+  return new Map([...values].filter(([, value]) => value !== fallback).map(([name, value]) => [keyOf(name), value]));
 }
 
 function isAllLinear({ targetModules }: LoraConfig): boolean {

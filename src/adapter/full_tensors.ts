@@ -3,7 +3,7 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import { formatShape } from "../shape.ts";
 import type { TokenRows } from "./adapter.ts";
-import { isFiniteTensor, isFloatTensor } from "./factor_values.ts";
+import { isFiniteTensor, isFloatTensor } from "../formats/float_bits.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 
 /** A tensor with its name in the file. */

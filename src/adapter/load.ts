@@ -31,6 +31,8 @@ import type { ModulePart } from "./tensor_key.ts";
 /** File name of the tensors in a PEFT folder. */
 export const WEIGHTS_FILE = "adapter_model.safetensors";
 const PICKLE_FILE = "adapter_model.bin";
+/** What tells a model's folder from an adapter's. */
+const MODEL_FILE = "config.json";
 
 /** Where an adapter is: a folder, its URL, or its files by name. */
 export type AdapterSource = Folder | URL | ReadonlyMap<string, Uint8Array>;
@@ -139,6 +141,11 @@ function asFolder(source: AdapterSource): Folder {
 
 async function openFile(folder: Folder, file: string, options: ReadOptions): Promise<Source> {
   if (await folder.has(file, options)) return folder.open(file);
+  if (file === CONFIG_FILE && await folder.has(MODEL_FILE, options)) {
+    const message = `Cannot load an adapter from ${quote(folder.name)}, which holds a model`;
+    const details = { code: "missing-file", file, missing: [file], unexpected: [MODEL_FILE] };
+    throw new MismatchError(`${message}: expected a folder with ${quote(file)}`, details);
+  }
   const expected = `a file ${quote(file)}; readAdapter() and "lora convert" read adapters of other tools`;
   throw new MismatchError(`Cannot load an adapter from ${quote(folder.name)}: expected ${expected}`, {
     code: "missing-file",

@@ -2,7 +2,7 @@ import { FormatError, LimitError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
 import type { LoraModule, ReportLine } from "./adapter.ts";
 import { CONFIG_DEFAULTS } from "./config_defaults.ts";
-import { isFloatTensor, isZeroTensor } from "./factor_values.ts";
+import { isFloatTensor, isZeroTensor } from "../formats/float_bits.ts";
 import { CONFIG_FILE, type LoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
 import { IN_PROJECTION, ownerOf } from "./module_places.ts";

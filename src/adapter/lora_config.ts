@@ -9,8 +9,7 @@ import { JsonNumber, type JsonValue, parseJson } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
 import { ConfigFields } from "./config_fields.ts";
 import { type AdapterLimits, completeLimits } from "./limits.ts";
-import { refuseUnsupportedFields } from "./unsupported.ts";
-import { type LoraVariants, readVariants } from "./variant_fields.ts";
+import { type LoraVariants, readVariants, refuseArrow } from "./variant_fields.ts";
 
 /** File name of the config in a PEFT folder. */
 export const CONFIG_FILE = "adapter_config.json";
@@ -107,7 +106,7 @@ export function readLoraConfig(raw: ReadonlyMap<string, JsonValue>, options: Rea
     throw fields.refuse("peft_type", '"LORA"; readAdapter() and "lora convert" read the config of mlx-lm');
   }
   if (kind !== "LORA") throw fields.refuse("peft_type", '"LORA"');
-  refuseUnsupportedFields(raw, file);
+  refuseArrow(raw, file);
   const config: LoraConfig = {
     ...readVariants(raw, fields),
     r: rank(fields, "r", raw.get("r") ?? 8, limits.rank),

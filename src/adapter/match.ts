@@ -107,11 +107,12 @@ function describe(
  *
  * @param name The name wanted.
  * @param names The names there are.
+ * @param most Edits that it may take; any number if absent.
  * @returns The nearest one, the first among equals; undefined if there are none.
  */
-export function nearestName(name: string, names: Iterable<string>): string | undefined {
+export function nearestName(name: string, names: Iterable<string>, most: number = Infinity): string | undefined {
   let nearest: string | undefined;
-  let least = Infinity;
+  let least = most + 1;
   for (const candidate of names) {
     const distance = editDistance(name, candidate);
     if (distance < least) [nearest, least] = [candidate, distance];

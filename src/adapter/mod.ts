@@ -19,7 +19,7 @@
  */
 
 export { combineAdapters, type CombineOptions, resizeAdapter, type ResizeOptions } from "./combine.ts";
-export type { CombineMethod } from "./combine_module.ts";
+export type { CombineMethod } from "./combine_options.ts";
 export {
   type AdapterComparison,
   compareAdapters,

@@ -31,6 +31,7 @@ const OUT_PROJECTION_TIMES = 2;
 export const IN_PROJECTION = "in_proj_weight";
 const WRAPPER = ".base_layer";
 const OUT_PROJECTION = `${WRAPPER}.out_proj`;
+const EXPERTS = /(?:^|\.)experts$/;
 /** In the order in which the fused experts of transformers register them. */
 const REGISTERED: readonly string[] = ["gate_up_proj", "w1", "v1", "w2", "down_proj"];
 
@@ -94,11 +95,18 @@ function innermost(path: string, known: ReadonlySet<string>): string {
   return module;
 }
 
-/** The parameters of a module that the config targets: its entries are whole names, or tails of them after a dot. */
+/**
+ * The parameters of a module that the config targets: its entries are whole names, or tails of them after a dot. Where
+ * PEFT turns the names of single experts into those of fused ones, an entry is a parameter's bare name, `down_proj`,
+ * which any module could have: it is taken to be one of experts.
+ */
 function parameterNames(module: string, { targetParameters }: LoraConfig): readonly string[] {
   const names = (targetParameters ?? []).flatMap((entry) => {
-    const owner = ownerPath(entry);
-    return owner !== "" && `.${module}`.endsWith(`.${owner}`) ? [lastName(entry)] : [];
+    const [owner, name] = [ownerPath(entry), lastName(entry)];
+    const isOwner = owner === ""
+      ? REGISTERED.includes(name) && EXPERTS.test(module)
+      : `.${module}`.endsWith(`.${owner}`);
+    return isOwner ? [name] : [];
   });
   return [...new Set(names)];
 }

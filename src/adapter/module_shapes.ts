@@ -10,7 +10,7 @@ import { isFloat8, widenFloat8 } from "../formats/float8.ts";
 import { quote } from "../formats/quote.ts";
 import { formatShape } from "../shape.ts";
 import type { LoraKind, LoraModule } from "./adapter.ts";
-import { isFloatTensor } from "./factor_values.ts";
+import { isFloatTensor } from "../formats/float_bits.ts";
 import { finiteTensor, type NamedTensor } from "./full_tensors.ts";
 import type { LoraConfig } from "./lora_config.ts";
 import type { ModulePlace } from "./module_places.ts";

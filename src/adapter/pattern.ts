@@ -11,7 +11,7 @@ import { type CharacterTest, parsePattern, type PatternNode, type PatternPlace }
 
 /** Steps that the patterns of one config may still take together. */
 export interface MatchingWork {
-  /** Steps left; matching subtracts from it. */
+  /** Steps left; compiling and matching subtract from it. */
   steps: number;
 }
 
@@ -22,10 +22,12 @@ export interface PatternOptions extends PatternPlace {
 }
 
 /** Longest name that is matched, in characters. */
-export const MAX_NAME_LENGTH = 512;
+const MAX_NAME_LENGTH = 512;
 const MAX_INSTRUCTIONS = 4096;
 /** Steps of all patterns of one config together: far above what real configs need, about a second at most. */
 export const MAX_STEPS = 5e7;
+/** What an instruction costs of them: thousands of patterns that unfold would else take gigabytes. */
+const STEPS_PER_INSTRUCTION = 64;
 
 interface Fork {
   readonly op: "fork";
@@ -59,14 +61,15 @@ export class Pattern {
    * Compiles a pattern.
    *
    * @throws {FormatError} If it is malformed or uses a construct outside the subset; the message names it.
-   * @throws {LimitError} If it is longer than 1024 characters or its repeats unfold to more than 4096 instructions.
+   * @throws {LimitError} If it is longer than 1024 characters or its repeats unfold to more than 4096 instructions, or
+   * the steps are used up.
    */
   constructor(source: string, options: PatternOptions = {}) {
     const { work = { steps: MAX_STEPS }, ...place } = options;
     this.source = source;
     this.#place = place;
     this.#work = work;
-    this.#program = new Compiler(source, place).compile(parsePattern(source, place));
+    this.#program = new Compiler(source, place, work).compile(parsePattern(source, place));
   }
 
   /**
@@ -141,12 +144,14 @@ function isAtEnd(at: number, characters: readonly string[]): boolean {
 class Compiler {
   readonly #source: string;
   readonly #place: PatternPlace;
+  readonly #work: MatchingWork;
   readonly #program: Instruction[] = [];
   #visits = 0;
 
-  constructor(source: string, place: PatternPlace) {
+  constructor(source: string, place: PatternPlace, work: MatchingWork) {
     this.#source = source;
     this.#place = place;
+    this.#work = work;
   }
 
   compile(node: PatternNode): readonly Instruction[] {
@@ -157,16 +162,23 @@ class Compiler {
 
   #emit(node: PatternNode): void {
     // Counts visits, not instructions: nested repeats of an empty group emit nothing, and would never end.
-    if (++this.#visits > MAX_INSTRUCTIONS) {
-      const message = `Cannot compile pattern ${quote(this.#source)}, whose repeats unfold: expected at most`;
-      const details = { ...this.#place, limit: MAX_INSTRUCTIONS, value: this.#visits };
-      throw new LimitError(`${message} ${MAX_INSTRUCTIONS} instructions, or a list of names`, details);
+    if (++this.#visits > MAX_INSTRUCTIONS) throw this.#limit("", MAX_INSTRUCTIONS, this.#visits);
+    this.#work.steps -= STEPS_PER_INSTRUCTION;
+    if (this.#work.steps < 0) {
+      const limit = MAX_STEPS / STEPS_PER_INSTRUCTION;
+      throw this.#limit(" of all patterns together", limit, limit + 1);
     }
     if (node.kind === "character") this.#program.push({ op: "character", test: node.test });
     else if (node.kind === "sequence") node.items.forEach((item) => this.#emit(item));
     else if (node.kind === "choice") this.#choice(node.options);
     else if (node.kind === "repeat") this.#repeat(node.body, node.min, node.max);
     else this.#program.push({ op: node.kind });
+  }
+
+  #limit(whose: string, limit: number, value: number): LimitError {
+    const message = `Cannot compile pattern ${quote(this.#source)}, whose repeats unfold: expected at most`;
+    const details = { ...this.#place, limit, value };
+    return new LimitError(`${message} ${limit} instructions${whose}, or a list of names`, details);
   }
 
   /** Emits a fork whose targets are set once they are known. */

@@ -28,7 +28,7 @@ export type PatternNode =
   | { readonly kind: "repeat"; readonly body: PatternNode; readonly min: number; readonly max: number };
 
 /** Longest pattern, in characters. */
-export const MAX_PATTERN_LENGTH = 1024;
+const MAX_PATTERN_LENGTH = 1024;
 /** Largest number in `{m,n}`. */
 const MAX_REPEAT = 255;
 

@@ -71,7 +71,7 @@ function fullTensorKey(
  * @param config The config.
  * @returns The file.
  */
-export function encodeConfig(config: LoraConfig): Uint8Array {
+function encodeConfig(config: LoraConfig): Uint8Array {
   const keys = new Map([...CONFIG_DEFAULTS, ...config.raw]);
   return new TextEncoder().encode(stringifyJson(keys, { indent: 2, sortKeys: true }));
 }

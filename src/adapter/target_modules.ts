@@ -14,7 +14,7 @@ import { compilePatternKey, type MatchingWork, MAX_STEPS, Pattern, type PatternO
 /** The fields of a config that choose modules. */
 export type TargetConfig = Pick<
   LoraConfig,
-  "targetModules" | "excludeModules" | "layersToTransform" | "layersPattern" | "taskType"
+  "targetModules" | "excludeModules" | "layersToTransform" | "layersPattern" | "taskType" | "modulesToSave"
 >;
 
 /** What a config targets. */
@@ -32,8 +32,9 @@ const CLASSIFIERS: ReadonlySet<string> = new Set(["score", "classifier"]);
 /**
  * Lists the modules that a config targets.
  *
- * A module is excluded first (`exclude_modules`: one pattern of the whole path, or names and tails of paths); a pattern
- * must match the whole path; an entry of a list is the path or its tail after a dot, and then only in the layers named.
+ * A module is excluded first (`exclude_modules`: one pattern of the whole path, or names and tails of paths; and what
+ * `modules_to_save` names, with all inside it, because it is trained in full); a pattern must match the whole path; an
+ * entry of a list is the path or its tail after a dot, and then only in the layers named.
  *
  * @param config The fields that choose.
  * @param modules Paths of the linear modules of the base.
@@ -62,11 +63,15 @@ export function listTargets(config: TargetConfig, modules: Iterable<string>): Ta
   );
   const targeted: string[] = [];
   for (const module of modules) {
-    const entries = isExcluded(module) ? [] : entriesOf(module);
+    const entries = isExcluded(module) || isWhole(module, config) ? [] : entriesOf(module);
     for (const entry of entries) counts.set(entry, counts.get(entry)! + 1);
     if (entries.length > 0) targeted.push(module);
   }
   return { modules: targeted, counts };
+}
+
+function isWhole(module: string, { modulesToSave }: TargetConfig): boolean {
+  return modulesToSave?.some((name) => `.${module}.`.includes(`.${name}.`)) ?? false;
 }
 
 /** Gives the entries of `target_modules` by which a module is targeted. */

@@ -55,7 +55,10 @@ export function groupTensors(tensors: ReadonlyMap<string, TensorInfo>, file: Gro
   for (const info of tensors.values()) {
     checkName(info.name, file.name);
     const { module, part } = parseTensorKey(info.name);
-    if (part === "training state") trainingState.push(info);
+    // With biases PEFT saves those of a module that is stored in full once more, under a name that it does not read.
+    const twin = info.name.replace(/\.modules_to_save(?:\.default)?(?=\.(?:.+\.)?bias$)/, "");
+    if (twin !== info.name && tensors.has(twin)) trainingState.push(info);
+    else if (part === "training state") trainingState.push(info);
     else if (part === "token rows") add(tokenRows, module, info, file);
     else if (part === "full tensor" && isFull(module, file.config)) add(full, module, info, file);
     else if (part === "full tensor" || part === "unknown") throw refuseTensor(info.name, file);

@@ -12,12 +12,12 @@ import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
 import { alphaOf } from "./dialects/scale_config.ts";
 import { baseFieldOf, isRepeatable } from "./variant_fields.ts";
+import { isBaseTable } from "./base_tables.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { readFactors, storeFactors } from "./factors.ts";
-import { identify } from "./identity.ts";
 import { scale, stackRows } from "./linear_algebra.ts";
 import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
-import { encodeWeights } from "./save.ts";
+import { newAdapter } from "./new_adapter.ts";
 import type { Factors } from "./svd.ts";
 import { readWeight } from "./weight_matrix.ts";
 
@@ -30,6 +30,8 @@ export interface ToPlainOptions {
   readonly initial?: Adapter;
   /** The weights of the original base by module path, for `pissa`, `olora` and `kasa`. */
   readonly weightOf?: (module: string) => StoredTensor | Promise<StoredTensor>;
+  /** Whether the weight of a module is stored (in, out), where it is square; as the config says if absent. */
+  readonly isTransposed?: (module: LoraModule) => boolean;
 }
 
 const PLAIN_ALREADY = "its factors hold those of the initial adapter: it was made plain when it was saved";
@@ -47,11 +49,11 @@ const CAN_BE_READ = { rank: Infinity, modules: Infinity };
  *
  * @example
  * ```ts
+ * import { fromFloat32 } from "@lowrank/lora";
  * import { createAdapter } from "@lowrank/lora/adapters";
  * import assert from "node:assert/strict";
  *
- * const values = Float32Array.of(3, 0, 0, 1);
- * const weight = { dtype: "F32", shape: [2, 2], bytes: new Uint8Array(values.buffer) } as const;
+ * const weight = fromFloat32(Float32Array.of(3, 0, 0, 1), [2, 2]);
  * const modules = [{ name: "q", inFeatures: 2, outFeatures: 2 }];
  * const weightOf = () => weight;
  * const pissa = await createAdapter({ modules, targetModules: ["q"], r: 1, init: "pissa", weightOf });
@@ -74,13 +76,10 @@ export async function toPlainLora(adapter: Adapter, options: ToPlainOptions): Pr
     modules.set(name, await plainModule(adapter, module, options));
   }
   const config = plainConfig(adapter.config, modules);
-  const weights = encodeWeights(modules.values(), adapter);
   const what = `it is plain LoRA of twice the rank now, over the base before ${baseChange ?? "its initialisation"}`;
   const why = initial ? "its initial factors are subtracted" : "what the initialisation took is computed again";
-  const { sha256, id } = await identify(weights, config);
-  const parts = { ...adapter, config, modules, baseChange: null, sha256, id, bytes: weights.length };
   const report = adapter.report.filter(({ what }) => !isBaseLine(what));
-  return withLine(new Adapter({ ...parts, report }), what, why);
+  return withLine(await newAdapter({ ...adapter, config, modules, baseChange: null, report }), what, why);
 }
 
 function withLine(adapter: Adapter, what: string, why: string): Adapter {
@@ -104,12 +103,18 @@ function holdsInitial({ modules }: Adapter, initial: Adapter): boolean {
 
 /**
  * A module over the original base. PEFT begins embeddings with B A = 0 whatever the initialisation is: they took nothing
- * from theirs, and only their alpha is told without rsLoRA.
+ * from theirs, and only their alpha is told without rsLoRA. So it is where the file holds the weight that the
+ * initialisation left, as PEFT saves a head's.
  */
 async function plainModule(adapter: Adapter, module: LoraModule, options: ToPlainOptions): Promise<LoraModule> {
-  const { kind, scaling, rank } = module;
-  if (kind === "embedding" && adapter.baseChange !== "kasa") return { ...module, alpha: alphaOf(scaling, rank) };
+  const { name, kind, scaling, rank } = module;
+  const isWhole = kind === "embedding" && adapter.baseChange !== "kasa";
+  if (isWhole || hasTable(adapter, `${name}.weight`)) return { ...module, alpha: alphaOf(scaling, rank) };
   return join(module, await takenFrom(adapter, module, options));
+}
+
+function hasTable(adapter: Adapter, tensor: string): boolean {
+  return isBaseTable(adapter, tensor) && adapter.replacements.has(tensor);
 }
 
 /** The line that {@linkcode reportAdapter} has for such an adapter. */
@@ -120,9 +125,9 @@ function isBaseLine(what: string): boolean {
 async function takenFrom(
   adapter: Adapter,
   module: LoraModule,
-  { initial, weightOf }: ToPlainOptions,
+  { initial, weightOf, isTransposed: isTurned = () => adapter.config.fanInFanOut }: ToPlainOptions,
 ): Promise<Factors> {
-  const { baseChange, config } = adapter;
+  const { baseChange } = adapter;
   if (initial) return initialFactors(adapter, module, initial);
   const { takenFactors } = await import("./base_change.ts");
   if (!weightOf || !isRepeatable(baseChange)) {
@@ -136,7 +141,7 @@ async function takenFrom(
     });
   }
   if (module.kind !== "linear") throw refuseKind(adapter, module);
-  const { matrix, isTransposed } = readWeight(await weightOf(module.name), module, config.fanInFanOut);
+  const { matrix, isTransposed } = readWeight(await weightOf(module.name), module, isTurned(module));
   if (isTransposed && baseChange !== "pissa") {
     const message =
       `Cannot convert ${quote(module.name)} of ${quote(adapter.name)}: PEFT's ${baseChange} is not defined ` +

@@ -4,8 +4,9 @@
  * @module
  */
 
-import type { FormatError } from "../errors.ts";
+import { FormatError, MismatchError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
+import { quote } from "../formats/quote.ts";
 import { ConfigFields } from "./config_fields.ts";
 
 /**
@@ -27,10 +28,31 @@ export function baseFieldOf(change: BaseChange): "kasa_config" | "init_lora_weig
   return change === "kasa" ? "kasa_config" : "init_lora_weights";
 }
 
-/** What a caller can do about an adapter whose change only its initial adapter can tell; ends an error's message. */
-export const BASE_REMEDY: string = "expected it with the adapter as it was before training, by the option initial or " +
+const BASE_REMEDY = "expected it with the adapter as it was before training, by the option initial or " +
   '--initial INITIAL, by which "lora convert ADAPTER --to peft --out OUT --initial INITIAL" makes plain LoRA of it; or ' +
   "the changed base, told by the option residualBase or --residual-base";
+
+/**
+ * Refuses an adapter that is not over the base as it was published.
+ *
+ * @param adapter The adapter.
+ * @param action What is to be done with it, for the message: `"merge"`.
+ * @throws {MismatchError} If its training changed the base.
+ */
+export function requirePublishedBase(
+  { name, baseChange }: { readonly name: string; readonly baseChange: BaseChange | null },
+  action: string,
+): void {
+  if (baseChange === null) return;
+  const field = baseFieldOf(baseChange);
+  const message = `Cannot ${action} ${quote(name)} with ${field} ${quote(baseChange)}, whose training changed the base`;
+  throw new MismatchError(`${message} first: ${BASE_REMEDY}`, {
+    code: "unsupported",
+    file: name,
+    field,
+    found: baseChange,
+  });
+}
 
 /** Which factors are block-diagonal and stored as their blocks. */
 export interface BlockDiagonal {
@@ -115,6 +137,28 @@ export function readVariants(raw: ReadonlyMap<string, JsonValue>, fields: Config
       ? positive(fields, "qalora_group_size", raw.get("qalora_group_size") ?? 16)
       : null,
   };
+}
+
+/**
+ * Refuses Arrow, which routes every token over several adapters.
+ *
+ * @param raw The keys of the config.
+ * @param file Name of the file.
+ * @throws {FormatError} If the config asks for it.
+ */
+export function refuseArrow(raw: ReadonlyMap<string, JsonValue>, file: string): void {
+  const field = "arrow_config";
+  const found = raw.get(field) ?? null;
+  // Python takes every value but these for true, so a value of the wrong type is refused too.
+  if (found === null || found === false) return;
+  const what = "Arrow, which routes every token over several adapters";
+  const message = `Cannot load an adapter with ${quote(field)} set in ${quote(file)} (${what})`;
+  throw new FormatError(`${message}: not supported yet, serve it with PEFT: it cannot be merged`, {
+    code: "unsupported",
+    file,
+    field,
+    found,
+  });
 }
 
 /** Whether Python takes a value for true. */

@@ -7,6 +7,7 @@ import type { Checkpoint } from "../formats/checkpoint.ts";
 import { quote } from "../formats/quote.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { MergeDraft } from "./draft.ts";
+import { squareOrientation } from "./orientation.ts";
 import { placeModules } from "./places.ts";
 
 /** Adapters that fit the base as it is. */
@@ -39,14 +40,16 @@ export async function settleBaseChanges(
       settled.push(weighted);
       continue;
     }
-    const places = placeModules(adapter, new MergeDraft(checkpoint.tensors, null));
+    const draft = new MergeDraft(checkpoint.tensors, null);
+    const places = placeModules(adapter, draft);
     const weightOf = async (module: string) => {
       const tensor = places.tensorOf(module);
       if (tensor !== undefined) return await checkpoint.read(tensor, options);
       const message = `Cannot merge ${quote(adapter.name)}: the base has no weight for ${quote(module)}`;
       throw new MismatchError(message, { tensor: module, unexpected: [module] });
     };
-    const plain = await toPlainLora(adapter, { weightOf });
+    const isTransposed = squareOrientation(adapter, places, draft);
+    const plain = await toPlainLora(adapter, { weightOf, isTransposed });
     settled.push({ ...weighted, adapter: plain });
     report.push(...plain.report.slice(-1));
   }

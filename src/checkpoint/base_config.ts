@@ -59,6 +59,8 @@ export function replaceDtype(text: string, dtype: string): string {
 
 /** The fields of a model's config that say how many layers it has. */
 const LAYER_FIELDS: readonly string[] = ["num_hidden_layers", "n_layer", "num_layers"];
+/** The field with the kind of attention of each layer. */
+const LAYER_TYPES = /("layer_types"\s*:\s*)\[([^\]]*)\]/g;
 
 /**
  * Changes fields of a `config.json`; every other byte stays.
@@ -79,6 +81,12 @@ export function editConfig(text: string, { tied, vocabSize, layers }: ConfigEdit
     edited = edited.replace("{", '{\n  "tie_word_embeddings": false,');
   }
   if (vocabSize !== undefined) set("vocab_size", vocabSize);
-  if (layers !== undefined) { for (const field of LAYER_FIELDS) set(field, layers); }
-  return edited;
+  if (layers === undefined) return edited;
+  for (const field of LAYER_FIELDS) set(field, layers.length);
+  return edited.replace(LAYER_TYPES, (whole, begin: string, list: string) => {
+    const types = list.match(/"[^"]*"/g) ?? [];
+    // PEFT's model goes on reading the base's list by the number of the layer, as far as it reaches.
+    const own = layers.map((from, to) => types[layers.length > types.length ? from : to]);
+    return own.includes(undefined) ? whole : `${begin}[${own.join(", ")}]`;
+  });
 }

@@ -1,5 +1,5 @@
 import type { ReportLine, TokenRows } from "../adapter/adapter.ts";
-import { isFloatTensor } from "../adapter/factor_values.ts";
+import { isFloatTensor } from "../formats/float_bits.ts";
 import { MismatchError } from "../errors.ts";
 import { type Dtype, isSameTensor, type StoredTensor } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";

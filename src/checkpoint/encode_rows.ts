@@ -1,4 +1,4 @@
-import { isFiniteTensor } from "../adapter/factor_values.ts";
+import { isFiniteTensor } from "../formats/float_bits.ts";
 import { NumericError } from "../errors.ts";
 import { type FloatDtype, fromFloat32, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";

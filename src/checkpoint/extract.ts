@@ -6,7 +6,7 @@
 
 import type { Adapter, TokenRows } from "../adapter/adapter.ts";
 import { isClamp } from "../adapter/clamp.ts";
-import { RESULT_TYPES } from "../adapter/combine.ts";
+import { RESULT_TYPES } from "../adapter/combine_options.ts";
 import { assembleAdapter } from "../adapter/dialects/assemble.ts";
 import { moduleOf } from "../adapter/paths.ts";
 import type { Backend } from "../backend.ts";

@@ -3,7 +3,7 @@ import type { Backend } from "../backend.ts";
 import { checkOptionTypes } from "../formats/check_options.ts";
 import type { ReadOptions } from "../formats/source.ts";
 import { MERGE_DTYPES, type MergeDtype } from "./merge_dtype.ts";
-import type { MergeProgress } from "./merge_writer.ts";
+import type { MergeProgress } from "./weight_file_writer.ts";
 
 /** Options of {@linkcode mergeCheckpoint}. */
 export interface MergeOptions extends ReadOptions {

@@ -55,8 +55,8 @@ export interface ConfigEdits {
   readonly tied?: false;
   /** Rows of the embedding, where it was resized. */
   readonly vocabSize?: number;
-  /** Number of layers, where they were replicated. */
-  readonly layers?: number;
+  /** The base's layer that each layer is, where they were replicated. */
+  readonly layers?: readonly number[];
 }
 
 /** Everything a merge changes. */

@@ -22,4 +22,4 @@ export type { GgufOutType } from "./gguf_output.ts";
 export { mergeCheckpoint, type MergeOptions, type MergeReport } from "./merge.ts";
 export { type GgufMergeOptions, mergeGguf } from "./merge_gguf.ts";
 export type { MergeDtype } from "./merge_dtype.ts";
-export type { MergeProgress } from "./merge_writer.ts";
+export type { MergeProgress } from "./weight_file_writer.ts";

@@ -7,7 +7,6 @@
  */
 
 import type { LoraModule } from "../adapter/adapter.ts";
-import { ownerOf } from "../adapter/module_places.ts";
 import type { CheckpointTensor } from "../formats/checkpoint.ts";
 
 /** The tensors of a base by name. */
@@ -28,11 +27,6 @@ export function weightName({ name, parameter }: Pick<LoraModule, "name" | "param
   return parameter === undefined ? `${name}.weight` : parameter === null ? null : name;
 }
 
-/** Name of the bias of a module, as the adapter has it. */
-export function biasName({ name, parameter }: Pick<LoraModule, "name" | "parameter">): string {
-  return parameter ? `${ownerOf(name, parameter)}.in_proj_bias` : `${name}.bias`;
-}
-
 /** The namings to try, the plain one first. */
 export function namings(first: string, tensors: BaseTensors): readonly Naming[] {
   const same = { toBase: (name: string) => name, toAdapter: (name: string) => name };
@@ -49,4 +43,37 @@ export function namings(first: string, tensors: BaseTensors): readonly Naming[] 
     what: `its tensors are named with "${prefix}" before them`,
   }));
   return [same, shorter, ...longer];
+}
+
+const ROUTERS: readonly [RegExp, string][] = [
+  [/\.mlp\.gate(?=$|\.)/, ".block_sparse_moe.gate"],
+  [/\.block_sparse_moe\.gate(?=$|\.)/, ".mlp.gate"],
+];
+
+/**
+ * Mixtral's router has one name beside single experts and another beside fused ones: the base may have the one, and the
+ * adapter the other.
+ *
+ * @param naming A correspondence.
+ * @param tensors The base.
+ * @param modules The adapter's modules.
+ * @returns The same, and that of routers.
+ */
+export function withRouters(naming: Naming, tensors: BaseTensors, modules: ReadonlyMap<string, unknown>): Naming {
+  const turn = (name: string) => {
+    const [form, other] = ROUTERS.find(([form]) => form.test(name)) ?? [/$^/, ""];
+    return name.replace(form, other);
+  };
+  return {
+    ...naming,
+    toBase: (name) => {
+      const [found, other] = [naming.toBase(name), naming.toBase(turn(name))];
+      return tensors.has(found) || !tensors.has(other) ? found : other;
+    },
+    toAdapter: (name) => {
+      const own = naming.toAdapter(name);
+      const path = own.replace(/\.weight$/, "");
+      return !modules.has(path) && modules.has(turn(path)) ? turn(own) : own;
+    },
+  };
 }

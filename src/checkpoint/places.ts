@@ -2,7 +2,7 @@ import type { Adapter, LoraModule, ReportLine } from "../adapter/adapter.ts";
 import { fuseExperts, splitExperts } from "../adapter/expert_forms.ts";
 import { ownerOf } from "../adapter/module_places.ts";
 import type { MergeDraft } from "./draft.ts";
-import { type Naming, namings, weightName } from "./naming.ts";
+import { type Naming, namings, weightName, withRouters } from "./naming.ts";
 
 /** Where the modules of an adapter are in a base. */
 export interface Places {
@@ -27,7 +27,9 @@ export interface Places {
  */
 export function placeModules(adapter: Adapter, draft: MergeDraft): Places {
   const [first = ""] = adapter.modules.keys();
-  const all = namings(first.split(".", 1)[0]!, draft.tensors);
+  const all = namings(first.split(".", 1)[0]!, draft.tensors).map((naming) => {
+    return withRouters(naming, draft.tensors, adapter.modules);
+  });
   let plain: Places | undefined;
   for (const naming of all) {
     const places = placesBy(naming, adapter, draft);

@@ -6,7 +6,7 @@
 
 import type { Adapter, ReportLine } from "../adapter/adapter.ts";
 import { type BaseModules, checkAgainst } from "../adapter/match.ts";
-import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
+import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { MismatchError, NumericError } from "../errors.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
@@ -14,6 +14,7 @@ import { quote } from "../formats/quote.ts";
 import type { BaseConfig } from "./base_config.ts";
 import { MergeDraft } from "./draft.ts";
 import type { MergePlan, PlanOptions } from "./merge_plan.ts";
+import { squareOrientation } from "./orientation.ts";
 import { planModule } from "./plan_module.ts";
 import { planReplacements, planTokenRows } from "./plan_full.ts";
 import { placeModules, type Places } from "./places.ts";
@@ -66,10 +67,13 @@ function planAdapter(
   draft.report.push(...places.report);
   planReplacements(draft, adapter, places, files.at(-1)!);
   planTokenRows(draft, adapter, places);
-  const square = orientation(adapter, places, draft);
+  const square = squareOrientation(adapter, places, draft);
   const layouts = new Map([...places.modules.values()].map((module) => {
     const tensor = places.tensorOf(module.name);
-    return [module.name, tensor === undefined ? undefined : layoutOf(module, draft.shapeOf(tensor), square)] as const;
+    return [
+      module.name,
+      tensor === undefined ? undefined : layoutOf(module, draft.shapeOf(tensor), square(module)),
+    ] as const;
   }));
   draft.report.push(...checkPlaces({ adapter, places, draft }, layouts, options.strict));
   for (const module of places.modules.values()) {
@@ -98,25 +102,7 @@ function checkMergeable(adapter: Adapter, weight: number): void {
       found: adapter.invocationTokens,
     });
   }
-  if (adapter.baseChange === null) return;
-  const field = baseFieldOf(adapter.baseChange);
-  const message = `Cannot merge ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
-    `changed the base first: ${BASE_REMEDY}`;
-  throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
-}
-
-/**
- * The shape of a weight tells whether it is stored (in, out). A square one is stored as the others of the adapter are,
- * and if these do not agree, as the config says: PEFT corrects that field layer by layer.
- */
-function orientation(adapter: Adapter, places: Places, draft: MergeDraft): boolean {
-  const turned = new Set<boolean>();
-  for (const module of places.modules.values()) {
-    const tensor = places.tensorOf(module.name);
-    const layout = tensor === undefined ? undefined : layoutOf(module, draft.shapeOf(tensor), false);
-    if (module.kind === "linear" && layout && !layout.isSquare) turned.add(layout.transposed);
-  }
-  return turned.size === 1 ? [...turned][0]! : adapter.config.fanInFanOut;
+  requirePublishedBase(adapter, "merge");
 }
 
 /** A module without its place is refused in any case, a place without its module only if `strict`. */

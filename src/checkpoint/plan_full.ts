@@ -1,4 +1,5 @@
 import type { Adapter } from "../adapter/adapter.ts";
+import { isBaseTable } from "../adapter/base_tables.ts";
 import { ownerPath } from "../adapter/paths.ts";
 import { MismatchError } from "../errors.ts";
 import { quote } from "../formats/quote.ts";
@@ -11,7 +12,9 @@ export function planReplacements(draft: MergeDraft, adapter: Adapter, { naming }
     const name = naming.toBase(own);
     if (draft.has(name)) {
       const meant = { isAlone: isTrainedAlone(adapter, own), module: own, adapter };
-      for (const tensor of followers(draft, name, meant)) draft.replace(tensor, values);
+      // A tied table that is saved beside the factors of the head is the base's, which the embedding has too.
+      const isTable = draft.tied?.head === name && isBaseTable(adapter, own);
+      for (const tensor of followers(draft, isTable ? draft.tied!.table : name, meant)) draft.replace(tensor, values);
       continue;
     }
     if (naming.what && naming.toAdapter(name) !== own) throw refuseName(adapter, own);

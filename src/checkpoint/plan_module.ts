@@ -1,10 +1,11 @@
 import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import { IN_PROJECTION } from "../adapter/module_places.ts";
+import { ownerPath } from "../adapter/paths.ts";
 import { MismatchError } from "../errors.ts";
 import { bitsPerElement, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { MergeDraft } from "./draft.ts";
 import type { PlanOptions } from "./merge_plan.ts";
-import { biasName } from "./naming.ts";
 import type { Places } from "./places.ts";
 import { followers } from "./plan_full.ts";
 import type { WeightLayout } from "./weight_shape.ts";
@@ -67,8 +68,13 @@ function planBias(
   { module, weight }: WeightedModule,
   { tensor, places }: Pick<ModuleTensor, "tensor" | "places">,
 ): void {
-  const name = places.naming.toBase(biasName(module));
   const values = module.loraBias!;
+  if (module.parameter === IN_PROJECTION) {
+    const why = "PEFT 0.21.2 adds the updates of weights alone to an attention that is one module";
+    draft.report.push({ module: module.name, what: "its bias of B has no effect", why });
+    return;
+  }
+  const name = places.naming.toBase(`${module.name}.bias`);
   const bias = draft.has(name) ? name : tensor.replace(/weight$/, "bias");
   if (!draft.has(bias)) {
     const dtype = draft.dtypeOf(tensor);
@@ -77,7 +83,9 @@ function planBias(
     const why = "lora_bias is one: loaders take it only where the model's config asks for a bias of this layer";
     draft.report.push({ module: bias, what: "the base has no such bias: it is added", why });
   }
-  draft.addStep(bias, { kind: "vector", values, factor: module.scaling * weight });
+  // The output projection's update counts twice, its bias once.
+  const times = places.modules.has(`${ownerPath(module.name)}.${IN_PROJECTION}`) ? 2 : 1;
+  draft.addStep(bias, { kind: "vector", values, factor: module.scaling * weight / times });
 }
 
 /** With ensure_weight_tying, the head has A = B of the embedding, transposed, and B = its A. */

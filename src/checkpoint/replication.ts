@@ -9,8 +9,8 @@ import type { BaseTensors } from "./naming.ts";
 export interface ReplicatedLayers {
   /** The tensors by name in the output. */
   readonly tensors: BaseTensors;
-  /** Number of layers, where they are replicated. */
-  readonly layers?: number;
+  /** The base's layer that each layer is, where they are replicated. */
+  readonly layers?: readonly number[];
   /** What was done. */
   readonly report: readonly ReportLine[];
 }
@@ -65,7 +65,7 @@ export function replicateLayers(checkpoint: Checkpoint, adapters: readonly Adapt
     what,
     why: "layer_replication; copies are layers of their own, with their own updates",
   }];
-  return { tensors, layers: order.length, report };
+  return { tensors, layers: order, report };
 }
 
 /** The lists of layers, such as `model.layers`, by name. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { isFloatTensor } from "../adapter/factor_values.ts";
+import { isFloatTensor } from "../formats/float_bits.ts";
 import { IntegrityError } from "../errors.ts";
 import { type Checkpoint, type CheckpointTensor, INDEX_FILE } from "../formats/checkpoint.ts";
 import { bitsPerElement, type Dtype, type StoredTensor } from "../formats/dtype.ts";

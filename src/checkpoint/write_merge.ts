@@ -8,12 +8,12 @@ import type { FilePlan } from "./file_plan.ts";
 import type { MergeIdentity } from "./journal.ts";
 import type { MergeOptions, MergeReport } from "./merge_options.ts";
 import type { MergePlan } from "./merge_plan.ts";
-import { MergeWriter } from "./merge_writer.ts";
+import { WeightFileWriter } from "./weight_file_writer.ts";
 import { openStaging } from "./staging.ts";
 import { type MergeOutput, type OutputFile, Transaction } from "./transaction.ts";
 
 /** Digests of all files of a merged folder, in the form that `sha256sum --check` reads. */
-export const DIGESTS_FILE = "SHA256SUMS";
+const DIGESTS_FILE = "SHA256SUMS";
 
 /** A merge that has been planned. */
 export interface PlannedMerge {
@@ -73,7 +73,7 @@ async function writeAll(
   let isWhole = false;
   try {
     const { jobs = 1, onProgress } = options;
-    await new MergeWriter({ files, targets: plan.targets, backend, output, jobs, onProgress }).run(options);
+    await new WeightFileWriter({ files, targets: plan.targets, backend, output, jobs, onProgress }).run(options);
     const isListed = companions.size > 0 && isWorkspace(sink);
     const others = isListed ? await withDigests(output.files, companions) : companions;
     for (const [name, bytes] of others) await output.writeCompanion(name, bytes);

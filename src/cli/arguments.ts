@@ -46,7 +46,7 @@ function missingFile(message: string, path: string): MismatchError {
  *
  * @throws {UsageError} If it begins as one and is none.
  */
-export function urlArgument(path: string): URL | undefined {
+function urlArgument(path: string): URL | undefined {
   if (!/^https?:\/\//i.test(path)) return undefined;
   const url = URL.parse(path);
   if (url) return url;
@@ -87,6 +87,10 @@ export async function checkAdapterPath({ path, source }: AdapterArgument): Promi
   if (source instanceof URL) return;
   const entry = await stat(path).catch(() => undefined);
   if (entry?.isDirectory()) return;
+  const [, before = "", weight = ""] = /^(.+)=(.*)$/.exec(path) ?? [];
+  if (!entry && await stat(before).catch(() => undefined)) {
+    throw new UsageError(`Cannot use ${quote(weight)} as the weight of ${quote(before)}: a number is wanted`);
+  }
   const why = entry ? 'it is a file, expected a PEFT folder ("lora convert" makes one)' : "there is no such folder";
   throw missingFile(`Cannot load an adapter from ${quote(path)}: ${why}`, path);
 }

@@ -1,6 +1,6 @@
 import { parseArgs } from "node:util";
 import { combineAdapters, type CombineOptions } from "../adapter/combine.ts";
-import { COMBINE_METHODS, type CombineMethod, pruningOf, truncates } from "../adapter/combine_module.ts";
+import { COMBINE_METHODS, type CombineMethod, pruningOf, truncates } from "../adapter/combine_options.ts";
 import type { WeightedAdapter } from "../adapter/weighted_adapter.ts";
 import { adapterArguments, loadArgument } from "./arguments.ts";
 import { type Command, UsageError } from "./command.ts";

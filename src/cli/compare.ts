@@ -9,7 +9,7 @@ import { formatHeatMaps } from "./heat_map.ts";
 import { choiceOption } from "./options.ts";
 import { refuseOverwrite } from "./overwrite.ts";
 import { formatTable } from "./table.ts";
-import { dimTitles, formatCount, print, printable, printJson, tableWidth } from "./terminal.ts";
+import { dimTitles, formatCount, oneLine, print, printJson, tableWidth } from "./terminal.ts";
 
 const HELP =
   `How alike two adapters of one base are: norms, angle, and the subspace similarity φ of the LoRA paper (§7.2).
@@ -45,14 +45,14 @@ function formatComparison(comparison: AdapterComparison, names: readonly string[
   const titles = ["ranks", "norms", "", "cosine", "in φ₁", "all", "out φ₁", "all"];
   const columns = [{ title: "module" }, ...titles.map((title) => ({ title, align: "right" as const }))];
   const rows = comparison.modules.map(({ module, ranks, norms, cosine, input, output }) => [
-    printable(module),
+    oneLine(module),
     ranks.join(" "),
     ...norms.map(formatNumber),
     cosine.toFixed(3),
     ...formatSimilarity(input),
     ...formatSimilarity(output),
   ]);
-  const [first, second] = names.map(printable);
+  const [first, second] = names.map(oneLine);
   const lines = [
     formatTable(columns, rows, dimTitles, tableWidth()),
     `${first} has the norm ${formatNumber(comparison.norms[0])}, ${second} ${formatNumber(comparison.norms[1])}; ` +
@@ -67,10 +67,10 @@ function formatComparison(comparison: AdapterComparison, names: readonly string[
 
 async function writeHeatMaps(path: string, { modules }: AdapterComparison, names: readonly string[]): Promise<void> {
   const panels = modules.flatMap(({ module, input, output }) => [
-    { title: `${printable(module)}, in`, table: input },
-    { title: `${printable(module)}, out`, table: output },
+    { title: `${oneLine(module)}, in`, table: input },
+    { title: `${oneLine(module)}, out`, table: output },
   ]);
-  const [rows, columns] = names.map((name) => `first directions of ${printable(name)}`) as [string, string];
+  const [rows, columns] = names.map((name) => `first directions of ${oneLine(name)}`) as [string, string];
   const drawn = new TextEncoder().encode(formatHeatMaps(panels, { rows, columns }));
   await writeFiles(folder(dirname(resolve(path))), new Map([[basename(path), drawn]]));
 }

@@ -6,7 +6,7 @@ import { loadArgument, oneAdapter } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { dimTitles, formatBytes, formatCount, paint, print, printable, printJson, tableWidth } from "./terminal.ts";
+import { dimTitles, formatBytes, formatCount, oneLine, paint, print, printJson, tableWidth } from "./terminal.ts";
 
 const HELP = `What is in a PEFT adapter: the layers that it changes, with rank and scaling, and what looks wrong.
 
@@ -90,12 +90,12 @@ function kindOf(module: LoraModule): string {
 /** What an adapter holds beside its modules, a line each. */
 function describeOthers({ replacements, tokenRows, trainingState, invocationTokens, baseChange }: Adapter): string[] {
   const lines = Array.from(replacements, ([name, { shape, dtype }]) => {
-    return `full    ${printable(name)}  ${dtype} [${shape.join(", ")}]`;
+    return `full    ${oneLine(name)}  ${dtype} [${shape.join(", ")}]`;
   });
   for (const [name, { indices }] of tokenRows) {
-    lines.push(`rows    ${printable(name)}  ${indices.length} new rows: ${formatRanges(indices)}`);
+    lines.push(`rows    ${oneLine(name)}  ${indices.length} new rows: ${formatRanges(indices)}`);
   }
-  for (const name of trainingState.keys()) lines.push(`state   ${printable(name)}  of training only`);
+  for (const name of trainingState.keys()) lines.push(`state   ${oneLine(name)}  of training only`);
   if (invocationTokens) lines.push(`aLoRA   acts from tokens ${invocationTokens.join(" ")} on`);
   if (baseChange) lines.push(`base    changed by ${baseChange} before training`);
   return lines;
@@ -129,7 +129,7 @@ function formatModules(adapter: Adapter): string {
     { title: "FLOPs", align: "right" },
   ] as const;
   const rows = groupModules(adapter.modules.values()).map(({ pattern, layers, first, norms, parameters, flops }) => [
-    printable(pattern),
+    oneLine(pattern),
     ...hasKinds ? [kindOf(first)] : [],
     formatRanges(layers),
     String(first.rank),
@@ -148,9 +148,9 @@ function formatModules(adapter: Adapter): string {
 function formatAdapter(adapter: Adapter, name: string): string {
   const base = adapter.config.baseModel;
   const head = [
-    `${paint("bold", printable(name))}  ${adapter.format}, ${formatCount(adapter.modules.size)} modules, ` +
+    `${paint("bold", oneLine(name))}  ${adapter.format}, ${formatCount(adapter.modules.size)} modules, ` +
     `${formatCount(adapter.parameters)} parameters, ${formatBytes(adapter.bytes)}`,
-    ...(base ? [`base    ${printable(base)}`] : []),
+    ...(base ? [`base    ${oneLine(base)}`] : []),
     ...describeCosts(adapter),
     `sha256  ${adapter.sha256}`,
   ];

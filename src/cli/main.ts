@@ -15,8 +15,8 @@ import { readFileSync, realpathSync } from "node:fs";
 import process from "node:process";
 import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { asUsageError, type Command, UsageError } from "./command.ts";
-import { isTerminal, print, printable, printJson } from "./terminal.ts";
+import { asUsageError, type Command, meant, UsageError } from "./command.ts";
+import { isTerminal, oneLine, print, printJson } from "./terminal.ts";
 
 /** Exit code when the reader of stdout went away. */
 const BROKEN_PIPE = 1;
@@ -85,11 +85,11 @@ function describe(error: unknown): Record<string, unknown> {
   return { name: error.name, code, message: error.message, file, tensor, field };
 }
 
-function report(error: unknown, name: string, json: boolean): number {
-  const usage = asUsageError(error);
+function report(error: unknown, name: string, { json, help }: { json: boolean; help?: string }): number {
+  const usage = asUsageError(error, help);
   const told = usage ?? error;
   if (json) printJson({ error: describe(told) });
-  const message = printable(told instanceof Error ? told.message : String(told));
+  const message = oneLine(told instanceof Error ? told.message : String(told));
   print(message + (usage ? `\nTry: ${["lora", name, "--help"].filter(Boolean).join(" ")}` : "") + "\n", "stderr");
   return usage ? 2 : 1;
 }
@@ -131,7 +131,7 @@ async function runCommand(command: Command, name: string, args: string[]): Promi
     // What came too late to stop it leaves it done; answers that nobody reads are none.
     return stopped === BROKEN_PIPE ? BROKEN_PIPE : 0;
   } catch (error) {
-    if (stopped === undefined) return report(error, name, args.includes("--json"));
+    if (stopped === undefined) return report(error, name, { json: args.includes("--json"), help: command.help });
     // The shell's prompt should not follow half a line.
     if (isTerminal("stderr")) print("\n", "stderr");
     return stopped;
@@ -169,8 +169,9 @@ export async function main(args: string[]): Promise<number> {
   }
   const entry = COMMANDS.get(name);
   if (!entry) {
-    const error = new UsageError(`Cannot run "${name}": one of ${[...COMMANDS.keys()].join(", ")} is wanted`);
-    return report(error, "", rest.includes("--json"));
+    const names = [...COMMANDS.keys()];
+    const error = new UsageError(`Cannot run "${name}": one of ${names.join(", ")} is wanted${meant(name, names)}`);
+    return report(error, "", { json: rest.includes("--json") });
   }
   const command = await entry.load();
   if (asksHelp || rest.includes("--help") || rest.includes("-h")) {

@@ -18,7 +18,7 @@ import { type AdapterOverBase, overBase } from "./plain_adapter.ts";
 import { Progress } from "./progress.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { dimTitles, formatBytes, formatDuration, print, printable, printJson, tableWidth } from "./terminal.ts";
+import { dimTitles, formatBytes, formatDuration, oneLine, print, printJson, tableWidth } from "./terminal.ts";
 
 const HELP = `Fold adapters into a checkpoint: W + Σ weight · scaling · B A. Memory is that of a few pieces of a tensor.
 
@@ -138,7 +138,7 @@ export const merge: Command = {
 };
 
 function formatFiles({ files, sizes, digests }: MergeReport): string {
-  const rows = files.map((name) => [printable(name), formatBytes(sizes[name]!), digests[name] ?? ""]);
+  const rows = files.map((name) => [oneLine(name), formatBytes(sizes[name]!), digests[name] ?? ""]);
   const columns = [{ title: "file" }, { title: "size", align: "right" }, { title: "sha256" }] as const;
   const shown = Object.keys(digests).length > 0 ? 3 : 2;
   return formatTable(columns.slice(0, shown), rows.map((row) => row.slice(0, shown)), dimTitles, tableWidth());

@@ -1,4 +1,4 @@
-import { formatBytes, formatDuration, isTerminal, print, printable, terminalWidth } from "./terminal.ts";
+import { formatBytes, formatDuration, isTerminal, oneLine, print, terminalWidth } from "./terminal.ts";
 
 /** What has been done so far. */
 export interface ProgressState {
@@ -28,7 +28,7 @@ export function formatProgress(label: string, state: ProgressState, elapsed: num
     label,
     `${"█".repeat(full)}${"░".repeat(BAR - full)} ${Math.floor(part * 100)}%`,
     `${formatBytes(state.loaded)} of ${formatBytes(state.total)}${left}`,
-    printable(state.name ?? ""),
+    oneLine(state.name ?? ""),
   ].join("  ").trimEnd();
   return text.length < width ? text : `${text.slice(0, Math.max(0, width - 2))}…`;
 }

@@ -26,10 +26,24 @@ export function print(text: string, stream: Stream = "stdout"): void {
 
 /** Writes a value as JSON. */
 export function printJson(value: unknown): void {
-  print(JSON.stringify(value, null, 2) + "\n");
+  // What JSON leaves as it is a terminal may obey.
+  const text = JSON.stringify(value, null, 2).replace(STEERING, escapeCharacter);
+  print(text + "\n");
 }
 
-/** Replaces control characters, with which a file's names or a model's text could steer the terminal. */
+/** Controls beyond those that JSON escapes, and those that turn the direction of text or take no room. */
+const STEERING = /[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+
+function escapeCharacter(character: string): string {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+}
+
+/** A file's name, or what is said of it, on the one line that it has: no other line or direction can be forged. */
+export function oneLine(text: string): string {
+  return printable(text).replace(/[\t\n]/g, "\u{fffd}").replace(STEERING, "\u{fffd}");
+}
+
+/** Replaces control characters, with which a model's text could steer the terminal. */
 export function printable(text: string): string {
   // deno-lint-ignore no-control-regex
   return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "\u{fffd}");

@@ -3,7 +3,7 @@ import { saveAdapter } from "../adapter/save.ts";
 import { folder } from "../fs/mod.ts";
 import { formatReport } from "./report.ts";
 import { formatTable } from "./table.ts";
-import { dimTitles, formatBytes, formatCount, print, printable, printJson, tableWidth } from "./terminal.ts";
+import { dimTitles, formatBytes, formatCount, oneLine, print, printJson, tableWidth } from "./terminal.ts";
 
 interface Group {
   readonly ranks: number[];
@@ -40,7 +40,7 @@ function formatErrors({ modules, report }: Adapter): string {
     { title: "worst", align: "right" },
   ] as const;
   const rows = [...groups].map(([pattern, { ranks, errors }]) => [
-    printable(pattern),
+    oneLine(pattern),
     String(ranks.length),
     formatRange(ranks),
     formatError(errors.reduce((sum, error) => sum + error, 0) / errors.length),
@@ -70,5 +70,5 @@ export async function writeResult(
   if (json) return printJson({ out, sha256, bytes, parameters, modules: modules.size, report });
   print(formatReport(oneForEachReason(report.filter(({ error }) => error === undefined))), "stderr");
   const counts = `${formatCount(modules.size)} modules, ${formatCount(parameters)} parameters`;
-  print(`${formatErrors(adapter)}\n${printable(out)}: ${counts}, ${formatBytes(bytes)}\n`);
+  print(`${formatErrors(adapter)}\n${oneLine(out)}: ${counts}, ${formatBytes(bytes)}\n`);
 }

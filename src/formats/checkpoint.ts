@@ -43,6 +43,8 @@ export const SINGLE_FILE = "model.safetensors";
 /** File name of the index of a sharded checkpoint. */
 export const INDEX_FILE = "model.safetensors.index.json";
 
+/** What tells an adapter's folder from a model's. */
+const ADAPTER_FILE = "adapter_config.json";
 const MAX_INDEX_BYTES = 64_000_000;
 const MAX_SHARDS = 4096;
 const SHARD_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$/;
@@ -82,8 +84,9 @@ export async function openCheckpoint(folder: Folder, options: SafetensorsOptions
       );
     }
   }
+  const what = await folder.has(ADAPTER_FILE, options) ? ", which holds an adapter" : " without weights";
   throw new MismatchError(
-    `Cannot open a checkpoint in ${quote(folder.name)} without weights: expected ${SINGLE_FILE} or ${INDEX_FILE}`,
+    `Cannot open a checkpoint in ${quote(folder.name)}${what}: expected ${SINGLE_FILE} or ${INDEX_FILE}`,
     { code: "missing-file", file: folder.name, missing: [SINGLE_FILE, INDEX_FILE] },
   );
 }
@@ -111,6 +114,7 @@ async function openSharded(folder: Folder, options: SafetensorsOptions): Promise
       value: shards.length,
     });
   }
+  checkTwins(file, shards);
   await checkPresence(folder, shards, options);
   const checkpoint = await openFiles(folder, shards, index, options);
   compareWithIndex(folder.name, wanted, checkpoint.tensors);
@@ -124,6 +128,22 @@ function checkShardName(file: string, tensor: string, shard: JsonValue): string 
     `Cannot read ${quote(file)} with ${found} as the shard of ${quote(tensor)}: expected a plain .safetensors name`,
     { file, tensor, field: "weight_map", found: shard, expected: SHARD_NAME.source },
   );
+}
+
+/** A merge writes files of these names, perhaps where two of them are one file. */
+function checkTwins(file: string, shards: readonly string[]): void {
+  const seen = new Map<string, string>();
+  for (const shard of shards) {
+    const twin = seen.get(shard.toLowerCase());
+    seen.set(shard.toLowerCase(), shard);
+    if (twin === undefined) continue;
+    throw new FormatError(
+      `Cannot read ${quote(file)} with shards ${quote(twin)} and ${
+        quote(shard)
+      }: expected names that differ in more than case`,
+      { file, field: "weight_map", found: [twin, shard] },
+    );
+  }
 }
 
 async function checkPresence(folder: Folder, shards: readonly string[], options: ReadOptions): Promise<void> {

@@ -141,6 +141,15 @@ export function toFloat32(tensor: StoredTensor): Float32Array {
  * @param shape Their shape.
  * @param dtype The type that they are rounded to; F32 if absent.
  * @returns The tensor.
+ *
+ * @example
+ * ```ts
+ * import { fromFloat32, toFloat32 } from "@lowrank/lora";
+ * import assert from "node:assert/strict";
+ *
+ * const tensor = fromFloat32(Float32Array.of(1, 1.001), [2], "BF16");
+ * assert.deepEqual([...toFloat32(tensor)], [1, 1]);
+ * ```
  */
 export function fromFloat32(values: Float32Array, shape: readonly number[], dtype: FloatDtype = "F32"): FloatTensor {
   if (dtype === "F16") return { dtype, shape, bytes: encodeF16(values) };

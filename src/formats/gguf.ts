@@ -74,6 +74,9 @@ export async function readGguf(source: Source, options: GgufOptions = {}): Promi
   options.signal?.throwIfAborted();
   const size = await source.size(options);
   const limit = options.maxHeaderBytes ?? DEFAULT_MAX_HEADER;
+  if (size < 4) {
+    throw new GgufCursor(new Uint8Array(0), source.name, size).refuse("magic", `of ${size} bytes`, '"GGUF"');
+  }
   let window = await readExactly(source, 0, Math.min(size, FIRST_WINDOW), options);
   for (;;) {
     try {

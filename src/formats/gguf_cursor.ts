@@ -16,7 +16,13 @@ export class EndOfWindow {
 }
 
 const MAX_STRING = 10_000_000;
-const MAX_ELEMENTS = 10_000_000;
+/** Of all arrays together: four for each token of the largest vocabulary that tokenizers take. */
+const MAX_ELEMENTS = 1 << 22;
+/**
+ * Longest text of ASCII that is put together byte by byte, which takes a third of a decoder's time: longer ones engines
+ * keep in pieces. The most texts of an array are read in 0.4 s so (Node 22).
+ */
+const SHORT = 12;
 const MAX_ARRAY_DEPTH = 4;
 const STRING_TYPE = 8;
 const ARRAY_TYPE = 9;
@@ -53,9 +59,11 @@ export class GgufCursor {
 
   /** Reads an unsigned 64-bit integer that a number can hold. */
   u64(field: string): number {
-    const value = this.#view.getBigUint64(this.#take(8, field), true);
-    if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw this.refuse(field, String(value), "at most 2^53 - 1");
-    return Number(value);
+    const at = this.#take(8, field);
+    // Two halves take a tenth of the time of a bigint.
+    const value = this.#view.getUint32(at + 4, true) * 2 ** 32 + this.#view.getUint32(at, true);
+    if (value <= Number.MAX_SAFE_INTEGER) return value;
+    throw this.refuse(field, String(this.#view.getBigUint64(at, true)), "at most 2^53 - 1");
   }
 
   /** Reads a count of things that take at least `minBytes` each. */
@@ -71,7 +79,19 @@ export class GgufCursor {
   string(field: string): string {
     const length = this.count(field, 1, MAX_STRING);
     const start = this.#take(length, field);
-    return decodeUtf8(this.#bytes.subarray(start, start + length), this.#file, this.#decoder);
+    const short = length <= SHORT ? this.#ascii(start, length) : null;
+    return short ?? decodeUtf8(this.#bytes.subarray(start, start + length), this.#file, this.#decoder);
+  }
+
+  /** A short text; null if it is not ASCII. */
+  #ascii(start: number, length: number): string | null {
+    let text = "";
+    for (let i = 0; i < length; i++) {
+      const code = this.#bytes[start + i]!;
+      if (code > 0x7f) return null;
+      text += String.fromCharCode(code);
+    }
+    return text;
   }
 
   /** Reads a metadata value of a numbered type. */
@@ -101,6 +121,9 @@ export class GgufCursor {
     const count = this.count(field, width, MAX_ELEMENTS);
     this.#elements += count;
     if (this.#elements > MAX_ELEMENTS) throw this.#exceed(field, this.#elements, MAX_ELEMENTS);
+    // What cannot be whole yet is not begun.
+    const end = this.#at + count * width;
+    if (end > this.#bytes.length) throw new EndOfWindow(end);
     const values: GgufValue[] = [];
     for (let i = 0; i < count; i++) values.push(this.value(type, field, depth));
     return values;

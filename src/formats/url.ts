@@ -146,7 +146,7 @@ class UrlSource implements Source {
   async #open(signal: AbortSignal | undefined): Promise<Start> {
     signal?.throwIfAborted();
     if (this.#start !== null) return this.#start;
-    this.#start = await persist(
+    const start = await persist(
       async (patience) => {
         const response = await requestRange(this.#url, [0, HEAD_BYTES - 1], this.#options, signal);
         try {
@@ -158,6 +158,10 @@ class UrlSource implements Source {
       this.#options.retries,
       signal ? { signal } : {},
     );
+    // Of calls side by side one answer counts, and the file may have changed between them.
+    const { identity, size } = this.#start ??= start;
+    if (start.identity !== identity) throw this.#refuse("another ETag than before", "the same file");
+    if (start.size !== size) throw this.#refuse(`${start.size} bytes in all`, `${size} as before`);
     return this.#start;
   }
 

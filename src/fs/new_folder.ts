@@ -1,5 +1,7 @@
-import { mkdir, rmdir } from "node:fs/promises";
+import { mkdir, rmdir, stat } from "node:fs/promises";
 import { dirname } from "node:path";
+import { IntegrityError } from "../errors.ts";
+import { quote } from "../formats/quote.ts";
 import { systemCode } from "./file_error.ts";
 
 const TRIES = 3;
@@ -21,12 +23,13 @@ export class NewFolder {
     this.#users++;
     try {
       for (let left = TRIES;; left--) {
-        this.#made = await mkdir(this.#path, { recursive: true }) ?? this.#made;
+        await this.#make(this.#path);
         try {
           return await begin();
         } catch (error) {
           // Another process that had made the folder may just have removed it.
-          if (left === 1 || systemCode(error) !== "ENOENT") throw error;
+          if (systemCode(error) !== "ENOENT") throw error;
+          if (left === 1) throw refuse("write into", this.#path, error);
         }
       }
     } catch (error) {
@@ -42,8 +45,29 @@ export class NewFolder {
     this.#made = undefined;
     for (let path = this.#path;; path = dirname(path)) {
       // A folder that holds something stays, and so do those around it.
-      const isGone = await rmdir(path).then(() => true, () => false);
-      if (!isGone || path === made) return;
+      await rmdir(path).catch(() => {});
+      if (path === made) return;
     }
   }
+
+  /** Node's own way with `recursive` never ends where a system takes no new folder, as in /proc. */
+  async #make(path: string): Promise<void> {
+    const entry = await stat(path).catch(() => undefined);
+    if (entry?.isDirectory()) return;
+    if (!entry && dirname(path) !== path) await this.#make(dirname(path));
+    try {
+      await mkdir(path);
+      this.#made ??= path;
+    } catch (error) {
+      // Another process was faster.
+      if ((await stat(path).catch(() => undefined))?.isDirectory()) return;
+      if (systemCode(error) !== "ENOENT") throw error;
+      throw refuse("make", path, error);
+    }
+  }
+}
+
+function refuse(action: "write into" | "make", path: string, cause: unknown): IntegrityError {
+  const message = `Cannot ${action} the folder ${quote(path)}: the system takes nothing there`;
+  return new IntegrityError(message, { code: "no-folder", file: path, cause });
 }

@@ -8,7 +8,7 @@ import type { Backend, Tensor, Weight } from "../backend.ts";
 import { ShapeError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { formatShape } from "../shape.ts";
-import { type LoraFactors, matrixValues, transposed } from "./factors.ts";
+import { type LoraFactors, matrixValues, refuseFactors, transposed } from "./factors.ts";
 import { LinearAdapter } from "./linear_adapter.ts";
 
 /** New rows of a table. `TokenRows` of a loaded adapter are such. */
@@ -57,9 +57,7 @@ export class EmbeddingAdapter {
     const [loraA, loraB] = [matrixValues(name, "A", factors.loraA), matrixValues(name, "B", factors.loraB)];
     const [[rank, columns], [rows, depth]] = [loraA.shape, loraB.shape];
     if (columns !== vocab || rows !== dim || depth !== rank) {
-      const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
-      const wanted = `[rank, ${vocab}] and [${dim}, rank]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+      throw refuseFactors(name, { loraA, loraB }, `[rank, ${vocab}] and [${dim}, rank]`);
     }
     const turned = { ...factors, loraA: transposed(loraB), loraB: transposed(loraA) };
     this.linear.setFactors(name, turned, [vocab, dim], dim);

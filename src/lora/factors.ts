@@ -93,15 +93,23 @@ export function checkFactors(
   const [loraA, loraB] = [matrixValues(name, "A", factors.loraA), matrixValues(name, "B", factors.loraB)];
   const [rank, columns] = loraA.shape;
   if (columns !== inFeatures || loraB.shape[0] !== outFeatures || loraB.shape[1] !== rank) {
-    const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
-    const wanted = `[rank, ${inFeatures}] and [${outFeatures}, rank]`;
-    throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+    throw refuseFactors(name, { loraA, loraB }, `[rank, ${inFeatures}] and [${outFeatures}, rank]`);
   }
   if (!Number.isFinite(factors.scaling)) {
     const message = `Cannot add adapter "${name}" with scaling ${factors.scaling}: expected a finite number`;
     throw new NumericError(message, { field: "scaling", found: factors.scaling });
   }
   return { loraA: factors.diagonal ? scaleRows(loraA, vectorValues(name, "d", factors.diagonal, rank)) : loraA, loraB };
+}
+
+/** The error for factors of the wrong shapes. */
+export function refuseFactors(
+  name: string,
+  { loraA, loraB }: Readonly<Record<"loraA" | "loraB", { readonly shape: readonly number[] }>>,
+  wanted: string,
+): ShapeError {
+  const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
+  return new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
 }
 
 function scaleRows(matrix: MatrixValues, factors: Float32Array): MatrixValues {

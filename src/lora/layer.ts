@@ -37,3 +37,16 @@ export interface LoraForwardOptions {
 export function requireUnmerged({ merged }: Pick<LoraLayer, "merged">, action: string): void {
   if (merged) throw new RangeError(`Cannot ${action}: adapters are merged into the layer, unmerge them first`);
 }
+
+/** Adds the adapters that a layer begins with; a layer that one of them does not fit is freed. */
+export function addAdapters<Factors>(
+  layer: { addAdapter(name: string, factors: Factors): void; dispose(): void },
+  adapters: Readonly<Record<string, Factors>> = {},
+): void {
+  try {
+    for (const [name, factors] of Object.entries(adapters)) layer.addAdapter(name, factors);
+  } catch (error) {
+    layer.dispose();
+    throw error;
+  }
+}

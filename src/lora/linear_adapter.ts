@@ -111,9 +111,10 @@ export class LinearAdapter {
     return !this.magnitude && !this.loraBias && !this.weight && !this.bias;
   }
 
-  /** The branch at a weight of the adapter; none where it has no factors. */
+  /** The branch at a weight of the adapter; none where it has no factors, or nothing of them is wanted. */
   branches(weight: number): LoraBranch[] {
     const factor = this.#isUnweighted ? 1 : weight;
+    if (factor === 0 && !this.magnitude) return [];
     return this.branch ? [{ ...this.branch, scaling: this.branch.scaling * factor }] : [];
   }
 

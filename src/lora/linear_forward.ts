@@ -63,7 +63,7 @@ export function forwardLinear(backend: Backend, base: LinearBase, x: Tensor, ran
 }
 
 /** All branches of some terms, on their rows. */
-export function branchesOf({ start, end, terms }: TermRange): RowRange & { branches: LoraBranch[] } {
+function branchesOf({ start, end, terms }: TermRange): RowRange & { branches: LoraBranch[] } {
   return { start, end, branches: terms.flatMap(({ adapter, weight }) => adapter.branches(weight)) };
 }
 

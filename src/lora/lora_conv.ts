@@ -11,8 +11,8 @@ import { quote } from "../formats/quote.ts";
 import { formatShape, sizeOf } from "../shape.ts";
 import { type ConvGeometry, findPatches, fold, type PaddingMode, unfold } from "./conv_patches.ts";
 import { packKernel, swapInner } from "./conv_weight.ts";
-import type { LoraFactors } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { type LoraFactors, refuseFactors } from "./factors.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LoraLinear } from "./lora_linear.ts";
 import { putRows } from "./rows.ts";
@@ -66,14 +66,10 @@ export interface ConvBackwardOptions extends LoraForwardOptions {
  *
  * @example
  * ```ts
- * import { LoraConv, openBackend } from "@lowrank/lora";
+ * import { fromFloat32, LoraConv, openBackend } from "@lowrank/lora";
  * import assert from "node:assert/strict";
  *
- * const stored = (shape: number[], ...values: number[]) => ({
- *   shape,
- *   dtype: "F32" as const,
- *   bytes: new Uint8Array(Float32Array.from(values).buffer),
- * });
+ * const stored = (shape: number[], ...values: number[]) => fromFloat32(Float32Array.from(values), shape);
  * const backend = await openBackend();
  * const edges = { loraA: stored([1, 1, 2], -1, 1), loraB: stored([1, 1, 1], 1), scaling: 10 };
  * const layer = new LoraConv(backend, { weight: stored([1, 1, 2], 1, 1), adapters: { edges } });
@@ -99,7 +95,7 @@ export class LoraConv implements LoraLayer {
    * @throws {TypeError} If the padding mode is none of the four.
    */
   constructor(backend: Backend, options: LoraConvOptions) {
-    const { weight, bias, groups = 1, adapters = {} } = options;
+    const { weight, bias, groups = 1 } = options;
     const [out = 0, perGroup = 0, ...kernel] = weight.shape;
     this.#backend = backend;
     this.#groups = groups;
@@ -113,12 +109,7 @@ export class LoraConv implements LoraLayer {
     }
     this.#weight = backend.weight(packKernel(toFloat32(weight), { out, perGroup, groups, positions: sizeOf(kernel) }));
     this.linear = new LoraLinear(backend, { weight: this.#weight, ...(bias && { bias }) });
-    try {
-      for (const [name, factors] of Object.entries(adapters)) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Names of the adapters, in the order in which they came. */
@@ -144,10 +135,8 @@ export class LoraConv implements LoraLayer {
     const isA = formatShape(inner) === formatShape([channels, ...kernel]);
     const isB = out === this.linear.outFeatures && columns * groups === rank && ones.every((size) => size === 1);
     if (!isA || !isB) {
-      const found = `A ${formatShape(factors.loraA.shape)} and B ${formatShape(factors.loraB.shape)}`;
       const a = formatShape([channels, ...kernel]).slice(1);
-      const wanted = `[rank, ${a} and [${this.linear.outFeatures}, rank / ${groups}, 1…]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+      throw refuseFactors(name, factors, `[rank, ${a} and [${this.linear.outFeatures}, rank / ${groups}, 1…]`);
     }
     const whole = { groups: 1, positions: sizeOf(kernel) };
     const loraA = packKernel(toFloat32(factors.loraA), { out: rank, perGroup: channels, ...whole });

@@ -10,9 +10,9 @@ import type { StoredTensor } from "../formats/dtype.ts";
 import { EmbeddingAdapter, type RowReplacements } from "./embedding_adapter.ts";
 import { embedBackward, type EmbeddingTerm, embedRows, putOwnRows, type SparseRows } from "./embedding_rows.ts";
 import type { LoraFactors } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import { MergeState } from "./merge_state.ts";
-import { assemble, coverRows } from "./rows.ts";
+import { assemble, coverRows, rowsOf } from "./rows.ts";
 import {
   type AdapterChoice,
   type AdapterSelection,
@@ -94,12 +94,7 @@ export class LoraEmbedding implements LoraLayer {
     this.#scale = options.scale ?? 1;
     this.#paddingId = options.paddingId ?? null;
     this.#state = new MergeState(backend, options.weight, options.shared ?? false);
-    try {
-      for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Names of the adapters, in the order in which they came. */
@@ -232,9 +227,8 @@ export class LoraEmbedding implements LoraLayer {
     backend.scope(() => {
       for (const { start, end, terms } of this.#ranges(ids, this.#resolve(ids, adapter))) {
         if (terms.length === 0) continue;
-        const rows = Uint32Array.from({ length: end - start }, (_, i) => start + i);
-        const part = { dy: backend.takeRows(dy, rows), ids: ids.subarray(start, end), terms, sinks };
-        embedBackward(backend, this.#base, part);
+        const rows = rowsOf(backend, dy, { start, end });
+        embedBackward(backend, this.#base, { dy: rows, ids: ids.subarray(start, end), terms, sinks });
       }
     });
   }

@@ -7,8 +7,8 @@
 import type { Backend, MatrixValues, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { MismatchError, ShapeError } from "../errors.ts";
 import { formatShape } from "../shape.ts";
-import { floatMatrix, floatsOf, type LoraFactors, matrixValues } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { floatMatrix, floatsOf, type LoraFactors, matrixValues, refuseFactors } from "./factors.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import type { LoraGradients } from "./linear_backward.ts";
 import { LinearAdapter } from "./linear_adapter.ts";
 import { LoraLinear } from "./lora_linear.ts";
@@ -66,12 +66,7 @@ export class LoraExperts implements LoraLayer {
     this.#backend = backend;
     this.#shape = options.weights[0]!.shape;
     this.experts = options.weights.map((weight) => new LoraLinear(backend, { weight }));
-    try {
-      for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Input features of every expert. */
@@ -108,9 +103,7 @@ export class LoraExperts implements LoraLayer {
     const count = this.experts.length;
     const [out, inner] = this.#shape;
     if (rows % count !== 0 || columns !== rows || loraA.shape[1] !== inner || loraB.shape[0] !== out) {
-      const found = `A ${formatShape(loraA.shape)} and B ${formatShape(loraB.shape)}`;
-      const wanted = `[rank · ${count}, ${inner}] and [${out}, rank · ${count}]`;
-      throw new ShapeError(`Cannot add adapter "${name}" with ${found}: expected ${wanted}`, { field: name, found });
+      throw refuseFactors(name, { loraA, loraB }, `[rank · ${count}, ${inner}] and [${out}, rank · ${count}]`);
     }
     const [a, b] = [floatsOf(loraA), floatsOf(loraB)];
     const packed: LinearAdapter[] = [];

@@ -7,7 +7,7 @@
 import type { Backend, MergeLoss, Tensor, Weight } from "../backend.ts";
 import { DisposedError } from "../errors.ts";
 import type { LoraFactors } from "./factors.ts";
-import { type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
+import { addAdapters, type LoraForwardOptions, type LoraLayer, requireUnmerged } from "./layer.ts";
 import { MergeState } from "./merge_state.ts";
 import { LinearAdapter, type Replacements } from "./linear_adapter.ts";
 import { backwardLinear, type LoraGradients } from "./linear_backward.ts";
@@ -89,12 +89,7 @@ export class LoraLinear implements LoraLayer {
     this.weight = options.weight;
     this.bias = options.bias;
     this.#state = new MergeState(backend, options.weight, options.shared ?? false);
-    try {
-      for (const [name, factors] of Object.entries(options.adapters ?? {})) this.addAdapter(name, factors);
-    } catch (error) {
-      this.dispose();
-      throw error;
-    }
+    addAdapters(this, options.adapters);
   }
 
   /** Input features. */

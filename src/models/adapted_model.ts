@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Adapter } from "../adapter/adapter.ts";
+import { Adapter, type LoraModule } from "../adapter/adapter.ts";
 import type { BaseModule } from "../adapter/create_options.ts";
 import { type AdapterSource, loadAdapter, type LoadAdapterOptions, subtractInitial } from "../adapter/load.ts";
 import { isRepeatable } from "../adapter/variant_fields.ts";
@@ -26,6 +26,8 @@ export interface AdaptedModelParts<Network extends PlacedNetwork = PlacedNetwork
   readonly place: (options: ReloadOptions) => Promise<Placement<Network>>;
   /** Reads the weight of a module as the files have it. */
   readonly readWeight: (module: string, options: ReadOptions) => Promise<StoredTensor>;
+  /** Whether the files store a matrix (in, out). */
+  readonly isTransposed: (tensor: string) => boolean;
   /** Text to ids and back; null where the files have none. */
   readonly tokenizer: Tokenizer | null;
 }
@@ -36,6 +38,7 @@ export abstract class AdaptedModel implements Disposable {
   readonly tokenizer: Tokenizer | null;
   readonly #place: AdaptedModelParts["place"];
   readonly #readWeight: AdaptedModelParts["readWeight"];
+  readonly #isTransposed: AdaptedModelParts["isTransposed"];
   readonly #pace: Pace = new Pace();
   #placement: Placement;
   #reloading = false;
@@ -47,6 +50,7 @@ export abstract class AdaptedModel implements Disposable {
     this.#placement = parts.placement;
     this.#place = parts.place;
     this.#readWeight = parts.readWeight;
+    this.#isTransposed = parts.isTransposed;
   }
 
   /** Where it computes; another one after {@linkcode AdaptedModel.reload}. */
@@ -99,14 +103,14 @@ export abstract class AdaptedModel implements Disposable {
     const loaded = await (source instanceof Adapter ? subtractInitial(source, options) : loadAdapter(source, options));
     const adapter = isRepeatable(loaded.baseChange) ? await this.#overBase(loaded, options) : loaded;
     this.requireLive();
-    await this.#placement.adapters.add(name, adapter);
-    return adapter;
+    return await this.#placement.adapters.add(name, adapter);
   }
 
   async #overBase(adapter: Adapter, options: ReadOptions): Promise<Adapter> {
     this.requireLive();
     const { toPlainLora } = await import("../adapter/to_plain.ts");
-    return await toPlainLora(adapter, { weightOf: (module) => this.#readWeight(module, options) });
+    const isTransposed = ({ name }: LoraModule) => this.#isTransposed(`${name}.weight`);
+    return await toPlainLora(adapter, { weightOf: (module) => this.#readWeight(module, options), isTransposed });
   }
 
   /**

@@ -4,10 +4,11 @@
  * @module
  */
 
-import type { Adapter, LoraModule } from "../adapter/adapter.ts";
+import type { Adapter, LoraModule, TokenRows } from "../adapter/adapter.ts";
 import { lastName, ownerPath } from "../adapter/paths.ts";
+import { isBaseTable } from "../adapter/base_tables.ts";
 import { checkAgainst } from "../adapter/match.ts";
-import { BASE_REMEDY, baseFieldOf } from "../adapter/variant_fields.ts";
+import { requirePublishedBase } from "../adapter/variant_fields.ts";
 import { MismatchError } from "../errors.ts";
 import { type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
@@ -18,6 +19,7 @@ import { LoraLinear } from "../lora/lora_linear.ts";
 import { numbersFrom } from "../lora/rows.ts";
 import type { ModelLayer, ModelLayers } from "./model_layers.ts";
 import { withFusedExperts } from "./single_experts.ts";
+import { splitSpare } from "./spare_parts.ts";
 
 /** Rows of a table that are compared at once. */
 const COMPARED_ROWS = 1024;
@@ -27,34 +29,35 @@ const COMPARED_ROWS = 1024;
  *
  * @param layers The model's layers.
  * @param name The adapter's name in them.
- * @param adapter The adapter.
+ * @param whole The adapter.
+ * @returns The adapter, whose report tells which parts have no effect in this model.
  * @throws {MismatchError} If a part has no place in this model. Nothing has changed then.
  */
-export async function placeAdapter(layers: ModelLayers, name: string, adapter: Adapter): Promise<void> {
+export async function placeAdapter(layers: ModelLayers, name: string, whole: Adapter): Promise<Adapter> {
+  const { used: adapter, whole: told } = splitSpare(layers, whole);
   const { modules } = checkPlaces(layers, adapter);
   for (const [path, module] of modules) placeModule(layers.byPath.get(path)!, name, module);
   for (const [tensor, values] of adapter.replacements) {
     const [path, part] = [ownerPath(tensor), lastName(tensor)];
-    await replacePart(layers, { name, path, part }, values, adapter.config.ensureWeightTying);
+    // A tied table that is saved beside the factors of one side is the base's, which both sides have.
+    const isShared = adapter.config.ensureWeightTying || isBaseTable(adapter, tensor);
+    await replacePart(layers, { name, path, part }, values, isShared);
   }
   for (const [path, rows] of adapter.tokenRows) {
-    const embedding = layers.byPath.get(path) as LoraEmbedding;
-    if (layers.tied?.embedding === path && !adapter.tokenRows.has(layers.tied.head)) {
-      await placeHeadRows(layers, name, { embedding, ...rows });
-    }
-    embedding.replaceFor(name, { rows });
+    const layer = layers.byPath.get(path);
+    if (layer instanceof LoraLinear) await placeHeadRows(layers, name, { head: path, ...rows });
+    if (!(layer instanceof LoraEmbedding)) continue;
+    const head = layers.tied?.embedding === path ? layers.tied.head : null;
+    if (head !== null && !adapter.tokenRows.has(head)) await placeHeadRows(layers, name, { head, ...rows });
+    layer.replaceFor(name, { rows });
   }
   if (adapter.config.ensureWeightTying) tieHead(layers, name, adapter);
+  return told;
 }
 
 /** Returns the adapter's modules as the model has them. */
 function checkPlaces(layers: ModelLayers, adapter: Adapter): Pick<Adapter, "modules"> {
-  if (adapter.baseChange !== null) {
-    const field = baseFieldOf(adapter.baseChange);
-    const message = `Cannot run ${quote(adapter.name)} with ${field} ${quote(adapter.baseChange)}, whose training ` +
-      `changed the base first: ${BASE_REMEDY}`;
-    throw new MismatchError(message, { code: "unsupported", file: adapter.name, field, found: adapter.baseChange });
-  }
+  requirePublishedBase(adapter, "run");
   const placed = withFusedExperts(adapter, (name) => expertShape(layers.byPath.get(name)));
   checkAgainst(placed, shapesFor(layers, placed));
   for (const { name, kind } of placed.modules.values()) {
@@ -65,7 +68,10 @@ function checkPlaces(layers: ModelLayers, adapter: Adapter): Pick<Adapter, "modu
   }
   const unexpected = [...adapter.replacements.keys()].filter((tensor) => !takesPart(layers, tensor));
   unexpected.push(
-    ...[...adapter.tokenRows.keys()].filter((path) => !(layers.byPath.get(path) instanceof LoraEmbedding)),
+    ...[...adapter.tokenRows.keys()].filter((path) => {
+      const layer = layers.byPath.get(path);
+      return !(layer instanceof LoraEmbedding || layer instanceof LoraLinear);
+    }),
   );
   if (unexpected.length === 0) return placed;
   const message = `Cannot apply ${quote(adapter.name)} with ${quote(unexpected[0]!)}: the base has no such tensor`;
@@ -126,6 +132,9 @@ async function replacePart(
     const head = layers.tied?.embedding === path ? layers.byPath.get(layers.tied.head) : undefined;
     if (tie && head instanceof LoraLinear) head.replaceFor(name, { weight: values });
   } else if (layer instanceof LoraLinear && part === "weight") {
+    if (tie && await isSameTable(layers, layer, values)) return;
+    const table = tie && layers.tied?.head === path ? layers.byPath.get(layers.tied.embedding) : undefined;
+    if (table instanceof LoraEmbedding) table.replaceFor(name, { weight: values });
     layer.replaceFor(name, { weight: layers.isTransposed(`${path}.weight`) ? turned(name, values) : values });
   } else layer.replaceFor(name, { [part]: values });
 }
@@ -140,7 +149,11 @@ function turned(name: string, values: StoredTensor): StoredTensor {
  * Whether values are those of a table, bit for bit once they are stored as it is. While adapters are merged into the
  * table nobody knows: an adapter then keeps its own.
  */
-async function isSameTable({ backend }: ModelLayers, layer: LoraEmbedding, values: StoredTensor): Promise<boolean> {
+async function isSameTable(
+  { backend }: ModelLayers,
+  layer: LoraEmbedding | LoraLinear,
+  values: StoredTensor,
+): Promise<boolean> {
   const table = layer.weight;
   if (values.shape[0] !== table.shape[0] || values.shape[1] !== table.shape[1]) return false;
   const other = backend.weight(matrixValues("", "weight", values), { dtype: table.dtype });
@@ -159,19 +172,19 @@ async function isSameTable({ backend }: ModelLayers, layer: LoraEmbedding, value
   }
 }
 
-/** A tied head sees the new rows too: logits += x (new − old)ᵀ in their columns, as a branch of rank k. */
+/** New rows of a head, its own or those of the tied embedding: logits += x (new − old)ᵀ in their columns, as a branch. */
 async function placeHeadRows(
-  { backend, byPath, tied }: ModelLayers,
+  { backend, byPath }: ModelLayers,
   name: string,
-  { embedding, indices, rows }: { embedding: LoraEmbedding; indices: readonly number[]; rows: StoredTensor },
+  { head: path, indices, rows }: { readonly head: string } & TokenRows,
 ): Promise<void> {
-  const head = byPath.get(tied!.head) as LoraLinear;
+  const head = byPath.get(path) as LoraLinear;
   if (head.adapters.includes(name)) {
-    const message = `Cannot apply adapter "${name}" with new token rows and factors for the tied head ${tied!.head}`;
-    throw new MismatchError(`${message}: expected one of them`, { tensor: tied!.head });
+    const message = `Cannot apply adapter "${name}" with new token rows and factors for the head ${path}`;
+    throw new MismatchError(`${message}: expected one of them`, { tensor: path });
   }
-  const [vocab, dim] = embedding.weight.shape;
-  const old = backend.embedding(Uint32Array.from(indices), embedding.weight);
+  const [vocab, dim] = head.weight.shape;
+  const old = backend.embedding(Uint32Array.from(indices), head.weight);
   const before = await backend.read(old).finally(() => old.dispose());
   const difference = toFloat32(rows).map((value, i) => value - before[i]!);
   const columns = new Float32Array(vocab * indices.length);

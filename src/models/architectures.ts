@@ -15,16 +15,12 @@ import { type Gpt2Config, gpt2Parameters, isConv1d, isSpareGpt2Tensor, readGpt2C
 import { Llama } from "./llama.ts";
 import { type LlamaConfig, readLlamaConfig } from "./llama_config.ts";
 import { isSpareTensor, llamaParameters } from "./llama_parameters.ts";
-import type { ModelLayers } from "./model_layers.ts";
+import type { ModelLayers, TensorRules } from "./model_layers.ts";
 
 /** What a model wants of its checkpoint. */
-export interface ModelTensors {
+export interface ModelTensors extends TensorRules {
   /** Shape by name, as stored. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
-  /** Whether a tensor that is not wanted may be passed over. */
-  readonly isSpare: (name: string) => boolean;
-  /** Whether a matrix is stored (in, out). */
-  readonly isTransposed?: (name: string) => boolean;
   /** What the names of tensors begin with, where a checkpoint may leave it out, or may have it in spite of us. */
   readonly prefix: { readonly name: string; readonly ours: boolean } | null;
 }

@@ -7,27 +7,13 @@
 import type { Backend, Tensor } from "../backend.ts";
 import { takeMixes } from "../lora/selection.ts";
 import type { CausalNetwork, NetworkPass } from "./causal_network.ts";
-import { KvCache, type KvCacheOptions } from "./kv_cache.ts";
-import type { Sampler } from "./sampler.ts";
-
-/** One prompt of a batch. */
-export interface BatchPrompt {
-  /** Its ids. */
-  readonly ids: readonly number[];
-  /** Most new tokens after it. */
-  readonly maxNewTokens: number;
-  /** Chooses its tokens; all of a batch have the same options. */
-  readonly sampler: Sampler;
-  /** Turns its new ids into pieces of text; null where the model has no tokenizer. */
-  readonly stream: { push(id: number): string; end(): string } | null;
-  /** Size of its cache. */
-  readonly cache: KvCacheOptions;
-}
+import { KvCache } from "./kv_cache.ts";
+import type { Prompt } from "./prompt.ts";
 
 /** What {@linkcode BatchGeneration} asks of a model. */
 export interface BatchGenerationOptions {
   /** The prompts. */
-  readonly prompts: readonly BatchPrompt[];
+  readonly prompts: readonly Prompt[];
   /** Where it computes. */
   readonly backend: Backend;
   /** The network. */

@@ -6,28 +6,14 @@
 
 import type { JsonValue } from "../formats/json.ts";
 import { ConfigFields } from "./config_fields.ts";
-import { readActivation } from "./gpt2_config.ts";
+import type { TransformerConfig } from "./transformer_config.ts";
 
 /** The numbers that define a BERT encoder. */
-export interface BertConfig {
+export interface BertConfig extends TransformerConfig {
   /** `model_type`. */
   readonly modelType: "bert";
-  /** Width of the residual stream. */
-  readonly hiddenSize: number;
-  /** Width of the feed-forward branch. */
-  readonly intermediateSize: number;
-  /** Number of layers. */
-  readonly layers: number;
-  /** Heads. */
-  readonly heads: number;
-  /** Rows of the embedding. */
-  readonly vocabSize: number;
-  /** Positions that have an embedding. */
-  readonly maxPositions: number;
   /** Rows of the embedding of token types; all tokens have type 0. */
   readonly tokenTypes: number;
-  /** Epsilon of every layer norm. */
-  readonly normEps: number;
   /** `"tanh"` for the approximation of GELU, undefined for GELU itself. */
   readonly activation: "tanh" | undefined;
   /** Classes of a sequence; null where the output is the last hidden state. */
@@ -52,9 +38,7 @@ const NEUTRAL: readonly (readonly [field: string, value: JsonValue])[] = [
  */
 export function readBertConfig(json: ReadonlyMap<string, JsonValue>, file: string): BertConfig {
   const fields = new ConfigFields(json, file);
-  for (const [field, value] of NEUTRAL) {
-    if ((fields.value(field) ?? value) !== value) fields.refuse(field, JSON.stringify(value));
-  }
+  fields.requireNeutral(NEUTRAL);
   const hiddenSize = fields.integer("hidden_size", { max: 2 ** 20 });
   const heads = fields.integer("num_attention_heads", { max: 2 ** 14 });
   if (hiddenSize % heads !== 0) fields.refuse("num_attention_heads", `a divisor of hidden_size = ${hiddenSize}`);
@@ -68,7 +52,7 @@ export function readBertConfig(json: ReadonlyMap<string, JsonValue>, file: strin
     maxPositions: fields.integer("max_position_embeddings", { max: 2 ** 31 - 1 }),
     tokenTypes: fields.integer("type_vocab_size", { max: 2 ** 16, absent: 2 }),
     normEps: fields.positive("layer_norm_eps", { absent: 1e-12 }),
-    activation: readActivation(fields, "hidden_act", "gelu"),
+    activation: fields.gelu("hidden_act", "gelu"),
     labels: readLabels(fields),
   };
 }

@@ -83,15 +83,15 @@ export class ConfigFields {
   }
 
   /**
-   * A finite number above 0.
+   * A number above 0 and finite, as f32 too: that is what kernels compute with.
    *
    * @throws {FormatError} If it is absent and required, or is anything else.
    */
   positive(field: string, options: PositiveOptions = {}): number {
     const found = this.value(field);
     if (found === null && options.absent !== undefined) return options.absent;
-    if (typeof found !== "number" || !(found > 0) || found === Infinity) {
-      return this.refuse(field, "a finite number above 0");
+    if (typeof found !== "number" || !(Math.fround(found) > 0) || Math.fround(found) === Infinity) {
+      return this.refuse(field, "a number above 0 that is finite in 32 bits");
     }
     return found;
   }
@@ -115,6 +115,27 @@ export class ConfigFields {
     const found = this.value(field) ?? absent;
     const choice = choices.find((candidate) => candidate === found);
     return choice ?? this.refuse(field, choices.map((each) => `"${each}"`).join(" or "));
+  }
+
+  /**
+   * The name of GELU, or of its approximation by tanh: `"tanh"` for that, undefined for GELU itself.
+   *
+   * @throws {FormatError} If it is another activation.
+   */
+  gelu(field: string, absent: "gelu" | "gelu_new"): "tanh" | undefined {
+    const names = ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"] as const;
+    return this.choice(field, names, absent) === "gelu" ? undefined : "tanh";
+  }
+
+  /**
+   * Checks fields that change the mathematics: each is absent, null, or the only value supported.
+   *
+   * @throws {FormatError} If one has another value.
+   */
+  requireNeutral(values: readonly (readonly [field: string, value: JsonValue])[]): void {
+    for (const [field, value] of values) {
+      if ((this.value(field) ?? value) !== value) this.refuse(field, JSON.stringify(value));
+    }
   }
 
   /**

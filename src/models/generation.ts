@@ -5,20 +5,14 @@
  */
 
 import type { Decoder } from "./decoder.ts";
-import type { Sampler } from "./sampler.ts";
+import type { Prompt } from "./prompt.ts";
 
 /** What {@linkcode Generation} asks of a model. */
 export interface GenerationOptions {
-  /** Ids of the prompt. */
-  readonly prompt: readonly number[];
-  /** Most new tokens. */
-  readonly maxNewTokens: number;
+  /** The prompt. */
+  readonly prompt: Prompt;
   /** Ids that end the text; the one that does is among the tokens, not in the text. */
   readonly eosIds: ReadonlySet<number>;
-  /** Chooses tokens. */
-  readonly sampler: Sampler;
-  /** Turns ids into pieces of text; null where the model has no tokenizer. */
-  readonly stream: { push(id: number): string; end(): string } | null;
   /** Called with every new id. */
   readonly onToken?: ((id: number) => void) | undefined;
   /** Computes what comes after all ids given so far; it ends with the generation. */
@@ -35,7 +29,7 @@ export class Generation implements AsyncIterable<string> {
 
   /** Prepares the generation; nothing is computed before it is iterated. */
   constructor(options: GenerationOptions) {
-    this.promptTokens = options.prompt.length;
+    this.promptTokens = options.prompt.ids.length;
     this.#options = options;
   }
 
@@ -53,9 +47,10 @@ export class Generation implements AsyncIterable<string> {
 }
 
 async function* run(options: GenerationOptions, tokens: number[]): AsyncGenerator<string, void, void> {
-  const { decoder, stream, sampler, eosIds, maxNewTokens, onToken } = options;
+  const { prompt, decoder, eosIds, onToken } = options;
+  const { stream, sampler, maxNewTokens } = prompt;
   try {
-    let ids = options.prompt;
+    let { ids } = prompt;
     while (tokens.length < maxNewTokens) {
       const id = await decoder.step(ids, sampler);
       tokens.push(id);

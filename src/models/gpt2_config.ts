@@ -6,35 +6,14 @@
 
 import type { JsonValue } from "../formats/json.ts";
 import { ConfigFields } from "./config_fields.ts";
+import type { CausalConfig } from "./transformer_config.ts";
 
 /** The numbers that define a GPT-2. */
-export interface Gpt2Config {
+export interface Gpt2Config extends CausalConfig {
   /** `model_type`. */
   readonly modelType: "gpt2";
-  /** Width of the residual stream. */
-  readonly hiddenSize: number;
-  /** Width of the feed-forward branch. */
-  readonly intermediateSize: number;
-  /** Number of layers. */
-  readonly layers: number;
-  /** Query heads. */
-  readonly heads: number;
-  /** Key and value heads: as many. */
-  readonly kvHeads: number;
-  /** Width of one head. */
-  readonly headDim: number;
-  /** Rows of the embedding. */
-  readonly vocabSize: number;
-  /** Positions that have an embedding. */
-  readonly maxPositions: number;
-  /** Epsilon of every layer norm. */
-  readonly normEps: number;
   /** `"tanh"` for the approximation of GELU, undefined for GELU itself. */
   readonly activation: "tanh" | undefined;
-  /** The embedding serves as head. */
-  readonly tiedHead: boolean;
-  /** Ids that end a text; empty where the config names none. */
-  readonly eosIds: readonly number[];
 }
 
 /** Fields that change the mathematics, with the only value supported. */
@@ -44,14 +23,6 @@ const NEUTRAL: readonly (readonly [field: string, value: JsonValue])[] = [
   ["add_cross_attention", false],
   ["quantization_config", null],
 ];
-
-/** GELU's names in configs, with whether they mean its approximation by tanh. */
-const ACTIVATIONS = ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"] as const;
-
-/** Reads the name of an activation that is GELU or its approximation. */
-export function readActivation(fields: ConfigFields, field: string, absent: "gelu" | "gelu_new"): "tanh" | undefined {
-  return fields.choice(field, ACTIVATIONS, absent) === "gelu" ? undefined : "tanh";
-}
 
 /**
  * Reads a parsed `config.json`.
@@ -63,9 +34,7 @@ export function readActivation(fields: ConfigFields, field: string, absent: "gel
  */
 export function readGpt2Config(json: ReadonlyMap<string, JsonValue>, file: string): Gpt2Config {
   const fields = new ConfigFields(json, file);
-  for (const [field, value] of NEUTRAL) {
-    if ((fields.value(field) ?? value) !== value) fields.refuse(field, JSON.stringify(value));
-  }
+  fields.requireNeutral(NEUTRAL);
   const hiddenSize = fields.integer("n_embd", { max: 2 ** 20 });
   const heads = fields.integer("n_head", { max: 2 ** 14 });
   if (hiddenSize % heads !== 0) fields.refuse("n_head", `a divisor of n_embd = ${hiddenSize}`);
@@ -80,7 +49,7 @@ export function readGpt2Config(json: ReadonlyMap<string, JsonValue>, file: strin
     vocabSize: fields.integer("vocab_size", { max: 2 ** 24 }),
     maxPositions: fields.integer("n_positions", { max: 2 ** 31 - 1 }),
     normEps: fields.positive("layer_norm_epsilon", { absent: 1e-5 }),
-    activation: readActivation(fields, "activation_function", "gelu_new"),
+    activation: fields.gelu("activation_function", "gelu_new"),
     tiedHead: fields.flag("tie_word_embeddings", true),
     eosIds: fields.tokenIds("eos_token_id"),
   };

@@ -14,10 +14,9 @@ import { Decoder } from "./decoder.ts";
 import { Generation } from "./generation.ts";
 import type { Gpt2Config } from "./gpt2_config.ts";
 import type { GenerateBatchOptions, GenerateOptions, Logits, ModelForwardOptions } from "./language_model_options.ts";
-import type { KvCacheOptions } from "./kv_cache.ts";
 import type { LlamaConfig } from "./llama_config.ts";
 import type { Placement } from "./placement.ts";
-import { encodePrompt } from "./prompt.ts";
+import { encodePrompt, type Prompt } from "./prompt.ts";
 import { Sampler } from "./sampler.ts";
 import { checkTokenIds, flattenRows } from "./token_ids.ts";
 import { findStart } from "./token_mixes.ts";
@@ -123,26 +122,17 @@ export class LanguageModel extends AdaptedModel {
    */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     this.requireLive();
-    const ids = this.#encode("generate", prompt, options);
-    const room = this.#room(ids, options);
+    const own = this.#prompt("generate", prompt, options);
     const { backend, network, adapters, decoders } = this.#placed;
     const mixes = adapters.resolve(options.adapter, 1);
     const decoder = new Decoder({
       backend,
       network,
-      pass: this.#pass(mixes, [ids], this.pauses(mixes, options.signal)),
-      cache: this.#cacheFor(ids, room),
+      pass: this.#pass(mixes, [own.ids], this.pauses(mixes, options.signal)),
+      cache: own.cache,
       live: decoders,
     });
-    return new Generation({
-      prompt: ids,
-      maxNewTokens: room,
-      eosIds: new Set(this.eosIds),
-      sampler: new Sampler(options),
-      stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
-      onToken: options.onToken,
-      decoder,
-    });
+    return new Generation({ prompt: own, eosIds: new Set(this.eosIds), onToken: options.onToken, decoder });
   }
 
   /**
@@ -182,44 +172,38 @@ export class LanguageModel extends AdaptedModel {
     if (prompts.length === 0) {
       throw new ShapeError("Cannot generate with no prompts: expected at least one", { field: "prompts", found: 0 });
     }
-    const rows = prompts.map((prompt, row) => this.#encode(`generate row ${row}`, prompt, options));
+    const rows = prompts.map((prompt, row) => this.#prompt(`generate row ${row}`, prompt, options));
     const { backend, network, adapters, decoders } = this.#placed;
     const mixes = adapters.resolve(options.adapter, rows.length);
     return new BatchGeneration({
-      prompts: rows.map((ids) => ({
-        ids,
-        maxNewTokens: this.#room(ids, options),
-        sampler: new Sampler(options),
-        stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
-        cache: this.#cacheFor(ids, this.#room(ids, options)),
-      })),
+      prompts: rows,
       backend,
       network,
-      pass: this.#pass(mixes, rows, this.pauses(mixes, options.signal)),
+      pass: this.#pass(mixes, rows.map(({ ids }) => ids), this.pauses(mixes, options.signal)),
       eosIds: new Set(this.eosIds),
       onToken: options.onToken,
       live: decoders,
     });
   }
 
-  #encode(action: string, prompt: string | readonly number[], { chat = false }: GenerateBatchOptions) {
+  #prompt(action: string, prompt: string | readonly number[], options: GenerateBatchOptions): Prompt {
+    const { chat = false, maxNewTokens = 128 } = options;
     const ids = encodePrompt(prompt, this.tokenizer, chat);
+    const { layers, kvHeads, headDim, maxPositions } = this.config;
     checkTokenIds(action, ids, this.config);
-    return ids;
-  }
-
-  /** How many tokens may come; the last token of a full context is chosen, but never seen. */
-  #room(ids: readonly number[], { maxNewTokens = 128 }: GenerateBatchOptions): number {
-    if (Number.isInteger(maxNewTokens) && maxNewTokens >= 0) {
-      return Math.min(maxNewTokens, this.config.maxPositions + 1 - ids.length);
+    if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
+      throw new RangeError(`Cannot generate with maxNewTokens ${maxNewTokens}: expected an integer from 0`);
     }
-    throw new RangeError(`Cannot generate with maxNewTokens ${maxNewTokens}: expected an integer from 0`);
-  }
-
-  #cacheFor(ids: readonly number[], room: number): KvCacheOptions {
-    const { layers, kvHeads, headDim } = this.config;
+    // The last token of a full context is chosen, but never seen.
+    const room = Math.min(maxNewTokens, maxPositions + 1 - ids.length);
     const capacity = ids.length + Math.min(room, FIRST_ROOM);
-    return { layers, batch: 1, kvHeads, headDim, capacity, dtype: this.cache };
+    return {
+      ids,
+      maxNewTokens: room,
+      sampler: new Sampler(options),
+      stream: this.tokenizer?.stream({ skipSpecial: true }) ?? null,
+      cache: { layers, batch: 1, kvHeads, headDim, capacity, dtype: this.cache },
+    };
   }
 
   /** A pass over these prompts: adapters with invocation tokens begin at the last of those. */
@@ -231,7 +215,7 @@ export class LanguageModel extends AdaptedModel {
     const starts = new Map<string, number[]>();
     for (const [name] of mixes.flatMap(({ mix }) => mix)) {
       const tokens = this.adapters.get(name)?.invocationTokens;
-      if (tokens && !starts.has(name)) starts.set(name, prompts.map((prompt) => findStart(prompt, tokens)));
+      if (tokens && !starts.has(name)) starts.set(name, prompts.map((ids) => findStart(ids, tokens)));
     }
     return { batch: mixes.at(-1)!.end, mixes, starts, pause };
   }

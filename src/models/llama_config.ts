@@ -9,6 +9,7 @@ import type { JsonValue } from "../formats/json.ts";
 import { FormatError } from "../errors.ts";
 import { ConfigFields } from "./config_fields.ts";
 import type { ExpertSizes } from "./mixture.ts";
+import type { CausalConfig } from "./transformer_config.ts";
 
 /** Values of `model_type` that this architecture covers. */
 export type LlamaModelType = "llama" | "mistral" | "qwen2" | "qwen3" | "mixtral";
@@ -26,33 +27,13 @@ export type RopeScaling =
   };
 
 /** The numbers that define a model of the Llama architecture. */
-export interface LlamaConfig {
+export interface LlamaConfig extends CausalConfig {
   /** `model_type`. */
   readonly modelType: LlamaModelType;
-  /** Width of the residual stream. */
-  readonly hiddenSize: number;
-  /** Width of the feed-forward branch. */
-  readonly intermediateSize: number;
-  /** Number of layers. */
-  readonly layers: number;
-  /** Query heads. */
-  readonly heads: number;
-  /** Key and value heads. */
-  readonly kvHeads: number;
-  /** Width of one head. */
-  readonly headDim: number;
-  /** Rows of the embedding. */
-  readonly vocabSize: number;
-  /** Positions that the model was made for. */
-  readonly maxPositions: number;
-  /** Epsilon of every RMS norm. */
-  readonly normEps: number;
   /** Base of the rotary frequencies. */
   readonly ropeTheta: number;
   /** Their scaling. */
   readonly ropeScaling: RopeScaling;
-  /** The embedding serves as head. */
-  readonly tiedHead: boolean;
   /** q, k and v have a bias. */
   readonly qkvBias: boolean;
   /** The output projection of attention has a bias. */
@@ -65,8 +46,6 @@ export interface LlamaConfig {
   readonly windows: readonly (number | null)[];
   /** Experts that share the feed-forward branch (Mixtral); null for one branch. */
   readonly experts: ExpertSizes | null;
-  /** Ids that end a text; empty where the config names none. */
-  readonly eosIds: readonly number[];
 }
 
 const MODEL_TYPES: readonly LlamaModelType[] = ["llama", "mistral", "qwen2", "qwen3", "mixtral"];
@@ -99,9 +78,7 @@ export function readLlamaConfig(json: JsonValue, file: string): LlamaConfig {
   }
   const fields = new ConfigFields(json, file);
   const modelType = fields.choice("model_type", MODEL_TYPES);
-  for (const [field, value] of NEUTRAL) {
-    if ((fields.value(field) ?? value) !== value) fields.refuse(field, JSON.stringify(value));
-  }
+  fields.requireNeutral(NEUTRAL);
   const attentionBias = modelType !== "mistral" && modelType !== "mixtral" && fields.flag("attention_bias", false);
   const layers = fields.integer("num_hidden_layers", { max: 1024 });
   return {

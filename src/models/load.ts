@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CONFIG_FILE } from "../adapter/lora_config.ts";
 import type { Backend, CacheDtype } from "../backend.ts";
 import { checkCacheDtype } from "../check_cache.ts";
 import { MismatchError } from "../errors.ts";
@@ -142,7 +143,7 @@ async function loadParts<Network extends PlacedNetwork>(
     try {
       const reading = { ...options, ...blocks, dtype, exact: loading.exact ?? false, nameOf, isTransposed };
       const parameters = await loadParameters(backend, checkpoint, shapes.keys(), reading);
-      const network = build(new ModelLayers(backend, parameters, isTransposed));
+      const network = build(new ModelLayers(backend, parameters, tensors));
       return new Placement({ backend, ownsBackend, network, parameters });
     } catch (error) {
       if (ownsBackend) backend.dispose();
@@ -153,7 +154,7 @@ async function loadParts<Network extends PlacedNetwork>(
   const placement = await place(loading);
   try {
     // Last: with its 100,000 objects in the heap, Node's garbage collections would double the time of the load.
-    return { placement, place, readWeight, tokenizer: await openTokenizer(folder, loading) };
+    return { placement, place, readWeight, isTransposed, tokenizer: await openTokenizer(folder, loading) };
   } catch (error) {
     placement.dispose();
     throw error;
@@ -179,6 +180,11 @@ async function openFolder(source: Folder | Source, options: ReadOptions): Promis
   const files = await source.list?.(options) ?? [];
   const ggufs = files.filter((file) => file.endsWith(".gguf"));
   if (ggufs.length === 1) return await ggufFolder(source.open(ggufs[0]!), options);
+  if (await source.has(CONFIG_FILE, options)) {
+    const message = `Cannot load a model from ${quote(source.name)}, which holds an adapter: expected its base model`;
+    const details = { code: "missing-file", file: source.name, missing: ["config.json"], unexpected: [CONFIG_FILE] };
+    throw new MismatchError(message, details);
+  }
   const message =
     `Cannot load a model from ${quote(source.name)} with ${ggufs.length} GGUF files and no "config.json": ` +
     "expected a Hugging Face folder or one GGUF file";

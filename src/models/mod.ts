@@ -34,4 +34,5 @@ export type { ExpertSizes } from "./mixture.ts";
 export type { ReloadOptions } from "./placement.ts";
 export type { SamplingOptions } from "./sampler.ts";
 export type { StoredBlocks } from "./stored_blocks.ts";
+export type { CausalConfig, TransformerConfig } from "./transformer_config.ts";
 export { type LoadProgress, MODEL_DTYPES, type ModelDtype } from "./weights.ts";

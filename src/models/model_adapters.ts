@@ -54,16 +54,18 @@ export class ModelAdapters {
   /**
    * Gives every layer what the adapter has for it.
    *
+   * @returns The adapter, whose report tells what has no effect here.
    * @throws {MismatchError} If a part has no place; nothing changes.
    * @throws {DisposedError} If the model was disposed, or reloaded, meanwhile.
    */
-  async add(name: string, adapter: Adapter): Promise<void> {
+  async add(name: string, adapter: Adapter): Promise<Adapter> {
     this.requireFree(name);
     this.#loading.add(name);
     try {
-      await placeAdapter(this.#layers, name, adapter);
+      const placed = await placeAdapter(this.#layers, name, adapter);
       if (this.#disposed) throw new DisposedError(`Cannot load adapter "${name}": its model was disposed meanwhile`);
-      this.#loaded.set(name, adapter);
+      this.#loaded.set(name, placed);
+      return placed;
     } catch (error) {
       this.#free(name);
       throw error;

@@ -24,6 +24,14 @@ export interface TiedHead {
   readonly embedding: string;
 }
 
+/** What a model knows of tensors by their names. */
+export interface TensorRules {
+  /** Whether a tensor that is not wanted may be passed over. */
+  readonly isSpare: (name: string) => boolean;
+  /** Whether a matrix is stored (in, out). */
+  readonly isTransposed?: (name: string) => boolean;
+}
+
 /** Makes the layers of a model from its parameters, and knows them by path. */
 export class ModelLayers {
   /** Where they compute. */
@@ -34,12 +42,15 @@ export class ModelLayers {
   tied: TiedHead | null = null;
   /** Whether files store a matrix (in, out). */
   readonly isTransposed: (name: string) => boolean;
+  /** Whether a tensor is one that files may have, and of which nothing is computed. */
+  readonly isSpare: (name: string) => boolean;
   readonly #parameters: ModelParameters;
 
   /** Takes parameters that stay their loader's. */
-  constructor(backend: Backend, parameters: ModelParameters, isTransposed: (name: string) => boolean = () => false) {
+  constructor(backend: Backend, parameters: ModelParameters, tensors: TensorRules) {
     this.backend = backend;
-    this.isTransposed = isTransposed;
+    this.isTransposed = tensors.isTransposed ?? (() => false);
+    this.isSpare = tensors.isSpare;
     this.#parameters = parameters;
   }
 

@@ -1,10 +1,26 @@
 /**
- * From what a caller writes to token ids.
+ * Prompts: what a caller writes as token ids, and what a text after them is made with.
  *
  * @module
  */
 
 import type { Tokenizer } from "../text/mod.ts";
+import type { KvCacheOptions } from "./kv_cache.ts";
+import type { Sampler } from "./sampler.ts";
+
+/** A prompt that a text can be generated after. */
+export interface Prompt {
+  /** Its ids. */
+  readonly ids: readonly number[];
+  /** Most new tokens after it. */
+  readonly maxNewTokens: number;
+  /** Chooses them; all prompts of a batch have the same options. */
+  readonly sampler: Sampler;
+  /** Turns new ids into pieces of text; null where the model has no tokenizer. */
+  readonly stream: { push(id: number): string; end(): string } | null;
+  /** Size of its cache. */
+  readonly cache: KvCacheOptions;
+}
 
 /** Ids of a prompt: text, tokenized with special tokens recognised, or in the chat template; or ids as they are. */
 export function encodePrompt(

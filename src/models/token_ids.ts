@@ -5,9 +5,9 @@
  */
 
 import { LimitError, ShapeError } from "../errors.ts";
-import type { LlamaConfig } from "./llama_config.ts";
+import type { TransformerConfig } from "./transformer_config.ts";
 
-type Sizes = Pick<LlamaConfig, "vocabSize" | "maxPositions">;
+type Sizes = Pick<TransformerConfig, "vocabSize" | "maxPositions">;
 
 /**
  * Checks one sequence of ids.

@@ -1,5 +1,6 @@
 /**
- * Which adapters answer for which token: those of its sequence, less those whose invocation has not come yet (aLoRA).
+ * Which adapters answer for which token: those of its sequence, with weight 0 those whose invocation has not come yet
+ * (aLoRA): their updates wait, what they hold in full is there from the first token on, as in PEFT.
  *
  * @module
  */
@@ -37,8 +38,8 @@ export function tokenMixes(
       const startOf = (name: string) => Math.min(Math.max((starts.get(name)?.[row] ?? 0) - pasts[row]!, 0), length);
       const cuts = [...new Set([0, ...mix.map(([name]) => startOf(name)), length])].sort((a, b) => a - b);
       for (let i = 0; i + 1 < cuts.length; i++) {
-        const active = mix.filter(([name]) => startOf(name) <= cuts[i]!);
-        ranges.push({ start: row * length + cuts[i]!, end: row * length + cuts[i + 1]!, mix: active });
+        const own = mix.map(([name, weight]) => [name, startOf(name) <= cuts[i]! ? weight : 0] as const);
+        ranges.push({ start: row * length + cuts[i]!, end: row * length + cuts[i + 1]!, mix: own });
       }
     }
     return ranges;

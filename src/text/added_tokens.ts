@@ -29,6 +29,9 @@ interface Node {
 
 /** Letters of all added tokens together; models with thousands of them have some 100,000. */
 const MAX_LETTERS = 500_000;
+/** Letters of tokens that are compared with a text, for each of its own: a long token may be met half at every letter. */
+const COMPARED = 32;
+const LEAST_COMPARED = 1_000_000;
 const WORD_END = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/u;
 const WORD_START = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/u;
 const SPACE = /^\p{White_Space}$/u;
@@ -36,6 +39,12 @@ const SPACE = /^\p{White_Space}$/u;
 /** Added tokens by their letters: the leftmost longest match wins, as in the Rust tokenizers. */
 class Trie {
   readonly #root: Node = { next: new Map() };
+  #left = 0;
+
+  /** Begins with a text, for whose length it has so much patience. */
+  begin(text: string): void {
+    this.#left = LEAST_COMPARED + COMPARED * text.length;
+  }
 
   add(content: string, token: AddedToken): void {
     let node = this.#root;
@@ -52,6 +61,7 @@ class Trie {
     let found = null;
     let node = this.#root.next.get(text.charAt(start));
     for (let at = start + 1; node !== undefined; at++) {
+      if (--this.#left < 0) throw refuseComparing(text.length);
       if (node.token) found = { token: node.token, end: at };
       node = node.next.get(text.charAt(at));
     }
@@ -90,6 +100,7 @@ export class AddedTokens {
 
   /** `text` with `mark` after the first letter of every special token written in it, overlapping ones too. */
   breakSpecial(text: string, mark: string): string {
+    this.#special.begin(text);
     let broken = "";
     let from = 0;
     for (let at = 0; at < text.length; at++) {
@@ -112,8 +123,17 @@ function checkLength(tokens: readonly AddedToken[]): void {
   });
 }
 
+function refuseComparing(length: number): LimitError {
+  const limit = LEAST_COMPARED + COMPARED * length;
+  return new LimitError(
+    `Cannot look for added tokens in a text of ${length} characters: expected at most ${limit} comparisons`,
+    { field: "added_tokens", limit, value: limit + 1 },
+  );
+}
+
 function* cut(trie: Trie, stretch: Stretch, special: boolean): Generator<number | Stretch> {
   const { text } = stretch;
+  trie.begin(text);
   let from = 0;
   for (let at = 0; at < text.length;) {
     const match = trie.match(text, at);

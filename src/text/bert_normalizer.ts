@@ -1,4 +1,5 @@
 import type { Fields } from "./fields.ts";
+import { normalForm } from "./normal_form.ts";
 
 /** The blocks of Chinese characters as the Rust tokenizers have them: Japanese and Korean letters are in none. */
 const CHINESE =
@@ -20,7 +21,7 @@ export function bertNormalizer(config: Fields): { normalize(text: string): strin
     steps.push((text) => text.replace(CONTROL, "").replace(/\p{White_Space}/gu, " "));
   }
   if (config.flag("handle_chinese_chars", true)) steps.push((text) => text.replace(CHINESE, " $& "));
-  if (config.flag("strip_accents", lowercase)) steps.push((text) => text.normalize("NFD").replace(/\p{Mn}/gu, ""));
+  if (config.flag("strip_accents", lowercase)) steps.push((text) => normalForm(text, "NFD").replace(/\p{Mn}/gu, ""));
   if (lowercase) steps.push((text) => Array.from(text, (character) => character.toLowerCase()).join(""));
   return { normalize: (text) => steps.reduce((changed, step) => step(changed), text) };
 }

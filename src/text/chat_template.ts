@@ -7,6 +7,8 @@ import type { ChatMessage, ChatOptions } from "./tokenizer.ts";
 
 /** Longest template, in UTF-16 units. */
 const MAX_TEMPLATE = 65_536;
+/** Longest run of white space in one: the parser takes the square of its length. */
+const MAX_SPACE = 1000;
 /** Numbers that `range` hands out in one rendering. */
 const MAX_RANGE = 100_000;
 /** Longest reason that a template may give for refusing messages. */
@@ -40,15 +42,22 @@ export class ChatTemplate {
         field: "chat_template",
       });
     }
-    if (source.length > MAX_TEMPLATE) {
-      throw new LimitError(
-        `Cannot parse a chat template of ${source.length} characters: expected at most ${MAX_TEMPLATE}`,
-        { file, field: "chat_template", limit: MAX_TEMPLATE, value: source.length },
-      );
-    }
+    this.#checkLength("characters", source.length, MAX_TEMPLATE);
+    const spaces = (source.match(/\s+/g) ?? []).reduce((most, { length }) => Math.max(most, length), 0);
+    this.#checkLength("white spaces in a row", spaces, MAX_SPACE);
     // The whitespace rules of transformers.
     const rules = { lstrip_blocks: true, trim_blocks: true };
     this.#program = this.#guarded("parse", () => parse(tokenize(source, rules)));
+  }
+
+  #checkLength(of: string, value: number, limit: number): void {
+    if (value <= limit) return;
+    throw new LimitError(`Cannot parse a chat template of ${value} ${of}: expected at most ${limit}`, {
+      file: this.#file,
+      field: "chat_template",
+      limit,
+      value,
+    });
   }
 
   /**

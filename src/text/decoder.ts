@@ -1,3 +1,5 @@
+import { LimitError } from "../errors.ts";
+
 /** How tokens become text. */
 export type DecoderPlan =
   /** Tokens are words, or go on with one after a prefix (BERT). */
@@ -17,10 +19,13 @@ export type DecoderPlan =
     readonly dropInFirst: string | null;
   };
 
+/** Longest text of one token; in a file's vocabulary they are as long as a file. */
+const MAX_TOKEN_TEXT = 1 << 22;
+
 const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
 
 /** The 256 characters that stand for bytes in byte-level vocabularies, by byte. */
-export function byteCharacters(): string[] {
+function byteCharacters(): string[] {
   const printable = (byte: number) => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
   let next = 256;
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));
@@ -105,6 +110,16 @@ class WordStream implements TokenStream {
   }
 }
 
+/** A few steps that each replace a letter by several make any text as long as memory, and the engine ends the process. */
+function checkGrowth(text: string): string {
+  if (text.length <= MAX_TOKEN_TEXT) return text;
+  throw new LimitError(`Cannot decode a token to ${text.length} characters: expected at most ${MAX_TOKEN_TEXT}`, {
+    field: "decoder",
+    limit: MAX_TOKEN_TEXT,
+    value: text.length,
+  });
+}
+
 class PieceStream implements TokenStream {
   readonly #plan: DecoderPlan & { kind: "pieces" };
   readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -125,7 +140,7 @@ class PieceStream implements TokenStream {
     let text = token;
     const { dropInFirst, replace } = this.#plan;
     if (this.#first && dropInFirst !== null) text = text.replaceAll(dropInFirst, "");
-    for (const [from, to] of replace) text = text.split(from).join(to);
+    for (const [from, to] of replace) text = checkGrowth(text.split(from).join(to));
     this.#first = false;
     return this.#strip(this.#utf8.decode() + text);
   }

@@ -8,8 +8,10 @@
 import { type PreTokenizer, SequenceNormalizer, SequencePreTokenizer } from "@huggingface/tokenizers";
 import { LimitError } from "../errors.ts";
 import { bertNormalizer } from "./bert_normalizer.ts";
+import { boundedPattern } from "./bounded_pattern.ts";
 import { type Fields, plainJson } from "./fields.ts";
 import { GPT2_WORDS } from "./gguf_words.ts";
+import { normalForm } from "./normal_form.ts";
 
 /** A step of the package's, or one that is rewritten here. */
 type NormalizerStep = NormalizerConfig | TextNormalizer;
@@ -34,12 +36,12 @@ export interface TextNormalizer {
   /**
    * The changed text.
    *
-   * @throws {LimitError} If it grows too long.
+   * @throws {LimitError} If it grows too long, or a letter has too many marks.
    */
   normalize(text: string): string;
 }
 
-/** Most steps of a normaliser, and most characters that one of them writes in place of another or before all. */
+/** Most steps of a normaliser or of a pre-tokeniser, and most characters that one of them writes in place of another or before all. */
 const MAX_STEPS = 32;
 const MAX_WRITTEN = 16;
 /** Longest text between two steps, in UTF-16 units. */
@@ -58,23 +60,49 @@ export function buildNormalizer(config: Fields | null): TextNormalizer | null {
 export function buildPreTokenizer(config: Fields | null): PreTokenizer | null {
   const pretokenizers = preTokenizerSteps(config);
   if (pretokenizers.length === 0) return null;
-  return guarded(config, () => new SequencePreTokenizer({ type: "Sequence", pretokenizers }));
+  if (pretokenizers.length > MAX_STEPS) {
+    throw config!.refusal("pretokenizers", `${pretokenizers.length} steps`, `at most ${MAX_STEPS}`);
+  }
+  return guarded(config, () => preTokenizerOf(pretokenizers));
 }
 
 /** Makes a pre-tokeniser of checked steps. */
 export function preTokenizerOf(pretokenizers: PreTokenizerConfig[]): PreTokenizer {
-  return new SequencePreTokenizer({ type: "Sequence", pretokenizers });
+  const sequence = new SequencePreTokenizer({ type: "Sequence", pretokenizers });
+  sequence.tokenizers.forEach(boundStep);
+  return sequence;
+}
+
+/** The package's steps have their pattern as a member. */
+function boundStep(step: object | null): void {
+  if (step && "pattern" in step && step.pattern instanceof RegExp) step.pattern = boundedPattern(step.pattern);
 }
 
 /** Makes a normaliser of checked steps. */
 export function normalizerOf(steps: NormalizerStep[]): TextNormalizer | null {
   if (steps.length === 0) return null;
-  const normalizers: readonly TextNormalizer[] = steps.map((step) =>
-    "normalize" in step ? step : new SequenceNormalizer({ type: "Sequence", normalizers: [step] })
-  );
+  const normalizers = steps.map(normalizerStep);
   return {
     normalize: (text) => normalizers.reduce<string>((changed, one) => checkGrowth(one.normalize(changed)), text),
   };
+}
+
+function normalizerStep(step: NormalizerStep): TextNormalizer {
+  if ("normalize" in step) return step;
+  switch (step.type) {
+    case "NFC":
+    case "NFD":
+    case "NFKC":
+    case "NFKD": {
+      const { type } = step;
+      return { normalize: (text) => normalForm(text, type) };
+    }
+    default: {
+      const sequence = new SequenceNormalizer({ type: "Sequence", normalizers: [step] });
+      sequence.normalizers.forEach(boundStep);
+      return sequence;
+    }
+  }
 }
 
 /** A few steps that each replace a letter by several make any text as long as memory. */

@@ -71,7 +71,8 @@ export interface Tokenizer {
   /**
    * Text to ids; equals transformers' `tokenizer(text, add_special_tokens=addSpecial)`.
    *
-   * @throws {LimitError} If the text has more than 4,000,000 characters, or 1,000,000 in one word.
+   * @throws {LimitError} If the text has more than 4,000,000 characters, or 1,000,000 in one word, or 1,000 marks on one
+   * letter where the tokenizer normalizes.
    */
   encode(text: string, options?: EncodeOptions): number[];
   /**
@@ -89,7 +90,8 @@ export interface Tokenizer {
    * did not mark as special ("<think>") are recognised there, as in transformers.
    *
    * @throws {FormatError} If there is no template, it does not parse, or it refuses the messages.
-   * @throws {LimitError} If the template has more than 65,536 characters, or the text is too long.
+   * @throws {LimitError} If the template has more than 65,536 characters, or 1,000 white spaces in a row, or the text is
+   * too long.
    */
   chat(messages: readonly ChatMessage[], options?: ChatOptions): number[];
 }

@@ -11,6 +11,10 @@ import { wordPieceOptions } from "./word_piece.ts";
 /** Most tokens, and the bound of ids. */
 export const MAX_VOCAB: number = 1 << 20;
 
+/** Most ids that are put before or after a text, and most letters that a decoder writes in place of others. */
+const MAX_AROUND = 1024;
+const MAX_WRITTEN = 16;
+
 /** What a tokenizer.json tells; the other files tell the rest. */
 export type JsonParts = Omit<TokenizerParts, "bosId" | "eosIds" | "chatTemplate" | "templateTokens">;
 
@@ -156,6 +160,8 @@ function templateIds(post: Fields): { prefix: number[]; suffix: number[] } {
     }
     const list = post.object("special_tokens")?.object(name)?.list("ids") ?? [];
     if (list.length === 0 || !list.every(isId)) throw post.refusal("special_tokens", name, "its ids");
+    const length = ids[side].length + list.length;
+    if (length > MAX_AROUND) throw post.refusal("single", `${length} ids`, `at most ${MAX_AROUND}`);
     ids[side].push(...list as number[]);
   }
   return ids;
@@ -211,7 +217,9 @@ function addDecoder(
   } else if (type === "Replace") {
     const from = part.object("pattern")?.text("String") ?? "";
     if (from === "") throw part.refusal("pattern", part.get("pattern"), 'a "String"');
-    plan.replace.push([from, part.text("content") ?? ""]);
+    const to = part.text("content") ?? "";
+    if (to.length > MAX_WRITTEN) throw part.refusal("content", to, `at most ${MAX_WRITTEN} characters`);
+    plan.replace.push([from, to]);
   } else if (type === "ByteFallback") {
     plan.byteFallback = true;
   } else if (type === "Strip") {

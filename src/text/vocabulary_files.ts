@@ -5,12 +5,13 @@
  * @module
  */
 
-import { MismatchError } from "../errors.ts";
+import { LimitError, MismatchError } from "../errors.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { readJson, readText } from "../formats/json_file.ts";
 import { quote } from "../formats/quote.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
 import { Fields } from "./fields.ts";
+import { MAX_VOCAB } from "./tokenizer_json.ts";
 import { KINDS, NAMES, type VocabularyKind } from "./vocabulary_kinds.ts";
 
 /** Names of special tokens in the files of transformers, in the order in which it gives them ids. */
@@ -91,7 +92,9 @@ export async function readVocabulary(
   const limits = { ...options, maxBytes: MAX_BYTES };
   const [file = "", mergesFile] = kind.files;
   const source = folder.open(file);
-  const vocab = file === "vocab.txt" ? linesOf(await readText(source, limits)) : await readJson(source, limits);
+  const vocab = file === "vocab.txt"
+    ? linesOf(await readText(source, limits), source.name)
+    : await readJson(source, limits);
   const merges = mergesFile === undefined ? [] : mergesOf(await readText(folder.open(mergesFile), limits));
   const added = await readAdded(folder, configs, kind, options);
   const specials = new Map([...Object.entries(kind.specials), ...specialsOf(configs)]);
@@ -110,10 +113,21 @@ function refuseFolder(file: string, { config, model }: TokenizerConfigs): Mismat
 }
 
 /** A token a line; of one that comes twice the last place counts. */
-function linesOf(text: string): JsonValue {
+function linesOf(text: string, file: string): JsonValue {
   const lines = text.split("\n");
   if (lines.at(-1) === "") lines.pop();
-  return new Map(lines.map((line, id) => [line.replace(/\p{White_Space}+$/u, ""), id]));
+  if (lines.length > MAX_VOCAB) {
+    const message = `Cannot read ${quote(file)} of ${lines.length} tokens: expected at most ${MAX_VOCAB}`;
+    throw new LimitError(message, { file, limit: MAX_VOCAB, value: lines.length });
+  }
+  return new Map(lines.map((line, id) => [trimEnd(line), id]));
+}
+
+/** Not by a pattern, which takes the square of the white space inside a line. */
+function trimEnd(line: string): string {
+  let end = line.length;
+  while (end > 0 && /\p{White_Space}/u.test(line.charAt(end - 1))) end--;
+  return line.slice(0, end);
 }
 
 function mergesOf(text: string): JsonValue {

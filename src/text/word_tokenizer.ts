@@ -138,14 +138,25 @@ export class WordTokenizer implements Tokenizer {
 
   #encodeStretch({ text, first }: Stretch, ids: number[]): void {
     if (text === "") return;
-    const { preTokenizer } = this.#parts;
-    const words = preTokenizer ? preTokenizer.pre_tokenize(text, { section_index: first ? 0 : 1 }) : [text];
-    for (const word of words) {
+    for (const word of this.#words(text, first)) {
       checkLength(word, MAX_WORD, "a word");
       const found = this.#lookUp(word);
       // Merges may spell out a special token, which plain text never is.
       const plain = found.some((id) => this.#special.has(id) && id !== this.#model.unk_token_id);
       for (const id of plain ? Array.from(word).flatMap((character) => this.#lookUp(character)) : found) ids.push(id);
+    }
+  }
+
+  #words(text: string, first: boolean): readonly string[] {
+    const { preTokenizer } = this.#parts;
+    try {
+      return preTokenizer ? preTokenizer.pre_tokenize(text, { section_index: first ? 0 : 1 }) : [text];
+    } catch (cause) {
+      if (cause instanceof RangeError && !(cause instanceof LimitError)) {
+        // The stack of V8's matcher holds some four million characters of one match.
+        checkLength(text, MAX_WORD, "a word in a text", cause);
+      }
+      throw cause;
     }
   }
 
@@ -162,10 +173,11 @@ export class WordTokenizer implements Tokenizer {
   }
 }
 
-function checkLength(text: string, limit: number, what: string): void {
+function checkLength(text: string, limit: number, what: string, cause?: unknown): void {
   if (text.length <= limit) return;
   throw new LimitError(`Cannot encode ${what} of ${text.length} characters: expected at most ${limit}`, {
     limit,
     value: text.length,
+    cause,
   });
 }

@@ -6,13 +6,12 @@
 
 import type { JsonValue } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
-import { Adapter, type ReportLine } from "../adapter.ts";
-import { identify } from "../identity.ts";
+import type { Adapter, ReportLine } from "../adapter.ts";
 import { type AdapterLimits, DEFAULT_LIMITS } from "../limits.ts";
 import { reportAdapter } from "../load_report.ts";
 import { CONFIG_FILE, type LoraConfig } from "../lora_config.ts";
 import { moduleReader, scaleReader, scalingOf } from "../lora_module.ts";
-import { encodeWeights } from "../save.ts";
+import { newAdapter } from "../new_adapter.ts";
 import { type CarriedConfig, restoreFolded } from "./carried.ts";
 import { rankOf, type ScaledPair } from "./factor_pairs.ts";
 import { scaleConfig } from "./scale_config.ts";
@@ -75,20 +74,8 @@ export async function assembleAdapter(parts: AssembleParts): Promise<Adapter> {
   config ??= scaleConfig(alphas, new Map([...variants, ...ownFields(pairs, parts)]), limits);
   const read = moduleReader(config, { file, maxRank: limits?.rank ?? DEFAULT_LIMITS.rank });
   const modules = new Map(pairs.map((pair) => [pair.name, read(pair)]));
-  const weights = encodeWeights(modules.values(), { replacements, tokenRows });
-  const { sha256, id } = await identify(weights, config);
-  return new Adapter({
-    name,
-    config,
-    modules,
-    trainingState: new Map(),
-    replacements,
-    tokenRows,
-    sha256,
-    id,
-    bytes: weights.length,
-    report: [...report, ...reportAdapter(config, { modules, replacements })],
-  });
+  report.push(...reportAdapter(config, { modules, replacements }));
+  return await newAdapter({ name, config, modules, replacements, tokenRows, report });
 }
 
 /** Keys of the config for what is told by the file. */

@@ -20,7 +20,7 @@ import { type JsonValue, parseJson } from "../../formats/json.ts";
 import { stringifyJson } from "../../formats/json_writer.ts";
 import { sha256, toHex } from "../../formats/sha256.ts";
 import { CONFIG_DEFAULTS } from "../config_defaults.ts";
-import { isFloatTensor } from "../factor_values.ts";
+import { isFloatTensor } from "../../formats/float_bits.ts";
 import type { AdapterLimits } from "../limits.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { scaleReader, scalingOf } from "../lora_module.ts";

@@ -27,7 +27,7 @@ import { readAlpha } from "./stored_alpha.ts";
 import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
-export const DIFFUSERS_FILE = "pytorch_lora_weights.safetensors";
+const DIFFUSERS_FILE = "pytorch_lora_weights.safetensors";
 /** Key of the header's metadata with the configs, their fields prefixed by component. */
 const CONFIG_KEY = "lora_adapter_metadata";
 const HOLDS: Holds = { dialect: "diffusers", kinds: ["linear", "conv"], parts: ["magnitude", "loraBias"] };

@@ -2,7 +2,7 @@ import { NumericError } from "../../errors.ts";
 import { type FloatDtype, fromFloat32, isSameTensor, type StoredTensor, toFloat32 } from "../../formats/dtype.ts";
 import { quote } from "../../formats/quote.ts";
 import type { LoraModule, ReportLine } from "../adapter.ts";
-import { isFloatTensor } from "../factor_values.ts";
+import { isFloatTensor } from "../../formats/float_bits.ts";
 import { alphaOf } from "./scale_config.ts";
 
 /** A little more than 2⁻²⁴, so that rounding to F32 and a division in F64 stay below. */
@@ -27,7 +27,7 @@ export interface Folded {
  * @returns The product and its error.
  * @throws {NumericError} If a value leaves the range of 32-bit floats.
  */
-export function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
+function foldFactor(tensor: StoredTensor, factor: number, module: string): Folded {
   const values = toFloat32(tensor);
   // from() with a function walks an iterator: 10 times as long.
   const products = new Float64Array(values).map((value) => value * factor);

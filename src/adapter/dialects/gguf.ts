@@ -24,6 +24,7 @@ import type { BaseFacts, ReadDialectOptions, WriteDialectOptions } from "./optio
 import { isEmbedding, refuseForeign, refuseKind } from "./refusals.ts";
 import { alphaOf, sharedNumber } from "./scale_config.ts";
 import { cappedSize, checkName } from "./tensor_file.ts";
+import { DTYPES_KEY, narrowReader, widenFactors } from "./wide_factors.ts";
 
 /** Default name of the file. */
 export const GGUF_FILE = "adapter.gguf";
@@ -62,6 +63,7 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
   const heads = headCounts(gguf, architecture, options);
   const pairs = new FactorPairs(source.name, { modules, limits, kinds: { embedding: true } });
   const quantised = new Set<string>();
+  const narrow = narrowReader(gguf.metadata.get(DTYPES_KEY), source.name);
   for (const info of gguf.tensors.values()) {
     checkName(info.name, source.name);
     const [, tensor, part] = /^(.+)\.lora_([ab])$/.exec(info.name) ?? [];
@@ -71,7 +73,8 @@ export async function readGgufAdapter(source: Source, options: ReadDialectOption
     const stored = await readGgufTensor(source, info, options);
     if (stored.dtype !== info.type) quantised.add(info.type);
     const at = { path, heads, file: source.name, tensor: info.name };
-    const factor = part === "b" ? orderRows(stored, at, "halves") : isEmbedding(path) ? tableFactor(stored) : stored;
+    const own = narrow(info.name, stored);
+    const factor = part === "b" ? orderRows(own, at, "halves") : isEmbedding(path) ? tableFactor(own) : own;
     pairs.add(path, part as "a" | "b", info.name, factor);
   }
   const alpha = readAlpha(gguf, source.name);
@@ -178,7 +181,7 @@ function orderRows(
 }
 
 /**
- * Writes an adapter that llama.cpp loads. One alpha serves all modules: the one that suits most, rounded to F32. What
+ * Writes an adapter that llama.cpp loads, its factors in F32. One alpha serves all modules: the one that suits most, rounded to F32. What
  * it leaves of the others' scales goes into B: exact for powers of two, else rounded once to F32 and reported. What the
  * rounding took is in the metadata, so that {@linkcode readGgufAdapter} gives every bit again.
  *
@@ -202,13 +205,7 @@ export async function writeGgufAdapter(
   const alpha = sharedAlpha(held.modules);
   const why = "a GGUF adapter has one alpha, in 32 bits, and s = alpha / r";
   const folded = foldScales(held.modules, scaleOf(alpha), { file, why });
-  const tensors = new Map<string, StoredTensor>();
-  for (const { name, kind, loraA, loraB } of folded.modules) {
-    const tensor = ggufTensorName(name, architecture);
-    if (tensor === undefined) throw refuseModule(name, architecture, file);
-    tensors.set(`${tensor}.lora_a`, kind === "embedding" ? transposeStored(loraA) : loraA);
-    tensors.set(`${tensor}.lora_b`, orderRows(loraB, { path: name, heads, file, tensor: name }, "pairs"));
-  }
+  const wide = widenFactors(ggufFactors(folded.modules, { architecture, heads, file }), file);
   const metadata = new Map<string, GgufField>([
     ["general.architecture", { type: "string", value: architecture }],
     ["general.type", { type: "string", value: "adapter" }],
@@ -218,13 +215,29 @@ export async function writeGgufAdapter(
   for (const [key, value] of await carryTexts(held.config, folded, CONFIG_KEY)) {
     metadata.set(key, { type: "string", value });
   }
+  if (wide.dtypes !== null) metadata.set(DTYPES_KEY, { type: "string", value: wide.dtypes });
   for (const [key, value] of [["head_count", heads?.q], ["head_count_kv", heads?.k]] as const) {
     if (value !== undefined) metadata.set(`${architecture}.attention.${key}`, { type: "u32", value });
   }
   const { invocationTokens } = adapter;
   if (invocationTokens) metadata.set(ALORA_KEY, { type: "u32s", value: invocationTokens });
-  await writeFiles(sink, new Map([[file, encodeGguf(metadata, tensors)]]), options);
-  return [...reportTrainingState(adapter), ...held.report, ...folded.report];
+  await writeFiles(sink, new Map([[file, encodeGguf(metadata, wide.tensors)]]), options);
+  return [...reportTrainingState(adapter), ...held.report, ...folded.report, ...wide.report];
+}
+
+function ggufFactors(
+  modules: readonly LoraModule[],
+  base: { readonly architecture: string; readonly heads: HeadCounts | null; readonly file: string },
+): Map<string, StoredTensor> {
+  const { architecture, heads, file } = base;
+  const tensors = new Map<string, StoredTensor>();
+  for (const { name, kind, loraA, loraB } of modules) {
+    const tensor = ggufTensorName(name, architecture);
+    if (tensor === undefined) throw refuseModule(name, architecture, file);
+    tensors.set(`${tensor}.lora_a`, kind === "embedding" ? transposeStored(loraA) : loraA);
+    tensors.set(`${tensor}.lora_b`, orderRows(loraB, { path: name, heads, file, tensor: name }, "pairs"));
+  }
+  return tensors;
 }
 
 function requireArchitecture(architecture: string | undefined, file: string): string {

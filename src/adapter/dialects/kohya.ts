@@ -6,7 +6,7 @@
  */
 
 import { FormatError, MismatchError } from "../../errors.ts";
-import type { StoredTensor } from "../../formats/dtype.ts";
+import { fromFloat32, type StoredTensor } from "../../formats/dtype.ts";
 import { type JsonValue, parseJson } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import { encodeSafetensors } from "../../formats/safetensors_writer.ts";
@@ -29,7 +29,7 @@ import { readAlpha } from "./stored_alpha.ts";
 import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
-export const KOHYA_FILE = "lora.safetensors";
+const KOHYA_FILE = "lora.safetensors";
 /** Key with the paths, which the names alone do not tell. */
 const MODULES_KEY = "peft_modules";
 const EXPECTED = '"lora_unet_<name>.lora_down.weight", "….lora_up.weight", "….alpha" or "….dora_scale"';
@@ -186,7 +186,7 @@ export async function writeKohya(
     owners.set(key, name);
     tensors.set(`${key}.lora_down.weight`, loraA).set(`${key}.lora_up.weight`, loraB);
     if (magnitude) tensors.set(`${key}.dora_scale`, { ...magnitude, shape: normShape(loraA, magnitude) });
-    tensors.set(`${key}.alpha`, { dtype: "F32", shape: [], bytes: new Uint8Array(Float32Array.of(alpha).buffer) });
+    tensors.set(`${key}.alpha`, fromFloat32(Float32Array.of(alpha), []));
   }
   const metadata = new Map([
     ["ss_network_module", "networks.lora"],

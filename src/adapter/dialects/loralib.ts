@@ -27,7 +27,7 @@ import { isConvolution, refuseForeign } from "./refusals.ts";
 import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 
 /** Default name of the file. */
-export const LORALIB_FILE = "lora.pt";
+const LORALIB_FILE = "lora.pt";
 /** How many bytes layers may take that are made of one of the file, and what they may take beyond that. */
 const GROWTH = 64;
 const HEAD_ROOM = 2 ** 26;

@@ -1,9 +1,11 @@
 import { MismatchError } from "../../errors.ts";
+import { isSameTensor } from "../../formats/dtype.ts";
 import type { JsonValue } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { baseFieldOf } from "../variant_fields.ts";
+import { transposeStored } from "./matrix_bytes.ts";
 import type { WriteDialectOptions } from "./options.ts";
 import { isTokenTable } from "./refusals.ts";
 
@@ -67,12 +69,20 @@ export function requireHeld(adapter: Adapter, holds: Holds, options: WriteDialec
   const tie = tieOf(adapter, holds, options);
   const losses = adapterLosses(adapter, holds, tie);
   const modules: LoraModule[] = [];
-  for (const module of adapter.modules.values()) {
+  const turned: ReportLine[] = [];
+  const own = [...adapter.modules.values()];
+  const table = tie === "kept" ? own.find(({ name }) => isTokenTable(name)) : undefined;
+  for (const module of own) {
+    if (table && isTurned(module, table)) {
+      const why = `they are those of ${quote(table.name)}, transposed, which act in both there`;
+      turned.push({ module: module.name, what: "its factors are left out", why });
+      continue;
+    }
     const { held, lost } = reduceModule(module, holds, tie);
     losses.push(...lost);
     if (held) modules.push(held);
   }
-  if (losses.length === 0) return { modules, config: adapter.config, report: [] };
+  if (losses.length === 0) return { modules, config: adapter.config, report: turned };
   if (!allowLoss || modules.length === 0) throw refuseLoss(adapter, losses, holds);
   const raw = new Map(adapter.config.raw);
   const kept = [holds.invocationTokens ? INVOCATION : null, holds.kinds?.includes("experts") ? PARAMETERS : null];
@@ -84,7 +94,7 @@ export function requireHeld(adapter: Adapter, holds: Holds, options: WriteDialec
     what: `${names.length} ${what} left out, this one first`,
     why: `${holds.dialect} has no place for them: what is written is another function`,
   }));
-  return { modules, config: readLoraConfig(raw), report };
+  return { modules, config: readLoraConfig(raw), report: [...turned, ...report] };
 }
 
 function refuseChangedBase({ name, baseChange, config }: Adapter, { dialect }: Holds): void {
@@ -107,6 +117,12 @@ type Tie = "apart" | "kept" | "lost";
 function tieOf({ config }: Adapter, { tiedTable }: Holds, { tied = false }: WriteDialectOptions): Tie {
   if (!tied || tiedTable === undefined) return "apart";
   return tiedTable === "both" && config.ensureWeightTying ? "kept" : "lost";
+}
+
+/** Whether a head's factors are those of the table, transposed. */
+function isTurned(head: LoraModule, table: LoraModule): boolean {
+  return head.kind === "linear" && head.scaling === table.scaling &&
+    isSameTensor(transposeStored(head.loraA), table.loraB) && isSameTensor(transposeStored(head.loraB), table.loraA);
 }
 
 /** Whether the dialect's tool would take the factors for those of the other side of the tie too, or for nothing. */

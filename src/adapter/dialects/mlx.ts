@@ -34,6 +34,7 @@ import { readTensorFile, type TensorFile } from "./tensor_file.ts";
 /** Name of the tensor file. */
 export const MLX_FILE = "adapters.safetensors";
 const DEFAULT_SCALE = 20;
+const HEAD = "lm_head";
 const HOLDS: Holds = {
   dialect: "mlx",
   kinds: ["linear", "embedding", "experts"],
@@ -64,8 +65,9 @@ export async function readMlx(folder: Folder, options: ReadDialectOptions = {}):
   const { limits } = options;
   const config = await readConfig(folder, options);
   const file = await readTensorFile(folder.open(MLX_FILE), options);
-  const pairs = readPairs(file, options);
-  const table = config.peft === undefined ? readTable(pairs, options) : { fields: [], report: [] };
+  const own = readPairs(file, options);
+  const table = config.peft === undefined ? readTable(own, options) : { fields: [], pairs: [], report: [] };
+  const pairs = [...own, ...table.pairs];
   return await assembleAdapter({
     name: folder.name,
     file: file.name,
@@ -103,17 +105,26 @@ function readPairs(file: TensorFile, { limits, modules, modelType }: ReadDialect
 
 interface Table {
   readonly fields: Iterable<readonly [string, JsonValue]>;
+  /** The head's factors. */
+  readonly pairs: readonly FactorPair[];
   readonly report: readonly ReportLine[];
 }
 
 /** mlx-lm applies the factors of an embedding to the head too, where it is the same table. */
 function readTable(pairs: readonly FactorPair[], { tied }: BaseFacts): Table {
-  const table = pairs.find(({ name }) => isTokenTable(name))?.name;
-  if (table === undefined || tied === false) return { fields: [], report: [] };
-  if (tied) return { fields: [["ensure_weight_tying", true]], report: [] };
+  const table = pairs.find(({ name }) => isTokenTable(name));
+  if (table === undefined || tied === false) return { fields: [], pairs: [], report: [] };
+  const head = pairs.some(({ name }) => name === HEAD) ? [] : [headOf(table)];
+  if (tied) return { fields: [["ensure_weight_tying", true]], pairs: head, report: [] };
   const what = "it acts in the embedding alone";
   const why = "mlx-lm lets it act in a tied head too, and --base (readBaseFacts()), which would tell, is not given";
-  return { fields: [], report: [{ module: table, what, why }] };
+  return { fields: [], pairs: [], report: [{ module: table.name, what, why }] };
+}
+
+/** PEFT saves the factors of a tied head too, which are those of the table, transposed. */
+function headOf({ a, b }: FactorPair): FactorPair {
+  const [first, second] = [transposeStored(b), transposeStored(a)];
+  return { name: HEAD, a: { ...first, name: b.name }, b: { ...second, name: a.name }, isEmbedding: false };
 }
 
 /** m of an embedding is a norm for every token, which PEFT does not have. */

@@ -13,7 +13,7 @@ import { bitsPerElement, isSameTensor, type StoredTensor } from "../../formats/d
 import { type JsonValue, parseJson } from "../../formats/json.ts";
 import { stringifyJson } from "../../formats/json_writer.ts";
 import type { ReportLine } from "../adapter.ts";
-import { isFloatTensor } from "../factor_values.ts";
+import { isFloatTensor } from "../../formats/float_bits.ts";
 import type { SwitchFactors } from "./switch_experts.ts";
 import type { TensorFile } from "./tensor_file.ts";
 

@@ -101,8 +101,13 @@ async function onlyFile(folder: Folder, options: ReadDialectOptions): Promise<st
 
 async function recogniseFile(source: Source, options: ReadDialectOptions): Promise<Dialect> {
   const size = await source.size(options);
-  const start = await readExactly(source, 0, Math.min(4, size), options);
-  if (String.fromCharCode(...start) === "GGUF") return "gguf";
+  const start = await readExactly(source, 0, Math.min(9, size), options);
+  if (String.fromCharCode(...start.subarray(0, 4)) === "GGUF") return "gguf";
+  // A length of eight bytes, and the brace of the JSON that is so long.
+  if (start[8] !== 0x7b && !isZip(start)) {
+    const message = `Cannot read an adapter from ${quote(source.name)}: expected a file of safetensors, GGUF or torch`;
+    throw new FormatError(message, { code: "unknown-dialect", file: source.name });
+  }
   const { tensors } = await readTensorFile(source, options);
   const names = [...tensors.keys()];
   for (const [dialect, isOwn] of TORCH_OR_SAFETENSORS) {

@@ -14,7 +14,7 @@
  */
 
 import type { StoredTensor } from "../../formats/dtype.ts";
-import { floatWords, isFloatTensor } from "../factor_values.ts";
+import { floatWords, isFloatTensor } from "../../formats/float_bits.ts";
 
 const SAME = 0;
 const NEXT = 1;

@@ -1,4 +1,4 @@
-import { isFiniteTensor } from "../adapter/factor_values.ts";
+import { isFiniteTensor } from "../formats/float_bits.ts";
 import type { Backend } from "../backend.ts";
 import { NumericError } from "../errors.ts";
 import {
@@ -36,8 +36,8 @@ export interface MergeProgress {
  */
 const PIECE = 2 ** 19;
 
-/** What a {@linkcode MergeWriter} works with. */
-export interface MergeParts {
+/** What a {@linkcode WeightFileWriter} works with. */
+export interface WeightFileParts {
   /** The files to write. */
   readonly files: readonly FilePlan[];
   /** What becomes of each tensor that changes. */
@@ -53,14 +53,14 @@ export interface MergeParts {
 }
 
 /** Writes the weight files of a merged checkpoint. */
-export class MergeWriter {
-  readonly #parts: MergeParts;
+export class WeightFileWriter {
+  readonly #parts: WeightFileParts;
   readonly #total: number;
   #loaded = 0;
   #kept = 0;
 
   /** Takes parts whose plan has been checked. */
-  constructor(parts: MergeParts) {
+  constructor(parts: WeightFileParts) {
     this.#parts = parts;
     this.#total = parts.files.reduce((sum, file) => sum + dataBytes(file), 0);
   }

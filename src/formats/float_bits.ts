@@ -1,5 +1,11 @@
-import { alignedView } from "../formats/aligned.ts";
-import type { FloatDtype, FloatTensor } from "../formats/dtype.ts";
+/**
+ * The bits of floats as files store them.
+ *
+ * @module
+ */
+
+import { alignedView } from "./aligned.ts";
+import type { FloatDtype, FloatTensor } from "./dtype.ts";
 
 const EXPONENT_MASKS: Readonly<Record<FloatDtype, number>> = { F32: 0x7f800000, F16: 0x7c00, BF16: 0x7f80 };
 
