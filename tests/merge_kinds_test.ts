@@ -140,6 +140,20 @@ test("a bias of B is added with s; a base without a bias gets one, and is told s
   assert.deepEqual([...without.report.merged].sort(), ["q.bias", "q.weight"]);
 });
 
+test("DoRA over another adapter's bias of B is refused: its gain would act on that bias", async () => {
+  const biased = await adapterOf({ "q.lora_A.weight": A, "q.lora_B.weight": B, "q.lora_B.bias": noise([6], 7) }, {
+    lora_bias: true,
+  });
+  const dora = await adapterOf({
+    "q.lora_A.weight": A,
+    "q.lora_B.weight": B,
+    "q.lora_magnitude_vector": noise([6], 9),
+  }, { use_dora: true });
+  const base = { "q.weight": W, "q.bias": noise([6], 8) };
+  await assert.rejects(merge(base, [biased, dora]), { name: "MismatchError", tensor: "q", field: "lora_bias" });
+  await merge(base, [dora, biased]);
+});
+
 test("a head that the base lacks is added; a table of another size changes vocab_size", async () => {
   const [head, table] = [noise([3, 4], 6), noise([9, 4], 7)];
   const adapter = await adapterOf({

@@ -12,11 +12,10 @@ pub const BLOCK_K: usize = 512;
 /// Largest k that is not split.
 pub const WHOLE_K: usize = 1024;
 
-/// Rows that are multiplied while a block of B arrives, and the depth of their slices.
+/// Rows that are multiplied while a block of B arrives, and the depth of their slices. From memory, 4096 x 4096: 4 rows
+/// 1.3x, 12 rows 1.55x, 128 rows 1.04x over reading the block first; from the cache 6 rows lose up to 6 %.
 const LEAD: usize = 2 * ROWS;
 const SLICE: usize = 32;
-/// From this many rows on a block of B has such rows: 128 x 4096 x 4096 1.04x over reading it first.
-const LEADING_M: usize = 4 * ROWS;
 
 /// A product; the terms describe row 0 and panel 0.
 #[derive(Clone, Copy)]
@@ -79,7 +78,7 @@ unsafe fn strip_of_rows<const STRIP: bool>(p: Product) {
 
 /// Depth of the blocks for this shape: one strip of rows streams B once and gains nothing from blocks.
 pub fn block_depth(m: usize, k: usize) -> usize {
-    if k <= WHOLE_K || m <= ROWS {
+    if k <= WHOLE_K || m <= FEW_ROWS {
         k
     } else {
         BLOCK_K
@@ -120,12 +119,11 @@ pub unsafe fn product_in_blocks(p: &Product) {
     loop {
         let depth = block.min(p.main.k - from);
         let part = slice_k(p, from, depth);
-        if p.m >= LEADING_M {
-            lead(&part);
-            product::<false>(&slice_m(&part, LEAD, p.m - LEAD));
-        } else {
-            product::<false>(&part);
+        let leading = if p.m > FEW_ROWS { LEAD.min(p.m) } else { 0 };
+        if leading > 0 {
+            lead(&slice_m(&part, 0, leading));
         }
+        product::<false>(&slice_m(&part, leading, p.m - leading));
         from += depth;
         if from >= p.main.k {
             return;
@@ -135,14 +133,13 @@ pub unsafe fn product_in_blocks(p: &Product) {
 
 /// The first rows of a block that comes from memory, in thin slices of k: so the panels are read in turns, and prefetchers
 /// run ahead in each while these rows are multiplied.
-unsafe fn lead(p: &Product) {
-    let rows = slice_m(p, 0, LEAD);
+unsafe fn lead(rows: &Product) {
     let mut from = 0;
     loop {
-        let depth = SLICE.min(p.main.k - from);
-        product::<false>(&slice_k(&rows, from, depth));
+        let depth = SLICE.min(rows.main.k - from);
+        product::<false>(&slice_k(rows, from, depth));
         from += depth;
-        if from >= p.main.k {
+        if from >= rows.main.k {
             return;
         }
     }

@@ -114,6 +114,11 @@ export class MergeDraft {
     entry.rows.push(rows);
   }
 
+  /** Whether a tensor has steps by now. */
+  hasSteps(name: string): boolean {
+    return (this.#entries.get(name)?.steps.length ?? 0) > 0;
+  }
+
   /** Adds a step. */
   addStep(name: string, step: MergeStep, view?: StepView): void {
     const entry = this.#entry(name);

@@ -48,6 +48,7 @@ export function planModule(
     return;
   }
   if (layout.groups !== undefined && !options.expandGroups) throw refuseGroups(adapter, module, layout.groups);
+  if (module.magnitude && draft.hasSteps(biasOf(draft, module, { tensor, places }))) throw refuseBias(adapter, module);
   const scaling = module.scaling * weight;
   const step = { kind: "branch", module, scaling, transposed: layout.transposed } as const;
   const isAlone = !adapter.config.ensureWeightTying;
@@ -74,8 +75,7 @@ function planBias(
     draft.report.push({ module: module.name, what: "its bias of B has no effect", why });
     return;
   }
-  const name = places.naming.toBase(`${module.name}.bias`);
-  const bias = draft.has(name) ? name : tensor.replace(/weight$/, "bias");
+  const bias = biasOf(draft, module, { tensor, places });
   if (!draft.has(bias)) {
     const dtype = draft.dtypeOf(tensor);
     const bytes = new Uint8Array(values.shape[0]! * bitsPerElement(dtype) / 8);
@@ -86,6 +86,16 @@ function planBias(
   // The output projection's update counts twice, its bias once.
   const times = places.modules.has(`${ownerPath(module.name)}.${IN_PROJECTION}`) ? 2 : 1;
   draft.addStep(bias, { kind: "vector", values, factor: module.scaling * weight / times });
+}
+
+/** Name of the bias beside a module's weight. */
+function biasOf(
+  draft: MergeDraft,
+  { name }: LoraModule,
+  { tensor, places }: Pick<ModuleTensor, "tensor" | "places">,
+): string {
+  const bias = places.naming.toBase(`${name}.bias`);
+  return draft.has(bias) ? bias : tensor.replace(/weight$/, "bias");
 }
 
 /** With ensure_weight_tying, the head has A = B of the embedding, transposed, and B = its A. */
@@ -114,4 +124,12 @@ function refuseGroups(adapter: Adapter, module: LoraModule, groups: number): Mis
     `Cannot merge ${quote(module.name)} of ${quote(adapter.name)} into a convolution with ${groups} groups: ` +
     "its update is dense across groups; expected expandGroups (--expand-groups), which writes the weight without groups";
   return new MismatchError(message, { code: "unsupported", tensor: module.name, field: "groups", found: groups });
+}
+
+/** The live layer multiplies what came before by DoRA's gain, biases of B too, and PEFT's own merge does not. */
+function refuseBias(adapter: Adapter, module: LoraModule): MismatchError {
+  const message = `Cannot merge ${quote(module.name)} of ${quote(adapter.name)} with DoRA over a bias of B ` +
+    "(lora_bias) of another adapter: beside each other its gain would act on that bias; " +
+    "expected the adapter with DoRA before the other";
+  return new MismatchError(message, { code: "unsupported", tensor: module.name, field: "lora_bias", found: true });
 }
