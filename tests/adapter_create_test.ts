@@ -168,6 +168,22 @@ test("createAdapter() speaks of its options, by their names", async () => {
   }
 });
 
+test("createAdapter() refuses options that are none, such as PEFT's names, and reports targets that are none", async () => {
+  for (const option of ["lora_alpha", "initLoraWeights", "modulesToSave", "bias"]) {
+    const refusal = {
+      name: "TypeError",
+      message: new RegExp(`an option "${option}": expected some of .*loraAlpha, .*init,`),
+    };
+    await assert.rejects(createAdapter({ ...base, [option]: 1 }), refusal);
+    await createAdapter({ ...base, [option]: undefined });
+  }
+  const { modules: adapted, report } = await createAdapter({ ...base, targetModules: ["q_proj", "v_prj"] });
+  const why = 'the base has no layer of that name, or it is excluded; the nearest name is "v_proj"';
+  assert.deepEqual(report, [{ module: "adapter_config.json", what: '"v_prj" of targetModules adapts nothing', why }]);
+  assert.deepEqual([...adapted.keys()], ["layers.0.q_proj", "layers.1.q_proj"]);
+  assert.deepEqual((await createAdapter({ ...base, targetModules: "all-linear" })).report, []);
+});
+
 test("createAdapter() refuses options of another type, and names the module whose factors are too large", async () => {
   const wrong: [option: string, value: unknown, error: string][] = [
     ["seed", "1", "TypeError"],

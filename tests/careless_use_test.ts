@@ -7,7 +7,9 @@ import { test } from "node:test";
 import { loadAdapter } from "../src/adapter/load.ts";
 import { combineAdapters, resizeAdapter } from "../src/adapter/combine.ts";
 import { compareAdapters } from "../src/adapter/compare.ts";
+import { readBaseFacts } from "../src/adapter/dialects/base_facts.ts";
 import { readAdapter, writeAdapter } from "../src/adapter/dialects/convert.ts";
+import { recogniseDialect } from "../src/adapter/dialects/recognise.ts";
 import { saveAdapter } from "../src/adapter/save.ts";
 import { toPlainLora } from "../src/adapter/to_plain.ts";
 import { extractAdapter } from "../src/checkpoint/extract.ts";
@@ -17,7 +19,8 @@ import { DisposedError, LimitError, MismatchError } from "../src/errors.ts";
 import { memoryFolder, memorySink, memorySource } from "../src/formats/memory.ts";
 import type { Sink } from "../src/formats/source.ts";
 import { folder } from "../src/fs/mod.ts";
-import { loadModel } from "../src/models/mod.ts";
+import { ggufFolder, loadModel } from "../src/models/mod.ts";
+import { loadTokenizer } from "../src/text/mod.ts";
 import { filled, fixtureFolder, MODEL, smallAdapter, smallBase } from "./adapter_fixtures.ts";
 import { generate, IDS, withLlama } from "./models_support.ts";
 
@@ -142,6 +145,19 @@ test("a path in place of a folder, and an adapter without its wrapping, are refu
   const wrapping = { name: "TypeError", message: /an adapter alone: expected \{ adapter, weight \}/ };
   await assert.rejects(mergeCheckpoint(base, [adapter as never], memorySink()), wrapping);
   await assert.rejects(combineAdapters([adapter as never]), wrapping);
+  const list = { name: "TypeError", message: /an adapter in place of a list: expected \[\{ adapter, weight \}\]/ };
+  await assert.rejects(mergeCheckpoint(base, adapter as never, memorySink()), list);
+  await assert.rejects(combineAdapters(adapter as never), list);
+  for (const read of [loadTokenizer, recogniseDialect, readBaseFacts, ggufFolder]) {
+    await assert.rejects(read(out), { name: "TypeError", message: place });
+  }
+  assert.throws(() => memoryFolder({} as never), { name: "TypeError", message: /of object: expected a Map/ });
+  await assert.rejects(resizeAdapter(adapter, undefined as never), { name: "TypeError", message: /^Cannot resize / });
+  const method = {
+    name: "RangeError",
+    message: /^Cannot combine adapters with method tie: expected one of exact, cat, /,
+  };
+  await assert.rejects(combineAdapters([{ adapter }], { method: "tie" as never }), method);
 });
 
 test("rows that are no rows are refused", async () => {

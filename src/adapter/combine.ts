@@ -5,6 +5,7 @@
  */
 
 import { LimitError, MismatchError, NumericError } from "../errors.ts";
+import { checkOptionTypes } from "../formats/check_options.ts";
 import { type FloatDtype, type StoredTensor, toFloat32 } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
@@ -12,7 +13,7 @@ import { requireAdditive } from "./additive.ts";
 import { sharedTables } from "./base_tables.ts";
 import { combinedConfig, reportInputs } from "./combine_config.ts";
 import { combineModule, concatenate, type ModulePart } from "./combine_module.ts";
-import { checkCombineOptions, type CombineOptions, type ResizeOptions } from "./combine_options.ts";
+import { checkCombineOptions, type CombineOptions, type ResizeOptions, RESULT_TYPES } from "./combine_options.ts";
 import { readFactors, storeFactors, storeMatrix } from "./factors.ts";
 import { DEFAULT_LIMITS } from "./limits.ts";
 import { addScaled, isEqual, scale, stackRows, sum } from "./linear_algebra.ts";
@@ -108,6 +109,7 @@ export async function combineAdapters(
  * ```
  */
 export async function resizeAdapter(adapter: Adapter, options: ResizeOptions): Promise<Adapter> {
+  checkOptionTypes("resize an adapter", options, RESULT_TYPES);
   if (options.rank === undefined && options.energy === undefined) {
     throw new RangeError("Cannot resize an adapter without a size: expected rank or energy");
   }

@@ -92,7 +92,10 @@ export function checkCombineOptions(method: CombineMethod, options: CombineOptio
     const found = options[field as keyof CombineOptions];
     return new RangeError(`Cannot combine adapters by ${quote(String(method))} with ${field} ${found}: ${expected}`);
   };
-  if (!COMBINE_METHODS.includes(method)) throw refuse("method", "expected exact, svd, linear or a method of PEFT");
+  if (!COMBINE_METHODS.includes(method)) {
+    const expected = COMBINE_METHODS.join(", ");
+    throw new RangeError(`Cannot combine adapters with method ${String(method)}: expected one of ${expected}`);
+  }
   const sized = (["rank", "energy", "svdClamp"] as const).find((field) => options[field] !== undefined);
   if (!truncates(method) && sized) throw refuse(sized, "expected none, only svd methods take one");
   if (svdClamp !== undefined && !isClamp(svdClamp)) throw refuse("svdClamp", "expected above 0.5 up to 1");

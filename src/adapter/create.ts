@@ -6,7 +6,9 @@ import { quote } from "../formats/quote.ts";
 import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
 import { readBase } from "./base_layers.ts";
 import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
-import { planAdapter, SAVED_HEADS, sizesOf } from "./create_plan.ts";
+import { OPTION_NAMES, planAdapter, SAVED_HEADS, sizesOf } from "./create_plan.ts";
+import { nearestName } from "./match.ts";
+import { lastName } from "./paths.ts";
 import type { EvaDirections, EvaLayer } from "./eva.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { identify } from "./identity.ts";
@@ -44,7 +46,7 @@ const OWN_TYPES: Readonly<Record<string, OptionType>> = {
  *   initialisation lacks weights or inputs.
  * @throws {FormatError} If an option that is a field of the config has a value which that cannot have, or a pattern uses a
  *   construct outside the subset, or a file of the base is malformed.
- * @throws {TypeError} If another option has the wrong type, or there is no base.
+ * @throws {TypeError} If another option has the wrong type or is none, or there is no base.
  * @throws {LimitError} If a rank is above 256.
  * @throws {NumericError} If a weight or an input has NaN or infinity in it.
  * @throws {ShapeError} If its bytes do not fill its shape, or factors would have 2^53 values and more.
@@ -70,7 +72,8 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   const { seed = 0, init = true, name = "adapter" } = given;
   const { checkedWeights } = await import("./checked_weight.ts");
   const [weightOf, inputsOf] = [given.weightOf, given.inputsOf].map((give) => give && checkedWeights(give));
-  const { config: asked, targets } = planAdapter(given, byName(given.modules));
+  const base = byName(given.modules);
+  const { config: asked, targets, idle } = planAdapter(given, base);
   const eva = init === "eva" ? await evaPlan(asked, targets, { ...given, ...(inputsOf && { inputsOf }) }) : null;
   const config = eva?.config ?? asked;
   const scaleOf = scaleReader(config);
@@ -88,7 +91,7 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
   const weights = encodeWeights(modules.values());
   const { sha256, id } = await identify(weights, config);
   const trainingState = new Map<string, StoredTensor>();
-  const report = reportHeads(config);
+  const report = [...reportHeads(config), ...idle.map((entry) => reportIdle(entry, base))];
   return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report });
 }
 
@@ -101,9 +104,21 @@ function reportHeads({ taskType }: LoraConfig): readonly ReportLine[] {
   return [{ module: CONFIG_FILE, what, why }];
 }
 
-/** Checks the options that are no fields of a config. */
+/** PEFT passes over such an entry too, as long as another one names a layer. */
+function reportIdle(entry: string, base: ReadonlyMap<string, BaseModule>): ReportLine {
+  const nearest = nearestName(entry, new Set([...base.keys()].map(lastName)));
+  const why = `the base has no layer of that name, or it is excluded; the nearest name is ${quote(nearest!)}`;
+  return { module: CONFIG_FILE, what: `${quote(entry)} of targetModules adapts nothing`, why };
+}
+
+/** Checks the options that are no fields of a config, and that there are no others: PEFT's names are not all the same. */
 function checkOwn(options: CreateAdapterOptions): void {
   checkOptionTypes("create an adapter", options, OWN_TYPES);
+  const names = [...OPTION_NAMES.values(), ...Object.keys(OWN_TYPES)];
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || names.includes(name)) continue;
+    throw new TypeError(`Cannot create an adapter with an option ${quote(name)}: expected some of ${names.join(", ")}`);
+  }
   const { base, modules, seed = 0, loftqBits = 4, loftqIterations = 1, evaRho = 2 } = options;
   if ((base === undefined) === (modules === undefined)) {
     const found = base === undefined ? "without a base" : "with both base and modules";

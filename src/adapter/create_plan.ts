@@ -37,7 +37,8 @@ export const SAVED_HEADS: ReadonlyMap<string, readonly string[]> = new Map([
   ["QUESTION_ANS", ["qa_outputs"]],
 ]);
 
-const OPTION_NAMES: ReadonlyMap<string, string> = new Map(FIELDS.map(([option, field]) => [field, option]));
+/** The options by the fields of PEFT's config that they are. */
+export const OPTION_NAMES: ReadonlyMap<string, string> = new Map(FIELDS.map(([option, field]) => [field, option]));
 
 /** What a new adapter will be. */
 export interface AdapterPlan {
@@ -45,6 +46,8 @@ export interface AdapterPlan {
   readonly config: LoraConfig;
   /** The layers that it adapts. */
   readonly targets: readonly BaseModule[];
+  /** Entries of `targetModules` by which none is adapted. */
+  readonly idle: readonly string[];
 }
 
 /**
@@ -75,7 +78,8 @@ export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<str
   }
   const all = isAllLinear(config);
   const layers = [...base.values()].filter(({ kind = "linear" }) => all ? kind === "linear" : kind !== "experts");
-  const targets = listTargets(config, layers.map(({ name }) => name)).modules.map((name) => base.get(name)!);
+  const { modules, counts } = listTargets(config, layers.map(({ name }) => name));
+  const targets = modules.map((name) => base.get(name)!);
   if (targets.length === 0 && !isEmpty(config.targetModules)) {
     throw noTarget("targetModules", options.targetModules, base);
   }
@@ -86,7 +90,8 @@ export function planAdapter(options: CreateAdapterOptions, base: ReadonlyMap<str
   raw.set("rank_pattern", settlePatterns(config.rankPattern, names, { field: "rank_pattern", fallback: config.r }));
   const alphas = { field: "alpha_pattern", fallback: config.loraAlpha };
   raw.set("alpha_pattern", settlePatterns(config.alphaPattern, names, alphas));
-  return { config: readLoraConfig(raw, { optionNames: OPTION_NAMES }), targets: whole };
+  const idle = [...counts].flatMap(([entry, count]) => count === 0 && !all ? [entry] : []);
+  return { config: readLoraConfig(raw, { optionNames: OPTION_NAMES }), targets: whole, idle };
 }
 
 /**

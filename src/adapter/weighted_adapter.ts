@@ -16,6 +16,10 @@ export interface WeightedAdapter {
  * @throws {TypeError} If one is something else, such as an adapter without its wrapping.
  */
 export function checkWeighted(action: string, adapters: readonly WeightedAdapter[]): void {
+  if (!Array.isArray(adapters)) {
+    const found = (adapters as unknown) instanceof Adapter ? "an adapter" : `a ${typeof adapters}`;
+    throw new TypeError(`Cannot ${action} ${found} in place of a list: expected [{ adapter, weight }]`);
+  }
   for (const given of adapters) {
     if (given?.adapter instanceof Adapter) continue;
     const found = (given as unknown) instanceof Adapter ? "an adapter alone" : `an ${typeof given?.adapter} as adapter`;

@@ -35,6 +35,7 @@ export function memorySource(name: string, bytes: Uint8Array): Source {
  * @param files The files by plain name.
  * @param name Name for error messages; "files held in memory" if absent.
  * @returns The folder, which sees later changes of the map.
+ * @throws {TypeError} If the files are no map.
  *
  * @example
  * ```ts
@@ -50,6 +51,9 @@ export function memorySource(name: string, bytes: Uint8Array): Source {
  * ```
  */
 export function memoryFolder(files: ReadonlyMap<string, Uint8Array>, name: string = DEFAULT_NAME): Folder {
+  if (typeof files?.get !== "function") {
+    throw new TypeError(`Cannot make a folder of ${typeof files}: expected a Map of file names to bytes`);
+  }
   return new MemoryFolder(files, name);
 }
 

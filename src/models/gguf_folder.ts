@@ -7,6 +7,7 @@
 import { reorderHeads } from "../adapter/dialects/matrix_bytes.ts";
 import type { BlockDtype, MatrixValues } from "../backend.ts";
 import { FormatError, MismatchError } from "../errors.ts";
+import { checkReadable } from "../formats/check_place.ts";
 import { bitsPerElement, type Dtype, toFloat32 } from "../formats/dtype.ts";
 import { type Gguf, type GgufTensorInfo, type GgufType, readGguf, readGgufTensor } from "../formats/gguf.ts";
 import { memorySource } from "../formats/memory.ts";
@@ -44,6 +45,7 @@ const STORED_DTYPES: ReadonlySet<string> = new Set<Dtype>(["F32", "F16", "BF16",
  * @throws {FormatError} If it is no GGUF file, or of an architecture or with features that are not covered.
  */
 export async function ggufFolder(source: Source, options: ReadOptions = {}): Promise<GgufFolder> {
+  checkReadable("open a GGUF file", source, 'file("….gguf")');
   const gguf = await readGguf(source, options);
   const ropeFactors = await readRopeFactors(source, gguf, options);
   const { json, eosIds, permuted } = ggufConfig(gguf, source.name, ropeFactors);

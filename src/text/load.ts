@@ -1,3 +1,4 @@
+import { checkReadable } from "../formats/check_place.ts";
 import { readJson, readText } from "../formats/json_file.ts";
 import type { Folder, ReadOptions } from "../formats/source.ts";
 import { WordTokenizer } from "./word_tokenizer.ts";
@@ -37,6 +38,7 @@ const MAX_CONFIG = 8 << 20;
  * ```
  */
 export async function loadTokenizer(folder: Folder, options: ReadOptions = {}): Promise<Tokenizer> {
+  checkReadable("load a tokenizer", folder);
   const configs = await readConfigs(folder, options);
   const { parts, templateTokens } = await readParts(folder, configs, options);
   const { config, model } = configs;

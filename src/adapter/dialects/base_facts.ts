@@ -1,4 +1,5 @@
 import { FormatError } from "../../errors.ts";
+import { checkReadable } from "../../formats/check_place.ts";
 import { openCheckpoint } from "../../formats/checkpoint.ts";
 import type { JsonValue } from "../../formats/json.ts";
 import { readJson } from "../../formats/json_file.ts";
@@ -21,6 +22,7 @@ const MAX_CONFIG = 2 ** 20;
  * @throws {MismatchError} If the folder holds no checkpoint.
  */
 export async function readBaseFacts(base: Folder | Source, options: ReadOptions = {}): Promise<BaseFacts> {
+  checkReadable("read what a base model tells", base, 'file("….safetensors")');
   if (!("open" in base)) return layerFacts((await readSafetensorsHeader(base, options)).tensors);
   const { tensors } = await openCheckpoint(base, options);
   const config = await base.has("config.json", options)

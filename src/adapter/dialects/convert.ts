@@ -6,7 +6,7 @@
 
 import { MismatchError } from "../../errors.ts";
 import { checkOptionTypes, type OptionType } from "../../formats/check_options.ts";
-import { checkReadable, checkWritable } from "../../formats/check_place.ts";
+import { checkWritable } from "../../formats/check_place.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Folder, Sink, Source } from "../../formats/source.ts";
 import type { Adapter, ReportLine } from "../adapter.ts";
@@ -77,7 +77,6 @@ export interface ReadAdapter {
  */
 export async function readAdapter(source: Folder | Source, options: ReadDialectOptions = {}): Promise<ReadAdapter> {
   checkOptionTypes("read an adapter", options, OPTION_TYPES);
-  checkReadable("read an adapter", source, 'file("….safetensors")');
   const recognised = await recognise(source, options);
   return { dialect: recognised.dialect, adapter: await read(recognised, options) };
 }

@@ -5,6 +5,7 @@
  */
 
 import { FormatError, MismatchError } from "../../errors.ts";
+import { checkReadable } from "../../formats/check_place.ts";
 import { readJson } from "../../formats/json_file.ts";
 import { quote } from "../../formats/quote.ts";
 import { type Folder, readExactly, type Source } from "../../formats/source.ts";
@@ -52,6 +53,7 @@ const TORCH_OR_SAFETENSORS: readonly (readonly [Exclude<Dialect, "gguf">, (tenso
  * ```
  */
 export async function recognise(source: Folder | Source, options: ReadDialectOptions = {}): Promise<Recognised> {
+  checkReadable("read an adapter", source, 'file("….safetensors")');
   if (!("open" in source)) return { dialect: await recogniseFile(source, options), source } as Recognised;
   if (await source.has(CONFIG_FILE, options)) return { dialect: await recogniseConfig(source, options), source };
   const file = source.open(await onlyFile(source, options));
