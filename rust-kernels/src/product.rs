@@ -76,7 +76,7 @@ unsafe fn strip_of_rows<const STRIP: bool>(p: Product) {
     }
 }
 
-/// Depth of the blocks for this shape: one strip of rows streams B once and gains nothing from blocks.
+/// Depth of the blocks for this shape: few rows read B once and gain nothing from blocks.
 pub fn block_depth(m: usize, k: usize) -> usize {
     if k <= WHOLE_K || m <= FEW_ROWS {
         k
