@@ -187,7 +187,10 @@ export interface Backend extends Disposable {
   /** Takes a tensor out of the scope it was made in: it lives until it is disposed. Returns it. */
   keep(tensor: Tensor): Tensor;
 
-  /** y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. */
+  /**
+   * y (n, out) = x (n, in) Wᵀ + bias + Σ s (x Aᵀ) Bᵀ per row range. In WebAssembly a row has the same bits alone, in any
+   * batch and on any number of threads.
+   */
   linear(x: Tensor, weight: Weight, options?: LinearOptions): Tensor;
   /** Adds the gradients of {@linkcode Backend.linear} for dy (n, out) and its x (n, in). Weights must be unmerged. */
   linearBackward(dy: Tensor, x: Tensor, weight: Weight, options: LinearBackwardOptions): void;
