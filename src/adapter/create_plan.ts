@@ -6,7 +6,9 @@ import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import type { NewModule } from "./create_module.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
+import { nearestName } from "./match.ts";
 import { registeredFirst } from "./module_places.ts";
+import { lastName } from "./paths.ts";
 import { compilePatternKey, MAX_STEPS } from "./pattern.ts";
 import { compilePatternMap, listTargets } from "./target_modules.ts";
 
@@ -131,9 +133,13 @@ function expertTargets(config: LoraConfig, base: ReadonlyMap<string, BaseModule>
 
 function noTarget(field: string, expected: unknown, base: ReadonlyMap<string, BaseModule>): MismatchError {
   const kind = field === "targetParameters" ? "experts" : "modules";
+  const [first = ""] = Array.isArray(expected) ? expected : [];
+  // As far as a slip of the pen goes: a tied head, which is no module of its own, is like none of the others.
+  const nearest = nearestName(first, new Set([...base.keys()].map(lastName)), 2);
+  const hint = nearest === undefined ? "" : `; the nearest is ${quote(nearest)}`;
   return new MismatchError(
     `Cannot create an adapter for ${field} ${JSON.stringify(expected)}: none of the ${base.size} modules of the base ` +
-      `matches, expected names of its ${kind}`,
+      `matches, expected names of its ${kind}${hint}`,
     { field, found: [...base.keys()], expected },
   );
 }
