@@ -133,15 +133,20 @@ function expertTargets(config: LoraConfig, base: ReadonlyMap<string, BaseModule>
 
 function noTarget(field: string, expected: unknown, base: ReadonlyMap<string, BaseModule>): MismatchError {
   const kind = field === "targetParameters" ? "experts" : "modules";
-  const [first = ""] = Array.isArray(expected) ? expected : [];
-  // As far as a slip of the pen goes: a tied head, which is no module of its own, is like none of the others.
-  const nearest = nearestName(first, new Set([...base.keys()].map(lastName)), 2);
-  const hint = nearest === undefined ? "" : `; the nearest is ${quote(nearest)}`;
+  const [first] = Array.isArray(expected) ? expected : [];
   return new MismatchError(
     `Cannot create an adapter for ${field} ${JSON.stringify(expected)}: none of the ${base.size} modules of the base ` +
-      `matches, expected names of its ${kind}${hint}`,
+      `matches, expected names of its ${kind}${typeof first === "string" ? hintOf(first, base) : ""}`,
     { field, found: [...base.keys()], expected },
   );
+}
+
+/** What may have been meant, as far as a slip of the pen goes: a tied head, which is no layer, is like none of them. */
+function hintOf(target: string, base: ReadonlyMap<string, BaseModule>): string {
+  const nearest = nearestName(target, new Set([...base.keys()].map(lastName)), 2);
+  const isExperts = [...base.values()].some(({ name, kind }) => kind === "experts" && lastName(name) === target);
+  if (isExperts) return "; targetParameters names its experts";
+  return nearest === undefined || nearest === target ? "" : `; the nearest is ${quote(nearest)}`;
 }
 
 /**
