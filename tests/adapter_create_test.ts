@@ -182,6 +182,22 @@ test("createAdapter() refuses options that are none, such as PEFT's names, and r
   assert.deepEqual(report, [{ module: "adapter_config.json", what: '"v_prj" of targetModules adapts nothing', why }]);
   assert.deepEqual([...adapted.keys()], ["layers.0.q_proj", "layers.1.q_proj"]);
   assert.deepEqual((await createAdapter({ ...base, targetModules: "all-linear" })).report, []);
+  const slip = { name: "MismatchError", message: /names of its modules; the nearest is "q_proj"$/ };
+  await assert.rejects(createAdapter({ ...base, targetModules: ["q_prj"] }), slip);
+  await assert.rejects(createAdapter({ ...base, targetModules: ["head"] }), { message: /names of its modules$/ });
+  const none = { targetModules: ["q_proj"], excludeModules: ["q_proj"] };
+  await assert.rejects(createAdapter({ ...base, ...none }), { message: /names of its modules$/ });
+  const name = "mlp.experts.down_proj";
+  const experts = [{
+    name,
+    kind: "experts" as const,
+    parameter: "down_proj",
+    experts: 2,
+    inFeatures: 4,
+    outFeatures: 4,
+  }];
+  const asModule = createAdapter({ modules: experts, targetModules: ["down_proj"] });
+  await assert.rejects(asModule, { message: /names of its modules; targetParameters names its experts$/ });
 });
 
 test("createAdapter() refuses options of another type, and names the module whose factors are too large", async () => {

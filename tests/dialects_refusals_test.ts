@@ -190,6 +190,8 @@ test("rows of q that the heads do not divide are refused, and so is a writer wit
   }
   const adapter = await randomAdapter(0);
   await assert.rejects(writeAdapter(adapter, "gguf", memorySink()), { code: "architecture" });
+  const gpt2 = writeAdapter(adapter, "gguf", memorySink(), { modelType: "gpt2" });
+  await assert.rejects(gpt2, { code: "architecture", found: "gpt2", message: /of architecture "gpt2": .* phi3$/ });
   await assert.rejects(writeAdapter(adapter, "gguf", memorySink(), { architecture: "mamba" }), {
     code: "architecture",
   });

@@ -26,6 +26,7 @@ import {
   strip,
   tensorsOf,
 } from "./dialects_support.ts";
+import { fixtureFolder } from "./adapter_fixtures.ts";
 import { random } from "./values.ts";
 
 const SEEDS = Array.from({ length: 100 }, (_, seed) => seed);
@@ -269,5 +270,17 @@ test("what a dialect has no place for is refused by name, and left out and repor
     const plain = new Map([...adapter.modules].map(([path, { magnitude: _, ...module }]) => [path, module]));
     assertSame(read, { modules: plain }, to);
     assert.equal(read.config.useDora, false);
+  }
+});
+
+test("the base's own table, which PEFT saves beside an embedding's factors, is not told as another function", async () => {
+  const adapter = await loadAdapter(fixtureFolder("llama-embedding/adapter"));
+  const tensor = "model.embed_tokens.weight";
+  for (const to of ["gguf", "mlx", "loralib"] as const) {
+    const refusal = { code: "loss", tensor, message: /no place for tables of the base, first / };
+    await assert.rejects(writeAdapter(adapter, to, memorySink(), FACTS), refusal, to);
+    const [line] = await writeAdapter(adapter, to, memorySink(), { ...FACTS, allowLoss: true });
+    const why = `${to} has no place for them: over the base that has them it is the same function`;
+    assert.deepEqual(line, { module: tensor, what: "1 tables of the base are left out, this one first", why });
   }
 });

@@ -6,7 +6,7 @@
  */
 
 import { MismatchError } from "../errors.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
+import { isSameTensor, type StoredTensor } from "../formats/dtype.ts";
 import { quote } from "../formats/quote.ts";
 import type { Adapter } from "./adapter.ts";
 
@@ -28,16 +28,11 @@ export function sharedTables(adapters: readonly Adapter[]): ReadonlyMap<string, 
     for (const [tensor, table] of adapter.replacements) {
       if (!isBaseTable(adapter, tensor)) continue;
       const [first, known] = tables.get(tensor) ?? [adapter, table];
-      if (!isSame(known, table)) throw refuseOther(tensor, first, adapter);
+      if (known !== table && !isSameTensor(known, table)) throw refuseOther(tensor, first, adapter);
       tables.set(tensor, [first, known]);
     }
   }
   return new Map([...tables].map(([tensor, [, table]]) => [tensor, table]));
-}
-
-function isSame(a: StoredTensor, b: StoredTensor): boolean {
-  return a === b || (a.dtype === b.dtype && a.shape.join() === b.shape.join() &&
-    a.bytes.length === b.bytes.length && a.bytes.every((byte, i) => byte === b.bytes[i]));
 }
 
 function refuseOther(tensor: string, first: Adapter, other: Adapter): MismatchError {

@@ -114,7 +114,7 @@ function reportIdle(entry: string, base: ReadonlyMap<string, BaseModule>): Repor
 /** Checks the options that are no fields of a config, and that there are no others: PEFT's names are not all the same. */
 function checkOwn(options: CreateAdapterOptions): void {
   checkOptionTypes("create an adapter", options, OWN_TYPES);
-  const names = [...OPTION_NAMES.values(), ...Object.keys(OWN_TYPES)];
+  const names = [...Object.keys(OWN_TYPES), ...OPTION_NAMES.values()];
   for (const [name, value] of Object.entries(options)) {
     if (value === undefined || names.includes(name)) continue;
     throw new TypeError(`Cannot create an adapter with an option ${quote(name)}: expected some of ${names.join(", ")}`);

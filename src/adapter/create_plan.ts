@@ -6,7 +6,9 @@ import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import type { NewModule } from "./create_module.ts";
 import { exactKeys } from "./exact_keys.ts";
 import { type LoraConfig, readLoraConfig } from "./lora_config.ts";
+import { nearestName } from "./match.ts";
 import { registeredFirst } from "./module_places.ts";
+import { lastName } from "./paths.ts";
 import { compilePatternKey, MAX_STEPS } from "./pattern.ts";
 import { compilePatternMap, listTargets } from "./target_modules.ts";
 
@@ -131,11 +133,20 @@ function expertTargets(config: LoraConfig, base: ReadonlyMap<string, BaseModule>
 
 function noTarget(field: string, expected: unknown, base: ReadonlyMap<string, BaseModule>): MismatchError {
   const kind = field === "targetParameters" ? "experts" : "modules";
+  const [first] = Array.isArray(expected) ? expected : [];
   return new MismatchError(
     `Cannot create an adapter for ${field} ${JSON.stringify(expected)}: none of the ${base.size} modules of the base ` +
-      `matches, expected names of its ${kind}`,
+      `matches, expected names of its ${kind}${typeof first === "string" ? hintOf(first, base) : ""}`,
     { field, found: [...base.keys()], expected },
   );
+}
+
+/** What may have been meant, as far as a slip of the pen goes: a tied head, which is no layer, is like none of them. */
+function hintOf(target: string, base: ReadonlyMap<string, BaseModule>): string {
+  const nearest = nearestName(target, new Set([...base.keys()].map(lastName)), 2);
+  const isExperts = [...base.values()].some(({ name, kind }) => kind === "experts" && lastName(name) === target);
+  if (isExperts) return "; targetParameters names its experts";
+  return nearest === undefined || nearest === target ? "" : `; the nearest is ${quote(nearest)}`;
 }
 
 /**

@@ -37,10 +37,8 @@ export class ChatTemplate {
     this.#tokens = tokens;
     this.#file = file;
     if (source === null) {
-      throw new FormatError(`Cannot render a chat with ${quote(file)}: it has no chat template`, {
-        file,
-        field: "chat_template",
-      });
+      const message = `Cannot render a chat with ${quote(file)}, which has no chat template: expected a model of chats`;
+      throw new FormatError(`${message}, or a prompt without chat`, { file, field: "chat_template" });
     }
     this.#checkLength("characters", source.length, MAX_TEMPLATE);
     const spaces = (source.match(/\s+/g) ?? []).reduce((most, { length }) => Math.max(most, length), 0);

@@ -200,7 +200,7 @@ export async function writeGgufAdapter(
 ): Promise<readonly ReportLine[]> {
   const { file = GGUF_FILE } = options;
   const held = requireHeld(adapter, HOLDS, options);
-  const architecture = requireArchitecture(options.architecture, file);
+  const architecture = requireArchitecture(options, file);
   const heads = headCounts(null, architecture, options);
   const alpha = sharedAlpha(held.modules);
   const why = "a GGUF adapter has one alpha, in 32 bits, and s = alpha / r";
@@ -240,15 +240,17 @@ function ggufFactors(
   return tensors;
 }
 
-function requireArchitecture(architecture: string | undefined, file: string): string {
+function requireArchitecture({ architecture, modelType }: BaseFacts, file: string): string {
   if (architecture !== undefined && GGUF_ARCHITECTURES.includes(architecture)) return architecture;
-  const found = architecture === undefined ? "without an architecture" : `of architecture ${quote(architecture)}`;
-  const expected = `one of ${GGUF_ARCHITECTURES.join(", ")}, as --base (readBaseFacts()) tells`;
+  const name = architecture ?? modelType;
+  const found = name === undefined ? "without an architecture" : `of architecture ${quote(name)}`;
+  const teller = name === undefined ? ", as --base (readBaseFacts()) tells" : "";
+  const expected = `one of ${GGUF_ARCHITECTURES.join(", ")}${teller}`;
   throw new MismatchError(`Cannot write ${quote(file)} ${found}: expected ${expected}`, {
     code: "architecture",
     file,
     field: "architecture",
-    found: architecture,
+    found: name,
     expected: GGUF_ARCHITECTURES,
   });
 }

@@ -3,6 +3,7 @@ import { isSameTensor } from "../../formats/dtype.ts";
 import type { JsonValue } from "../../formats/json.ts";
 import { quote } from "../../formats/quote.ts";
 import type { Adapter, LoraKind, LoraModule, ReportLine } from "../adapter.ts";
+import { isBaseTable } from "../base_tables.ts";
 import { type LoraConfig, readLoraConfig } from "../lora_config.ts";
 import { baseFieldOf } from "../variant_fields.ts";
 import { transposeStored } from "./matrix_bytes.ts";
@@ -39,6 +40,8 @@ interface Loss {
   readonly name: string;
   /** What it is, in the plural. */
   readonly what: string;
+  /** What becomes of the adapter without it; another function if absent. */
+  readonly left?: string;
 }
 
 const INVOCATION = "alora_invocation_tokens";
@@ -92,7 +95,7 @@ export function requireHeld(adapter: Adapter, holds: Holds, options: WriteDialec
   const report = Array.from(Map.groupBy(losses, ({ what }) => what), ([what, names]): ReportLine => ({
     module: names[0]!.name,
     what: `${names.length} ${what} left out, this one first`,
-    why: `${holds.dialect} has no place for them: what is written is another function`,
+    why: `${holds.dialect} has no place for them: ${names[0]!.left ?? "what is written is another function"}`,
   }));
   return { modules, config: readLoraConfig(raw), report: [...turned, ...report] };
 }
@@ -131,13 +134,15 @@ function isLostTie({ name }: LoraModule, tie: Tie): boolean {
   return isTokenTable(name) ? tie === "lost" : name === "lm_head" || name.endsWith(".lm_head");
 }
 
-function adapterLosses(
-  { replacements, tokenRows, invocationTokens, config }: Adapter,
-  holds: Holds,
-  tie: Tie,
-): Loss[] {
+/** PEFT saves the table of an embedding beside its factors, whether or not the published base has another one. */
+const BASE_TABLE = { what: "tables of the base are", left: "over the base that has them it is the same function" };
+
+function adapterLosses(adapter: Adapter, holds: Holds, tie: Tie): Loss[] {
+  const { replacements, tokenRows, invocationTokens, config } = adapter;
   const losses: Loss[] = [];
-  for (const name of replacements.keys()) losses.push({ name, what: "full tensors are" });
+  for (const name of replacements.keys()) {
+    losses.push({ name, ...(isBaseTable(adapter, name) ? BASE_TABLE : { what: "full tensors are" }) });
+  }
   for (const name of tokenRows.keys()) losses.push({ name, what: "tables of new token rows are" });
   if (invocationTokens !== null && !holds.invocationTokens) {
     losses.push({ name: INVOCATION, what: "lists of invocation tokens are" });
