@@ -15,8 +15,8 @@ use crate::{round_up, BF16, F32, PANEL};
 /// Floats of a block of W: 512 KiB stay in the second-level cache for all rows. Few rows leave them little time to
 /// arrive in: half the block, 128 x 4096 x 4096 1.03x.
 const BLOCK: usize = 1 << 17;
-/// Most rows that are few.
-const FEW: usize = 512;
+/// Most rows that get half a block.
+const HALF_BLOCK_M: usize = 512;
 /// The same for narrower types that are widened first.
 const WIDE_BLOCK: usize = 1 << 16;
 /// Depth of the slices that are widened in turns, so that prefetchers run ahead in each panel: from memory bf16 1.2x. A
@@ -46,7 +46,7 @@ fn is_widened(m: usize, w_dtype: u32) -> bool {
 
 /// Floats of a block of W for so many rows.
 fn block_floats(m: usize, wide: bool) -> usize {
-    match (wide, m <= FEW) {
+    match (wide, m <= HALF_BLOCK_M) {
         (true, _) => WIDE_BLOCK,
         (false, true) => BLOCK / 2,
         (false, false) => BLOCK,

@@ -21,9 +21,9 @@ const PARTS = 4;
 const PART_GRAINS = 4;
 /** FLOP of a part at most: nobody waits long enough for it to doubt the worker. */
 const LONGEST = 1 << 28;
-/** Rows of whole tiles in both builds: a part then has the tiles that the whole has there, and so its bits. */
+/** Rows of whole tiles in both builds, so that only the last part has a tile that is not full. */
 const TILE_ROWS = 30;
-/** Rows that are not computed in blocks of their depth, and so in another order. */
+/** Rows whose gradient is summed in another order (`rust-kernels/src/linear_backward_input.rs`). */
 const FEW_ROWS = 6;
 
 /** Fewer stream the cache (`rust-kernels/src/attention.rs`). */
@@ -125,7 +125,7 @@ function linearKernels(kernels: Kernels, share: Share, forAll: ForAll): LinearKe
       const scratch = [14, kernels.linear_scratch(m, n, k, dtype)] as const;
       // few columns and many rows, as of the first factor of an adapter: by rows
       const axis: Axis = columns < 64 && m > columns
-        ? { counted: 7, total: m, unit: TILE_ROWS, few: FEW_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
+        ? { counted: 7, total: m, unit: TILE_ROWS, steps: [[0, 4 * n], [1, 4 * k], [5, h && 4 * r]] }
         : byColumns;
       share("linear", values, { ...axis, work, scratch });
     },
