@@ -1,9 +1,8 @@
 import { MismatchError, OutOfMemoryError, ShapeError } from "../errors.ts";
 import { checkOptionTypes, type OptionType } from "../formats/check_options.ts";
-import type { StoredTensor } from "../formats/dtype.ts";
 import type { JsonValue } from "../formats/json.ts";
 import { quote } from "../formats/quote.ts";
-import { Adapter, type LoraModule, type ReportLine } from "./adapter.ts";
+import type { Adapter, LoraModule, ReportLine } from "./adapter.ts";
 import { readBase } from "./base_layers.ts";
 import type { BaseModule, CreateAdapterOptions } from "./create_options.ts";
 import { OPTION_NAMES, planAdapter, SAVED_HEADS, sizesOf } from "./create_plan.ts";
@@ -11,10 +10,9 @@ import { nearestName } from "./match.ts";
 import { lastName } from "./paths.ts";
 import type { EvaDirections, EvaLayer } from "./eva.ts";
 import { exactKeys } from "./exact_keys.ts";
-import { identify } from "./identity.ts";
 import { CONFIG_FILE, type LoraConfig, readLoraConfig } from "./lora_config.ts";
 import { scaleReader, scalingOf } from "./lora_module.ts";
-import { encodeWeights } from "./save.ts";
+import { newAdapter } from "./new_adapter.ts";
 import { readWeight } from "./weight_matrix.ts";
 
 export type { BaseModule, CreateAdapterOptions };
@@ -88,11 +86,8 @@ export async function createAdapter(options: CreateAdapterOptions): Promise<Adap
     const values = { ...given, seed, direction, ...(weightOf && { weightOf }) };
     modules.set(name, await createModule(sizes, config, values).catch((cause) => refuseSizes(name, cause)));
   }
-  const weights = encodeWeights(modules.values());
-  const { sha256, id } = await identify(weights, config);
-  const trainingState = new Map<string, StoredTensor>();
   const report = [...reportHeads(config), ...idle.map((entry) => reportIdle(entry, base))];
-  return new Adapter({ name, config, modules, trainingState, sha256, id, bytes: weights.length, report });
+  return await newAdapter({ name, config, modules, report });
 }
 
 /** PEFT does not load an adapter of these tasks without the head. */
