@@ -43,6 +43,12 @@ export async function readTensors(bytes: Uint8Array): Promise<Map<string, Stored
   return new Map(await Promise.all(read));
 }
 
+/** Names and shapes of an adapter's tensors in a file, but for the base's own table beside an embedding's factors. */
+export async function tensorShapes(bytes: Uint8Array): Promise<string[]> {
+  const found = [...await readTensors(bytes)].map(([key, { shape }]) => `${key} ${shape}`);
+  return found.filter((line) => !line.includes(".base_layer.weight")).sort();
+}
+
 /** A float64 tensor of `expected.safetensors`. */
 export interface Expected {
   readonly shape: readonly number[];
